@@ -1,0 +1,1 @@
+"""From samples to statements: statistics, decomposition, verdicts. No torch, no device."""

@@ -1,0 +1,291 @@
+"""From samples to the cost of dequantization: times per arm, and comparisons between arms.
+
+Everything is paired. A block times every arm once, so whatever slowed that block slowed all its
+arms; differences and ratios are taken within blocks, and their median and interval come after. Of
+one problem (an operator, a batch, a format) the arms give
+
+    exposed dequant    phi = t(fused) - t(bypass)        what fusion fails to hide
+    unfused penalty    phi = t(unfused) - t(best16)      what two launches and a round trip cost
+    non-stream time          t(fused) - t(stream)
+    casting overhead         phi / (t(arm) - phi), that is phi / t(bypass) and phi / t(best16)
+    speed-up                 t(best16) / t(arm)
+
+best16 is the faster, by median, of the arms `native` and `vendor` that read 16-bit weights. Where
+several fused kernels exist the fastest is the headline, and its bypass and stream are those of the
+same implementation and variant: one kernel, one launch configuration.
+
+Only fresh blocks make estimates; the pilot says how many there must be (`fresh_blocks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from bench.analysis import stats
+from bench.analysis.arms import ArmKey, Arms, Problem, add_layers, align, pick_roles, read_arms
+from bench.analysis.pairs import Pair, median_quantity, pair_up
+from profiles.schema import (
+    LAYER,
+    Arm,
+    ArmRow,
+    Comparison,
+    Extrapolated,
+    Implementation,
+    Kind,
+    Protocol,
+    Quantity,
+    Traffic,
+    Workload,
+    absent,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ARM_ORDER: tuple[Arm, ...] = (
+    *("native", "vendor", "fused", "bypass", "scale", "unpack", "stream"),
+    *("dequantize", "unfused", "lowp", "upcast"),
+)
+
+
+@dataclass(frozen=True)
+class ArmFacts:
+    """What is known of an arm besides its samples.
+
+    Attributes:
+        error_vs_reference: from verification, relative to the largest reference magnitude.
+        traffic: bytes and operations of one call.
+        failure: why its times do not count: it crashed, or its numbers were wrong.
+        calls_per_sample: calls behind each sample; None where that varied.
+    """
+
+    error_vs_reference: float | None = None
+    traffic: Traffic | None = None
+    failure: str | None = None
+    calls_per_sample: int | None = None
+
+
+def decompose(
+    samples: pa.Table,
+    workload: Workload,
+    protocol: Protocol,
+    facts: Mapping[ArmKey, ArmFacts] | None = None,
+    kind: Kind = "measured",
+) -> tuple[tuple[ArmRow, ...], tuple[Comparison, ...]]:
+    """Rows and comparisons of a run, from its fresh samples.
+
+    Args:
+        samples: with the columns of `profiles.schema.SAMPLE_COLUMNS`.
+        workload: names the operators and how often a layer has each.
+        protocol: target half-width, confidence, least number of blocks.
+        facts: per arm. An arm that appears only here gets a row without a time; samples of an arm
+            that failed are left out of everything.
+        kind: the kind of evidence, written into every quantity.
+
+    Raises:
+        ValueError: a block has two samples of one arm, or a time is not positive and finite.
+    """
+    facts = facts or {}
+    problems = read_arms(samples, "fresh")
+    for key, fact in facts.items():
+        arms = problems.setdefault(key.problem, {})
+        if fact.failure is not None:
+            arms.pop(key.kernel, None)
+    problems = add_layers(problems, workload)
+    rows: list[ArmRow] = []
+    comparisons: list[Comparison] = []
+    for problem in sorted(problems, key=lambda p: _place(p, workload)):
+        setting = _Setting(problem, problems[problem], workload, protocol, kind)
+        comparison = _compare(setting)
+        if setting.arms:
+            comparisons.append(comparison)
+        rows += _rows(setting, facts, _converged(comparison, setting))
+    return tuple(rows), tuple(comparisons)
+
+
+def fresh_blocks(samples: pa.Table, workload: Workload, protocol: Protocol) -> dict[Problem, int]:
+    """How many fresh blocks each problem needs, from its pilot, for both phis to meet the target.
+
+    Raises:
+        ValueError: a pilot has fewer than 10 blocks of a pair.
+    """
+    needed: dict[Problem, int] = {}
+    least, most = protocol.fresh_blocks_minimum, protocol.fresh_blocks_maximum
+    for problem, arms in add_layers(read_arms(samples, "pilot"), workload).items():
+        roles = pick_roles(arms, problem.format)
+        if roles.best16 is None:
+            continue
+        target_s = protocol.target_half_width * arms[roles.best16].median_s
+        needed[problem] = least
+        for a, b in ((roles.fused, roles.bypass), (roles.unfused, roles.best16)):
+            if a is not None and b is not None:
+                x, y, _ = align(arms[a], arms[b])
+                blocks = stats.fresh_blocks_needed(
+                    x - y, target_s, least, most, protocol.confidence
+                )
+                needed[problem] = max(needed[problem], blocks)
+    return needed
+
+
+class _Setting(NamedTuple):
+    """One problem, and all that applies to it."""
+
+    problem: Problem
+    arms: Arms
+    workload: Workload
+    protocol: Protocol
+    kind: Kind
+
+    def pair(self, a: Implementation | None, b: Implementation | None, names: str) -> Pair:
+        return pair_up(self.arms, a, b, names, self.protocol, self.kind)
+
+    def time_s(self, implementation: Implementation | None) -> Quantity:
+        """Median seconds of one call."""
+        if implementation is None or implementation not in self.arms:
+            return absent("no samples of such an arm", self.kind)
+        series = self.arms[implementation]
+        return median_quantity(series.time_s, self.protocol.confidence, self.kind)
+
+    def fields(self) -> dict[str, object]:
+        """The fields that rows and comparisons share."""
+        sizes = {o.name: (o.n, o.k) for o in self.workload.operators}
+        n, k = sizes.get(self.problem.operator, (None, None))
+        return {
+            **self.problem._asdict(),
+            "n": n,
+            "k": k,
+            "activation": self.workload.activation,
+            "kind": self.kind,
+        }
+
+
+def _compare(setting: _Setting) -> Comparison:
+    """Every paired quantity of one problem."""
+    roles = pick_roles(setting.arms, setting.problem.format)
+    best16, fused, unfused, library = roles.best16, roles.fused, roles.unfused, roles.library
+    exposed = setting.pair(fused, roles.bypass, "fused and bypass of one kernel")
+    penalty = setting.pair(unfused, best16, "unfused and a 16-bit arm")
+    streamed = setting.pair(fused, roles.stream, "fused and stream of one kernel")
+    best_s = None if best16 is None else setting.arms[best16].median_s
+    comparison = Comparison.model_validate(
+        {
+            **setting.fields(),
+            "best16": best16,
+            "fused": fused,
+            "unfused": unfused,
+            "library": library,
+            "phi_exposed_s": exposed.difference(),
+            "phi_unfused_s": penalty.difference(),
+            "non_stream_time_s": streamed.difference(),
+            "cor_exposed": exposed.overhead(),
+            "cor_unfused": penalty.overhead(),
+            "speedup_fused": setting.pair(best16, fused, "a 16-bit arm and fused").ratio(),
+            "speedup_unfused": setting.pair(best16, unfused, "a 16-bit arm and unfused").ratio(),
+            "speedup_library": setting.pair(
+                best16, library, "a 16-bit arm and a library's kernel of this format"
+            ).ratio(),
+            "quality_exposed": exposed.quality(best_s),
+            "quality_unfused": penalty.quality(best_s),
+        }
+    )
+    if setting.problem.operator != LAYER:
+        return comparison
+    return comparison.model_copy(update={"extrapolated": _extrapolate(comparison, setting)})
+
+
+def _extrapolate(layer: Comparison, setting: _Setting) -> Extrapolated:
+    """A decode step: every time of the layer multiplied by the number of layers."""
+    layers = setting.workload.layers
+
+    def scaled(quantity: Quantity) -> Quantity:
+        ends = {name: getattr(quantity, name) for name in ("value", "low", "high")}
+        return quantity.model_copy(
+            update={name: None if end is None else layers * end for name, end in ends.items()}
+        )
+
+    return Extrapolated(
+        layers=layers,
+        best16_s=scaled(setting.time_s(layer.best16)),
+        fused_s=scaled(setting.time_s(layer.fused)),
+        unfused_s=scaled(setting.time_s(layer.unfused)),
+        phi_exposed_s=scaled(layer.phi_exposed_s),
+        phi_unfused_s=scaled(layer.phi_unfused_s),
+    )
+
+
+def _converged(comparison: Comparison, setting: _Setting) -> dict[Implementation, bool]:
+    """For each arm that a phi uses, whether all of those met their target."""
+    bypass = pick_roles(setting.arms, setting.problem.format).bypass
+    uses = (
+        (comparison.quality_exposed.converged, (comparison.fused, bypass)),
+        (comparison.quality_unfused.converged, (comparison.unfused, comparison.best16)),
+    )
+    result: dict[Implementation, bool] = {}
+    for converged, arms in uses:
+        for arm in arms:
+            if arm is not None and converged is not None:
+                result[arm] = result.get(arm, True) and converged
+    return result
+
+
+def _rows(
+    setting: _Setting, facts: Mapping[ArmKey, ArmFacts], converged: Mapping[Implementation, bool]
+) -> list[ArmRow]:
+    """One row per arm of a problem, with those that failed."""
+    known = {key.kernel: fact for key, fact in facts.items() if key.problem == setting.problem}
+    rows = []
+    for arm in sorted({*setting.arms, *known}, key=_arm_place):
+        fact = known.get(arm, ArmFacts())
+        series = setting.arms.get(arm)
+        time_s = setting.time_s(arm)
+        if fact.failure is not None:
+            time_s = absent(f"failed: {fact.failure}", setting.kind)
+        row = {
+            **setting.fields(),
+            **arm.model_dump(),
+            "time_s": time_s,
+            "calls_per_sample": fact.calls_per_sample,
+            "blocks": 0 if series is None else len(series.time_s),
+            "flags": () if series is None else series.flags,
+            "converged": converged.get(arm),
+            "error_vs_reference": fact.error_vs_reference,
+            "traffic": fact.traffic,
+            "stream_bandwidth_fraction": _bandwidth_fraction(arm, known, setting),
+            "energy_j": absent("energy is not measured yet", setting.kind),
+            "failure": fact.failure,
+        }
+        rows.append(ArmRow.model_validate(row))
+    return rows
+
+
+def _bandwidth_fraction(
+    arm: Implementation, known: Mapping[Implementation, ArmFacts], setting: _Setting
+) -> Quantity:
+    """Bytes per second of an arm over those of the fastest `stream` arm, paired within blocks."""
+    arms = setting.arms
+    streams = [i for i in arms if i.arm == "stream"]
+    stream = min(streams, key=lambda i: arms[i].median_s, default=None)
+    if stream is None:
+        return absent("no stream arm to compare with", setting.kind)
+    traffic, streamed = (known.get(i, ArmFacts()).traffic for i in (arm, stream))
+    if traffic is None or streamed is None:
+        return absent("the traffic of the arm or of stream is not known", setting.kind)
+    factor = _bytes(traffic) / _bytes(streamed)
+    return setting.pair(stream, arm, "stream and this arm").ratio(factor)
+
+
+def _bytes(traffic: Traffic) -> int:
+    return traffic.bytes_read + traffic.bytes_written
+
+
+def _place(problem: Problem, workload: Workload) -> tuple[int, Problem]:
+    """Sorting key: operators in the workload's order, the layer last, then batch and format."""
+    operators = [operator.name for operator in workload.operators]
+    index = operators.index(problem.operator) if problem.operator in operators else len(operators)
+    return (index, problem)
+
+
+def _arm_place(i: Implementation) -> tuple[int, str, str, str]:
+    return (ARM_ORDER.index(i.arm), i.implementation, i.variant, i.weight_format)

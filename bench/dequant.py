@@ -1,0 +1,323 @@
+"""The main command: times every arm of the ladder on this machine and writes a hardware profile.
+
+    python -m bench.dequant --gpu auto --bits 4
+
+prints, per format and batch, the time of the best 16-bit kernel, of the fused and unfused quantized ones
+and of the stages between, with φ, the cost of dequantization, and its interval. Tables go to stdout,
+progress and warnings to stderr. Exit codes: 0 good, 1 a kernel was wrong or the run did not converge,
+2 usage, wrong hardware or no place to write, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from kernels.formats import FORMATS, WeightFormat, find_format, formats_with_bits
+
+if TYPE_CHECKING:
+    from bench.measure.devices import Mode
+    from bench.measure.run import Plan, Result
+    from profiles.schema import Profile
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+LARGEST_BATCH = 256
+CPU_MODEL = "Qwen3-0.6B"
+GPU_MODEL = "Llama-3.1-8B"
+TARGET = {"cpu": 0.05, "cuda": 0.02}  # half-width of φ over t(best16), METHOD section 4
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class UsageError(ValueError):
+    """The command line asks for something that does not exist; the message is one sentence."""
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """Batches from "1,2,4", in rising order.
+
+    Raises:
+        UsageError: not whole numbers, or not from 1 to 256.
+    """
+    try:
+        batches = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UsageError(f"--batches takes whole numbers such as 1,4,16, not {text!r}.") from None
+    for batch in batches:
+        if not 1 <= batch <= LARGEST_BATCH:
+            raise UsageError(f"--batches takes numbers from 1 to {LARGEST_BATCH}, not {batch}.")
+    return tuple(batches)
+
+
+def choose_formats(bits: int | None, names: str | None) -> tuple[WeightFormat, ...]:
+    """The formats of --format, else all of --bits, else all 4-bit ones.
+
+    Raises:
+        UsageError: there is no such format or width, or the two disagree.
+    """
+    try:
+        if names is None:
+            return formats_with_bits(4 if bits is None else bits)
+        formats = tuple(dict.fromkeys(find_format(name.strip()) for name in names.split(",")))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    for weight_format in formats:
+        if not weight_format.quantized:
+            raise UsageError(
+                f"{weight_format.name} has nothing to dequantize: 16-bit kernels are part of every "
+                f"run; name a quantized format."
+            )
+        if bits is not None and weight_format.bits != bits:
+            raise UsageError(
+                f"--format {weight_format.name} has {weight_format.bits} bits, "
+                f"but --bits {bits} was given; leave out one of the two."
+            )
+    return formats
+
+
+def list_formats() -> None:
+    """Prints every format with the bits it moves per weight."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("format", "alias", "bits", "stored bits per weight (k = 4096)", box=None)
+    for weight_format in FORMATS:
+        stored = f"{weight_format.bits_stored(4096):.4g}"
+        table.add_row(weight_format.name, weight_format.alias, str(weight_format.bits), stored)
+    Console().print(table)
+
+
+def make_plan(
+    gpu: str,
+    formats: tuple[WeightFormat, ...],
+    model: str | None,
+    batches: tuple[int, ...],
+    activation: Literal["fp16", "bf16"] | None,
+    mode: Mode | None,
+    seed: int,
+) -> Plan:
+    """The plan of a run, checked before anything is compiled.
+
+    Raises:
+        UsageError: the model is unknown, or its widths do not divide into a format's groups.
+        DeviceError: the device is not there.
+    """
+    from bench.measure.devices import find_device
+    from bench.measure.run import Plan
+    from profiles.schema import Protocol
+    from profiles.shapes import load_model
+
+    kind = find_device(gpu)
+    if kind == "cpu" and activation == "fp16":
+        raise UsageError("the CPU kernels take bf16 activations; leave out --activation fp16.")
+    if kind == "cpu" and mode == "graph":
+        raise UsageError("a CPU has no graphs to launch; leave out --launch graph.")
+    try:
+        shape = load_model(model or (CPU_MODEL if kind == "cpu" else GPU_MODEL))
+        for weight_format in formats:
+            for operator in shape.operators:
+                weight_format.groups(operator.k)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    protocol = Protocol(
+        pilot_blocks=10,
+        fresh_blocks_minimum=21,
+        fresh_blocks_maximum=90,
+        processes=3,
+        target_half_width=TARGET[kind],
+        confidence=0.95,
+        sample_minimum_s=1e-3,
+    )
+    return Plan(
+        gpu, shape.name, shape.layers, shape.operators, formats, batches,
+        activation, mode, protocol, seed,
+    )  # fmt: skip
+
+
+def default_output(gpu: str, model: str, formats: tuple[WeightFormat, ...]) -> Path:
+    """results/<device>-<model>-<formats>-<UTC time>.json below the current folder."""
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    words = "-".join((gpu, model, *(f.name for f in formats)))
+    return Path("results") / f"{re.sub(r'[^A-Za-z0-9.]+', '-', words).lower()}-{now}.json"
+
+
+def assemble(result: Result, plan: Plan, rows: list[dict[str, object]]) -> Profile:
+    """The profile of a run, complete or not."""
+    from bench.analysis.decompose import decompose
+    from bench.measure import environment
+    from bench.measure.run import samples_table
+    from profiles.schema import Git, Profile, Software
+
+    quantities, comparisons = decompose(
+        samples_table(rows), result.workload, plan.protocol, result.facts
+    )
+    found = environment.software()
+    loaded = dict(result.opened.software)
+    for name in ("driver", "cuda", "threading_layer"):
+        found.add(name, loaded.get(name), _why_unknown(name, result.opened.device.kind))
+    git = environment.git(ROOT)
+    return Profile(
+        created=datetime.now(UTC),
+        kind="measured",
+        complete=result.complete,
+        device=result.opened.device,
+        software=Software(**found.facts, missing=found.missing),
+        git=Git(**git.facts, missing=git.missing),
+        argv=tuple(["bench.dequant", *sys.argv[1:]]),
+        workload=result.workload,
+        kernels_sha256=environment.source_hash(ROOT / "kernels"),
+        protocol=plan.protocol,
+        rows=quantities,
+        comparisons=comparisons,
+    )
+
+
+def _why_unknown(name: str, kind: str) -> str:
+    if kind == "cpu":
+        return "not used on a CPU"
+    return "read with NVML, which comes with the energy sensors" if name == "driver" else "not used"
+
+
+def measure(plan: Plan, output: Path) -> int:
+    """Runs a plan, writes its profile, prints it; returns the exit code.
+
+    Raises:
+        OSError: the output cannot be written.
+    """
+    from rich.console import Console
+
+    from bench.measure.journal import Journal
+    from bench.measure.run import Run, samples_table
+    from bench.progress import progress
+    from bench.report import CONVERGED_SHARE, converged_share, failures, render
+    from profiles.reader import write_profile
+
+    errors = Console(stderr=True)
+    interrupted = False
+    with Journal(output.with_suffix(".journal.jsonl")) as journal:
+        with progress(errors) as report:
+            run = Run(plan, journal, report)
+            try:
+                run.measure()
+            except KeyboardInterrupt:
+                interrupted = True
+            except BaseException:
+                if not journal.rows:
+                    journal.remove()
+                raise
+        if not any(row["phase"] == "fresh" for row in journal.rows) or run.result is None:
+            journal.remove()
+            errors.print("Interrupted before the first finished block: nothing was written.")
+            return 130
+        if interrupted:
+            output = output.with_suffix(".incomplete.json")
+        profile = assemble(run.result, plan, journal.rows)
+        profile = write_profile(profile, samples_table(journal.rows), output)
+        journal.remove()
+    Console().print(render(profile))
+    errors.print(f"Wrote {output}", highlight=False, soft_wrap=True)
+    if interrupted:
+        errors.print("Interrupted: the profile holds the finished blocks and says it is incomplete.")
+        return 130
+    good, known = converged_share(profile)
+    if failures(profile) or good < CONVERGED_SHARE * known:
+        return 1
+    return 0
+
+
+def main(
+    gpu: Annotated[
+        str, typer.Option(help="auto, cpu, or the name of a GPU that must be here, such as h100.")
+    ] = "auto",
+    bits: Annotated[
+        int | None, typer.Option(help="Measure all formats of this width; 4 by default.")
+    ] = None,
+    formats: Annotated[
+        str | None, typer.Option("--format", help="Formats by name, comma-separated; see --list.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help=f"Whose layer; {CPU_MODEL} on a CPU, {GPU_MODEL} on a GPU."),
+    ] = None,
+    batches: Annotated[str, typer.Option(help="Batches, comma-separated.")] = ",".join(
+        map(str, BATCHES)
+    ),
+    activation: Annotated[
+        str | None, typer.Option(help="fp16 or bf16; fp16 on a GPU, bf16 on a CPU.")
+    ] = None,
+    launch: Annotated[
+        str | None, typer.Option(help="graph or eager; graph on a GPU, eager on a CPU.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the profile goes; below results/ by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order of arms within blocks.")] = 0,
+    show_formats: Annotated[
+        bool, typer.Option("--list", help="List the formats and stop.")
+    ] = False,
+) -> None:
+    """Measure what dequantization costs here, and write a hardware profile."""
+    if show_formats:
+        list_formats()
+        return
+    try:
+        raise typer.Exit(
+            run_command(gpu, bits, formats, model, batches, activation, launch, output, seed)
+        )
+    except UsageError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def run_command(
+    gpu: str,
+    bits: int | None,
+    format_names: str | None,
+    model: str | None,
+    batch_text: str,
+    activation: str | None,
+    launch: str | None,
+    output: Path | None,
+    seed: int,
+) -> int:
+    """Checks the arguments, measures, and turns what can go wrong into one sentence and a code.
+
+    Raises:
+        UsageError: an argument asks for something that does not exist.
+    """
+    formats = choose_formats(bits, format_names)
+    batches = parse_batches(batch_text)
+    if activation not in (None, "fp16", "bf16"):
+        raise UsageError(f"--activation takes fp16 or bf16, not {activation!r}.")
+    if launch not in (None, "graph", "eager"):
+        raise UsageError(f"--launch takes graph or eager, not {launch!r}.")
+
+    from bench.measure.devices import DeviceError
+    from bench.measure.worker import WorkerDied
+
+    try:
+        plan = make_plan(gpu, formats, model, batches, activation, launch, seed)  # type: ignore[arg-type]
+        path = output or default_output(gpu, plan.model, formats)
+        if path.suffix != ".json":
+            raise UsageError(f"--output must end in .json, but is {path}.")
+        return measure(plan, path)
+    except DeviceError as error:
+        raise UsageError(str(error)) from None
+    except WorkerDied as error:
+        typer.echo(f"error: the measuring process was lost: {error}.", err=True)
+        return 1
+    except OSError as error:
+        where = error.filename or output or "results"
+        typer.echo(f"error: cannot write {where}: {error.strerror}. Choose another --output.", err=True)
+        return 2
+    except KeyboardInterrupt:
+        typer.echo("Interrupted: nothing was written.", err=True)
+        return 130
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,198 @@
+"""Devices: what can run a kernel, time it, and say what it is. `open_device` finds one by name.
+
+A device is small on purpose. Verification, blocks, processes and statistics are written against this
+protocol and know neither events nor threads, so that all of it is tested without a GPU.
+
+A sample, on any device:
+
+    probe | one launch, discarded | clock, counters | launch x repeats | clock, counters
+                                    `----------------- the sample ------------------'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from kernels.formats import WeightFormat
+    from kernels.kernel import Kernel
+    from profiles.schema import DeviceInfo
+
+Mode = Literal["graph", "eager"]
+Kind = Literal["cpu", "cuda"]
+PoolKey = tuple[str, str]  # operator, and the layout of the weights
+
+
+class DeviceError(RuntimeError):
+    """The device asked for is not there, or is another one. The message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One linear operator y[batch, n] = x[batch, k] . W[n, k]^T with weights in one format."""
+
+    operator: str
+    n: int
+    k: int
+    batch: int
+    format: WeightFormat
+    activation: Literal["fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A kernel that a device holds ready to launch on a problem.
+
+    Attributes:
+        problem: the problem.
+        kernel: the kernel.
+        pool: which weight copies it rotates over; arms that read the same words share a pool, and
+            each launch of any of them takes the next copy.
+        copy_bytes: size of one copy.
+    """
+
+    problem: Problem
+    kernel: Kernel
+    pool: PoolKey
+    copy_bytes: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed sample.
+
+    Attributes:
+        time_s: seconds per launch.
+        calls: launches in the sample.
+        started_s: device.now_s() at its start.
+        minor_faults: page faults of the process during the sample; None where unknown.
+        involuntary_switches: times a thread of the process lost its core; None where unknown.
+        steal_s: time the hypervisor took from all cores; None where unknown.
+        probe_us: an empty parallel region just before; None where there is no such thing.
+        flags: what was odd, in words.
+    """
+
+    time_s: float
+    calls: int
+    started_s: float
+    minor_faults: int | None = None
+    involuntary_switches: int | None = None
+    steal_s: float | None = None
+    probe_us: float | None = None
+    flags: tuple[str, ...] = ()
+
+
+class Device(Protocol):
+    """One device, in the process that uses it.
+
+    Attributes:
+        kind: "cpu" or "cuda".
+        default_activation: dtype of x unless asked otherwise.
+        default_mode: how launches are timed unless asked otherwise.
+        cache_bytes: size of the last-level cache, which rotation must exceed twice.
+        own_cycle: whether a sample replays all copies of its pool in a fixed order, so that these
+            alone must exceed the cache; otherwise the other arms of a block count too.
+    """
+
+    kind: Kind
+    default_activation: Literal["fp16", "bf16"]
+    default_mode: Mode
+    cache_bytes: int
+    own_cycle: bool
+
+    def describe(self) -> DeviceInfo:
+        """What it is, with a reason for every unknown."""
+        ...
+
+    def software(self) -> dict[str, str]:
+        """What only the loaded libraries know: driver, cuda, threading_layer, those that apply."""
+        ...
+
+    def now_s(self) -> float:
+        """The clock of every timestamp in a run, in seconds."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Memory that rotated weights may take."""
+        ...
+
+    def kernels(self, problem: Problem) -> tuple[Kernel, ...]:
+        """Every kernel that has a row for the problem."""
+        ...
+
+    def prepare(self, problem: Problem, kernel: Kernel) -> Prepared:
+        """Lays out one copy of the weights and binds the kernel to it.
+
+        Raises:
+            ValueError: the kernel cannot take this problem.
+        """
+        ...
+
+    def verify(self, prepared: Prepared) -> float:
+        """Runs it once: largest error over the largest magnitude of a float64 reference."""
+        ...
+
+    def estimate_s(self, prepared: Prepared) -> float:
+        """Roughly the seconds of one launch on cold weights; used only to choose repeats."""
+        ...
+
+    def rotate(self, copies: Mapping[PoolKey, int]) -> None:
+        """Gives each pool that many copies of its weights."""
+        ...
+
+    def sample(self, prepared: Prepared, repeats: int, mode: Mode) -> Sample:
+        """Times at least `repeats` launches."""
+        ...
+
+    def release(self) -> None:
+        """Forgets everything prepared and frees its memory."""
+        ...
+
+
+def find_device(name: str) -> Kind:
+    """Which kind of device a name stands for here: "auto", "cpu", "cuda", or part of a GPU's name.
+
+    Raises:
+        DeviceError: it is not there; the message says what was expected, what was found, what to do.
+    """
+    from bench.measure.devices.cuda import find_gpu
+
+    wanted = name.strip().lower()
+    if wanted == "cpu":
+        return "cpu"
+    gpu, why = find_gpu()
+    if gpu is not None and (wanted in ("auto", "cuda") or names_gpu(wanted, gpu)):
+        return "cuda"
+    if wanted == "auto":
+        return "cpu"
+    found = f"the GPU found is {gpu}" if gpu else f"no usable NVIDIA GPU was found ({why})"
+    raise DeviceError(
+        f"--gpu {name} was asked for, but {found}. Use --gpu auto for what is there, "
+        f"or --gpu cpu to measure the CPU."
+    )
+
+
+def open_device(name: str) -> Device:
+    """The device of that name, ready for use.
+
+    Raises:
+        DeviceError: it is not there.
+    """
+    if find_device(name) == "cpu":
+        from bench.measure.devices.cpu import CpuDevice
+
+        return CpuDevice()
+    from bench.measure.devices.cuda import CudaDevice
+
+    return CudaDevice()
+
+
+def names_gpu(wanted: str, gpu: str) -> bool:
+    """Whether `wanted` is part of the GPU's name, spaces and hyphens aside: rtx4090 is RTX 4090."""
+
+    def plain(text: str) -> str:
+        return "".join(c for c in text.lower() if c.isalnum())
+
+    return bool(plain(wanted)) and plain(wanted) in plain(gpu)

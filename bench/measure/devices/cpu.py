@@ -1,0 +1,156 @@
+"""The CPU as a device: a monotonic clock around calls, with the hazards of a shared machine written down.
+
+Hazards, each seen to change a result several times over: a neighbour on one of our cores turns every
+parallel call into whole scheduler slices (8 ms); memory fresh from the kernel page-faults for longer than a
+kernel computes; a hypervisor takes the cores away. An empty parallel region shows the first before a sample
+is taken; the counters of the process and of /proc/stat show the others afterwards. Nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import resource
+import time
+
+import numba
+import torch
+from numba import njit, prange
+
+from bench.measure import environment
+from bench.measure.devices import Mode, Prepared, Sample
+from bench.measure.devices.tensors import TensorDevice
+from kernels.kernel import Launch
+from profiles.schema import DeviceInfo
+
+HEALTHY_PROBE_US = 100.0  # an empty parallel region takes 2 to 10 us; a lost core makes it 8,000
+PROBE_RETRIES = 10
+ESTIMATE_S = 4e-3  # long enough for the threads of one library to go to sleep and of another to wake
+ASSUMED_CACHE_BYTES = 256 << 20  # where the machine does not say: larger than most
+PLANNED_BANDWIDTH_PER_CORE = 12e9  # bytes per second; only used to choose repeats
+
+
+@njit(parallel=True, cache=True)
+def _empty_region(sink):
+    """Nothing, in parallel."""
+    for i in prange(sink.size):
+        sink[i] = 0
+
+
+class CpuDevice(TensorDevice):
+    """This machine's processor; see the module."""
+
+    kind = "cpu"
+    torch_device = "cpu"
+    default_activation = "bf16"
+    default_mode: Mode = "eager"
+    own_cycle = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads = len(os.sched_getaffinity(0))
+        torch.set_num_threads(self.threads)
+        numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))
+        self._sink = torch.zeros(self.threads, dtype=torch.int32).numpy()
+        found = environment.machine()
+        known = {k: v for k, v in found.facts.items() if k in DeviceInfo.model_fields}
+        extra = {k: v for k, v in found.facts.items() if k not in known}
+        known["name"] = known["name"] or "unknown CPU"
+        missing = {k: why for k, why in found.missing.items() if k in known}
+        extra |= {f"{k}_unknown_because": why for k, why in found.missing.items() if k in extra}
+        self._info = DeviceInfo(kind="cpu", **known, missing=missing, extra=extra)
+        self.cache_bytes = self._info.last_level_cache_bytes or ASSUMED_CACHE_BYTES
+        _keep_freed_memory()
+
+    def describe(self) -> DeviceInfo:
+        """Model, cores, caches and memory."""
+        return self._info
+
+    def software(self) -> dict[str, str]:
+        """The threading layer that Numba chose."""
+        _empty_region(self._sink)
+        return {"threading_layer": str(numba.threading_layer())}
+
+    def now_s(self) -> float:
+        """The monotonic clock, seconds."""
+        return time.perf_counter()
+
+    def free_bytes(self) -> int:
+        """Half of the free memory, so that the machine stays usable."""
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+    def estimate_s(self, prepared: Prepared) -> float:
+        """The fastest of some warm launches, or what reading its weights from memory takes, if longer."""
+        launch = self._bound(prepared)[0]
+        deadline = time.perf_counter() + ESTIMATE_S
+        fastest = float("inf")
+        while True:
+            start = time.perf_counter()
+            launch()
+            end = time.perf_counter()
+            fastest = min(fastest, end - start)
+            if end > deadline:
+                break
+        return max(fastest, prepared.copy_bytes / (PLANNED_BANDWIDTH_PER_CORE * self.threads))
+
+    def sample(self, prepared: Prepared, repeats: int, mode: Mode) -> Sample:
+        """See the protocol. The mode is always eager: a CPU has no graphs."""
+        bound = self._bound(prepared)
+        launches = self._pools[prepared.pool].take(bound, repeats + 1)
+        probe_us, flags = self._wait_until_healthy()
+        launches.pop()()  # wakes this arm's threads; the other library's may still be spinning
+        steal_before = environment.steal_s()
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        start = time.perf_counter()
+        for launch in launches:
+            launch()
+        end = time.perf_counter()
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        steal_after = environment.steal_s()
+        steal = None if steal_before is None or steal_after is None else steal_after - steal_before
+        if steal:
+            flags = (*flags, "stolen")
+        return Sample(
+            time_s=(end - start) / repeats,
+            calls=repeats,
+            started_s=start,
+            minor_faults=after.ru_minflt - before.ru_minflt,
+            involuntary_switches=after.ru_nivcsw - before.ru_nivcsw,
+            steal_s=steal,
+            probe_us=probe_us,
+            flags=flags,
+        )
+
+    def _wait_until_healthy(self) -> tuple[float, tuple[str, ...]]:
+        """Probes until an empty region is fast again; gives up with a flag."""
+        _empty_region(self._sink)  # wakes the threads
+        for _ in range(PROBE_RETRIES):
+            start = time.perf_counter()
+            _empty_region(self._sink)
+            probe_us = (time.perf_counter() - start) * 1e6
+            if probe_us <= HEALTHY_PROBE_US:
+                return probe_us, ()
+        return probe_us, ("busy",)
+
+    def _reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Anonymous memory in huge pages where the kernel has them: fewer misses, and fewer surprises."""
+        count = int(torch.tensor(shape).prod())
+        length = max(count * dtype.itemsize, 1)
+        memory = mmap.mmap(-1, length)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=dtype, count=count).reshape(shape)
+
+    def _run(self, launch: Launch) -> object:
+        return launch()
+
+
+def _keep_freed_memory() -> None:
+    """Asks glibc to keep freed blocks: mapping them anew would page-fault inside timed calls."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):
+        pass  # another C library: the faults, if any, are counted in every sample

@@ -1,0 +1,134 @@
+"""An NVIDIA GPU as a device: CUDA events around a captured graph, or around eager launches.
+
+    graph   all copies of the weights in turn, captured once, replayed until the sample is long enough
+    eager   the same launches through their usual dispatch: the difference is exposed host time
+
+Thin on purpose: whatever can be tested without a GPU lives elsewhere. Clocks, temperature and throttling
+come with the energy sensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import torch
+
+from bench.measure.devices import Mode, Prepared, Sample
+from bench.measure.devices.tensors import TensorDevice
+from kernels.kernel import Launch
+from profiles.schema import DeviceInfo
+
+
+def find_gpu() -> tuple[str | None, str]:
+    """The name of the first visible NVIDIA GPU, or None and why there is none."""
+    if not torch.cuda.is_available():
+        if torch.version.cuda is None:
+            return None, "this build of PyTorch has no CUDA support"
+        return None, "PyTorch finds no CUDA driver or device"
+    return torch.cuda.get_device_name(0), ""
+
+
+class CudaDevice(TensorDevice):
+    """The first visible GPU; see the module."""
+
+    kind = "cuda"
+    torch_device = "cuda"
+    default_activation = "fp16"
+    default_mode: Mode = "graph"
+    own_cycle = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._properties = torch.cuda.get_device_properties(0)
+        self._graphs: dict[Prepared, torch.cuda.CUDAGraph] = {}
+        self.cache_bytes = self._properties.L2_cache_size
+
+    def describe(self) -> DeviceInfo:
+        """Board, multiprocessors, cache, memory and capability."""
+        p = self._properties
+        return DeviceInfo(
+            name=p.name,
+            kind="cuda",
+            uuid_hash=hashlib.sha256(str(p.uuid).encode()).hexdigest()[:16],
+            cores=p.multi_processor_count,
+            last_level_cache_bytes=p.L2_cache_size,
+            memory_bytes=p.total_memory,
+            capability=f"{p.major}.{p.minor}",
+        )
+
+    def software(self) -> dict[str, str]:
+        """The CUDA version PyTorch was built with; the driver's comes with NVML."""
+        return {"cuda": str(torch.version.cuda)}
+
+    def now_s(self) -> float:
+        """The host's monotonic clock, seconds; durations come from events."""
+        return time.perf_counter()
+
+    def free_bytes(self) -> int:
+        """Nine tenths of the free memory of the board."""
+        return torch.cuda.mem_get_info()[0] * 9 // 10
+
+    def estimate_s(self, prepared: Prepared) -> float:
+        """The mean of ten launches after a warm-up, seconds."""
+        launch = self._bound(prepared)[0]
+        self._run(launch)
+        return self._time(lambda: [launch() for _ in range(10)]) / 10
+
+    def sample(self, prepared: Prepared, repeats: int, mode: Mode) -> Sample:
+        """See the protocol. In graph mode whole graphs are replayed, each all copies in turn."""
+        launches = self._bound(prepared)
+        rounds = -(-repeats // len(launches))
+        if mode == "graph":
+            replay = self._graph(prepared).replay
+        else:
+
+            def replay() -> None:
+                for launch in launches:
+                    launch()
+
+        replay()
+        started = self.now_s()
+        seconds = self._time(lambda: [replay() for _ in range(rounds)])
+        calls = rounds * len(launches)
+        return Sample(time_s=seconds / calls, calls=calls, started_s=started)
+
+    def release(self) -> None:
+        """See the protocol."""
+        self._graphs.clear()
+        super().release()
+        torch.cuda.empty_cache()
+
+    def _graph(self, prepared: Prepared) -> torch.cuda.CUDAGraph:
+        """One launch per copy, captured on a side stream after a warm-up, as PyTorch asks."""
+        launches = self._bound(prepared)
+        if prepared not in self._graphs:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                launches[0]()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                for launch in launches:
+                    launch()
+            self._graphs[prepared] = graph
+        return self._graphs[prepared]
+
+    def _time(self, work) -> float:
+        """Seconds between two events around some work."""
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    def _reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="cuda")
+
+    def _run(self, launch: Launch) -> object:
+        result = launch()
+        torch.cuda.synchronize()
+        return result

@@ -1,0 +1,163 @@
+"""What the CPU and the CUDA device share: weights, rotated copies of them, and kernels bound to both.
+
+Rotation. A copy of the weights must not be in the last-level cache when its turn comes again. Arms that
+read the same words share a pool, and a cursor that every launch advances, so no arm finds what another has
+just pulled into the cache.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.measure.devices import PoolKey, Prepared, Problem
+from kernels import find_kernels
+from kernels.kernel import Kernel, Launch, Tensors, output_shape
+from kernels.packing import Weights, random_activations, random_weights, reference
+
+WEIGHT_SEED = 20260213
+ACTIVATION_SEED = 13595
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "int32": torch.int32,
+}
+
+
+class Pool:
+    """Copies of one operator's weights in one layout; `next` is the copy whose turn it is."""
+
+    def __init__(self, copies: list[Tensors]) -> None:
+        self.copies = copies
+        self.next = 0
+
+    def take(self, launches: list[Launch], count: int) -> list[Launch]:
+        """The next `count` launches, one per copy in turn."""
+        size = len(launches)
+        taken = [launches[(self.next + i) % size] for i in range(count)]
+        self.next = (self.next + count) % size
+        return taken
+
+
+class TensorDevice(ABC):
+    """Base of devices that run kernels on torch tensors."""
+
+    torch_device: str
+    kind: str
+
+    def __init__(self) -> None:
+        self._pools: dict[PoolKey, Pool] = {}
+        self._packed: dict[PoolKey, Tensors] = {}
+        self._launches: dict[Prepared, list[Launch]] = {}
+        self._problem: Problem | None = None
+        self._weights: Callable[[Problem], Weights] = cache(_weights)
+
+    @abstractmethod
+    def _reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Uninitialised memory for rotated copies."""
+
+    @abstractmethod
+    def _run(self, launch: Launch) -> object:
+        """Runs a launch to its end."""
+
+    def kernels(self, problem: Problem) -> tuple[Kernel, ...]:
+        """Every kernel that has a row for the problem."""
+        return find_kernels(self.kind, problem.format, problem.activation, problem.batch)
+
+    def prepare(self, problem: Problem, kernel: Kernel) -> Prepared:
+        """Lays out the weights if no pool holds them yet; see the protocol."""
+        name = f"{kernel.pack.__module__}.{kernel.pack.__qualname__}"
+        pool = (problem.operator, f"{name}:{problem.format.name}")
+        if pool not in self._packed:
+            self._packed[pool] = kernel.pack(self._weights(_batchless(problem)))
+            self._pools[pool] = self._copy(self._packed[pool], 1)
+        copy_bytes = sum(t.nbytes for t in self._packed[pool].values())
+        prepared = Prepared(problem, kernel, pool, copy_bytes)
+        self._bound(prepared)
+        return prepared
+
+    def verify(self, prepared: Prepared) -> float:
+        """See the protocol; an output that was never written counts as infinitely wrong."""
+        problem, kernel = prepared.problem, prepared.kernel
+        weights = self._weights(_batchless(problem))
+        x = random_activations(problem.batch, problem.k, problem.activation, ACTIVATION_SEED)
+        arm = kernel.arm
+        if arm == "vendor":
+            arm = "native" if kernel.weight_bits else "fused"
+        expected = reference(arm, weights, x, kernel.reading)
+        out = self._output(prepared)
+        if out.is_floating_point():
+            out.fill_(float("nan"))
+        result = self._run(self._bound(prepared)[0])
+        written = result if isinstance(result, torch.Tensor) else out
+        got: NDArray[np.float64] = written.detach().cpu().to(torch.float64).numpy()
+        if got.shape != expected.shape or not np.isfinite(got).all():
+            return float("inf")
+        return float(np.abs(got - expected).max() / max(float(np.abs(expected).max()), 1e-30))
+
+    def rotate(self, copies: Mapping[PoolKey, int]) -> None:
+        """See the protocol; kernels are bound to the new copies when first sampled."""
+        self._launches.clear()
+        for key, count in copies.items():
+            self._pools[key] = self._copy(self._packed[key], count)
+
+    def release(self) -> None:
+        """See the protocol."""
+        self._launches.clear()
+        self._pools.clear()
+        self._packed.clear()
+        self._weights = cache(_weights)
+
+    def _copy(self, packed: Tensors, count: int) -> Pool:
+        stacked = {}
+        for name, tensor in packed.items():
+            stacked[name] = self._reserve((count, *tensor.shape), tensor.dtype)
+            stacked[name].copy_(tensor.expand_as(stacked[name]))
+        return Pool([{name: t[i] for name, t in stacked.items()} for i in range(count)])
+
+    def _output(self, prepared: Prepared) -> torch.Tensor:
+        problem = prepared.problem
+        shape, dtype = output_shape(prepared.kernel.arm, problem.n, problem.k, problem.batch)
+        name = problem.activation if dtype == "activation" else dtype
+        return _empty(shape, DTYPES[name], self.torch_device)
+
+    def _bound(self, prepared: Prepared) -> list[Launch]:
+        """One launch per copy. Launches of the problem before are dropped: they would only pile up."""
+        if prepared.problem.batch != getattr(self._problem, "batch", None):
+            self._launches.clear()
+            self._problem = prepared.problem
+        if prepared not in self._launches:
+            problem = prepared.problem
+            x = _activations(problem.batch, problem.k, problem.activation, self.torch_device)
+            out = self._output(prepared)
+            copies = self._pools[prepared.pool].copies
+            self._launches[prepared] = [prepared.kernel.bind(copy, x, out) for copy in copies]
+        return self._launches[prepared]
+
+
+def _batchless(problem: Problem) -> Problem:
+    return Problem(problem.operator, problem.n, problem.k, 0, problem.format, problem.activation)
+
+
+def _weights(problem: Problem) -> Weights:
+    return random_weights(
+        problem.n, problem.k, problem.format, problem.activation, seed=WEIGHT_SEED
+    )
+
+
+@cache
+def _activations(batch: int, k: int, activation: str, device: str) -> torch.Tensor:
+    x = random_activations(batch, k, activation, ACTIVATION_SEED)  # type: ignore[arg-type]
+    return torch.from_numpy(x).to(DTYPES[activation]).to(device)
+
+
+@cache
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Outputs of one shape share memory: what a kernel writes is read only when it is verified."""
+    return torch.empty(shape, dtype=dtype, device=device)

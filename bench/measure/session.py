@@ -1,0 +1,253 @@
+"""The arms of a format on one device, in one process: verify, choose repeats, rotate weights, run blocks.
+
+    begin       every kernel of every operator and batch: prepare, verify, estimate; then rotate
+    block       every arm of every operator once, in random order
+
+A block spans all operators of the layer, so that sums over operators are paired like single operators.
+
+Rotation. Between two uses of one copy of the weights more than twice the last-level cache must be touched.
+On a device that replays copies in a fixed order a pool must do that alone. Elsewhere the other samples of a
+block help: a pool gets as many copies as it uses in so many whole blocks as touch twice the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from bench.measure.devices import Device, Mode, PoolKey, Prepared, Problem, Sample
+from kernels.formats import WeightFormat
+from kernels.kernel import Kernel, Traffic, traffic
+from kernels.unfused import compose
+from profiles.schema import Operator
+
+SAMPLE_S = 1.2e-3  # planned length of a sample: METHOD asks for more than 1 ms
+CACHE_MULTIPLE = 2  # bytes touched between two uses of a copy, in last-level caches
+
+
+@dataclass(frozen=True)
+class ArmName:
+    """What identifies one timed arm; the fields are those of a profile's row."""
+
+    operator: str
+    batch: int
+    format: str
+    arm: str
+    implementation: str
+    variant: str
+    weight_format: str
+
+    @classmethod
+    def of(cls, problem: Problem, kernel: Kernel) -> ArmName:
+        """The name of a kernel on a problem."""
+        reads = kernel.reads(problem.format, problem.activation).name
+        return cls(
+            problem.operator, problem.batch, problem.format.name,
+            kernel.arm, kernel.implementation, kernel.variant, reads,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        return (
+            f"{self.arm} ({self.implementation}, {self.weight_format}) "
+            f"on {self.operator} at batch {self.batch}"
+        )
+
+
+@dataclass(frozen=True)
+class ArmState:
+    """What is known of an arm before it is timed.
+
+    Attributes:
+        name: which arm.
+        error: largest error over the largest magnitude of the reference; None when it failed earlier.
+        repeats: launches per sample.
+        traffic: bytes and operations of one launch.
+        failure: why it is not timed; empty when it is.
+    """
+
+    name: ArmName
+    error: float | None
+    repeats: int
+    traffic: Traffic
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One sample of one arm."""
+
+    name: ArmName
+    position: int
+    sample: Sample
+
+
+@dataclass
+class _Arm:
+    prepared: Prepared
+    state: ArmState
+    estimate_s: float
+
+
+@dataclass
+class Session:
+    """A format on a device; see the module.
+
+    Attributes:
+        device: the device.
+        operators: the operators of a layer.
+        activation: dtype of x.
+        mode: "graph" or "eager".
+        skip: arms that crashed a worker before; they are listed as failed and left alone.
+        rotation_bytes: after begin, the bytes touched between two uses of any one copy.
+        announce: called with an arm's name before it runs for the first time and before each sample.
+    """
+
+    device: Device
+    operators: tuple[Operator, ...]
+    activation: Literal["fp16", "bf16"]
+    mode: Mode
+    skip: Mapping[ArmName, str] = field(default_factory=dict)
+    announce: Callable[[ArmName], None] = lambda name: None
+    rotation_bytes: int = 0
+    _arms: dict[int, list[_Arm]] = field(default_factory=dict, repr=False)
+
+    def begin(
+        self,
+        weight_format: WeightFormat,
+        batches: Collection[int],
+        planned: Mapping[ArmName, int],
+    ) -> list[ArmState]:
+        """Verifies every arm of a format and rotates its weights; the format before is forgotten.
+
+        Args:
+            weight_format: the format.
+            batches: the batches that blocks will be asked for.
+            planned: launches per sample, from an earlier process of the same run; may be empty.
+
+        Returns:
+            One state per arm, in the order of the ladder; failed ones among them.
+        """
+        self.device.release()
+        self._arms = {}
+        failed: list[ArmState] = []
+        for batch in batches:
+            problems = [
+                Problem(o.name, o.n, o.k, batch, weight_format, self.activation)
+                for o in self.operators
+            ]
+            arms = [
+                self._consider(problem, kernel, planned)
+                for problem in problems
+                for kernel in self.device.kernels(problem)
+            ]
+            sound = [arm for arm in arms if isinstance(arm, _Arm)]
+            unfused = _unfused(sound, planned)
+            if unfused is not None:
+                arms += [self._consider(problem, unfused, planned) for problem in problems]
+            self._arms[batch] = [arm for arm in arms if isinstance(arm, _Arm)]
+            failed += [arm for arm in arms if isinstance(arm, ArmState)]
+        self._rotate()
+        return [arm.state for arms in self._arms.values() for arm in arms] + failed
+
+    def block(self, batch: int, seed: tuple[int, ...]) -> list[Timed]:
+        """Times every arm of every operator once, in an order drawn from the seed."""
+        arms = self._arms[batch]
+        order = np.random.default_rng(seed).permutation(len(arms))
+        timed = []
+        for position, index in enumerate(order):
+            arm = arms[index]
+            self.announce(arm.state.name)
+            sample = self.device.sample(arm.prepared, arm.state.repeats, self.mode)
+            timed.append(Timed(arm.state.name, position, sample))
+        return timed
+
+    def _consider(
+        self, problem: Problem, kernel: Kernel, planned: Mapping[ArmName, int]
+    ) -> _Arm | ArmState:
+        """The arm, ready to be timed; or its state with the reason why it may not be."""
+        name = ArmName.of(problem, kernel)
+        state = ArmState(name, None, 1, _traffic(problem, kernel))
+        self.announce(name)
+        if name in self.skip:
+            return replace(state, failure=self.skip[name])
+        try:
+            prepared = self.device.prepare(problem, kernel)
+            error = self.device.verify(prepared)
+        except (ValueError, RuntimeError) as reason:
+            lines = str(reason).strip().splitlines() or [repr(reason)]
+            return replace(state, failure=f"could not run: {lines[0]}")
+        if not error <= kernel.tolerance:
+            return replace(
+                state,
+                error=error if math.isfinite(error) else None,
+                failure=f"wrong result: off by {error:.2g} of the largest value, "
+                f"and {kernel.tolerance:.2g} is allowed",
+            )
+        estimate_s = self.device.estimate_s(prepared)
+        repeats = planned.get(name) or max(1, math.ceil(SAMPLE_S / estimate_s))
+        return _Arm(prepared, replace(state, error=error, repeats=repeats), estimate_s)
+
+    def _rotate(self) -> None:
+        """Gives every pool enough copies, and notes the bytes between two uses of the worst one."""
+        enough = CACHE_MULTIPLE * self.device.cache_bytes
+        size: dict[PoolKey, int] = {}
+        uses: dict[int, dict[PoolKey, int]] = {}
+        for batch, arms in self._arms.items():
+            uses[batch] = defaultdict(int)
+            for arm in arms:
+                size[arm.prepared.pool] = arm.prepared.copy_bytes
+                uses[batch][arm.prepared.pool] += arm.state.repeats + 1
+        touched = {b: sum(count * size[p] for p, count in u.items()) for b, u in uses.items()}
+        copies: dict[PoolKey, int] = {}
+        for pool in size:
+            alone = math.ceil(enough / size[pool]) + 1
+            if self.device.own_cycle:
+                copies[pool] = alone
+                continue
+            needed = [
+                uses[b][pool] * (math.ceil(enough / touched[b]) + 1) for b in uses if pool in uses[b]
+            ]
+            copies[pool] = max(2, min(alone, max(needed)))
+        total = sum(count * size[pool] for pool, count in copies.items())
+        shrink = min(1.0, self.device.free_bytes() / max(total, 1))
+        copies = {pool: max(2, math.floor(count * shrink)) for pool, count in copies.items()}
+        self.device.rotate(copies)
+        distances = [copies[p] * size[p] for p in size]
+        if not self.device.own_cycle:
+            distances = [
+                max(copies[p] * size[p], (copies[p] / uses[b][p] - 1) * touched[b])
+                for b in uses
+                for p in uses[b]
+            ]
+        self.rotation_bytes = int(min(distances, default=0))
+
+
+def _unfused(arms: Sequence[_Arm], planned: Mapping[ArmName, int]) -> Kernel | None:
+    """Dequantize and the 16-bit kernel that is fastest over the layer, or was in an earlier process."""
+    dequantize = [a.prepared.kernel for a in arms if a.state.name.arm == "dequantize"]
+    totals: dict[int, float] = defaultdict(float)
+    kernels: dict[int, Kernel] = {}
+    for arm in arms:
+        kernel = arm.prepared.kernel
+        if kernel.weight_bits == 16 and kernel.arm in ("native", "vendor"):
+            kernels[id(kernel)] = kernel
+            totals[id(kernel)] += arm.estimate_s
+    if not dequantize or not kernels:
+        return None
+    candidates = {key: compose(dequantize[0], kernel) for key, kernel in kernels.items()}
+    batch = arms[0].state.name.batch
+    earlier = {(n.implementation, n.variant) for n in planned if n.arm == "unfused" and n.batch == batch}
+    for candidate in candidates.values():
+        if (candidate.implementation, candidate.variant) in earlier:
+            return candidate
+    return candidates[min(totals, key=lambda key: totals[key])]
+
+
+def _traffic(problem: Problem, kernel: Kernel) -> Traffic:
+    reads = kernel.reads(problem.format, problem.activation)
+    return traffic(kernel.arm, reads, problem.n, problem.k, problem.batch)

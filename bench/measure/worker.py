@@ -1,0 +1,176 @@
+"""A session in a process of its own, so that a crashing kernel costs a row and not the run.
+
+The parent sends (method, arguments) and waits for the answer. Before each kernel runs for the first time
+and before each sample the child writes the arm's number into shared memory; when the child dies or does not
+answer in time, the parent reads there which arm it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing as mp
+import signal
+import traceback
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+from bench.measure.devices import Mode
+from bench.measure.session import ArmName, ArmState, Session, Timed
+from profiles.schema import DeviceInfo, Operator
+
+START_DEADLINE_S = 180.0  # importing and opening a device on a slow disk
+BEGIN_DEADLINE_S = 600.0  # compiling and verifying every kernel of a format
+BLOCK_DEADLINE_S = 180.0
+_NAME_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to open its session; plain data. None: the device's default."""
+
+    gpu: str
+    operators: tuple[Operator, ...]
+    activation: Literal["fp16", "bf16"] | None
+    mode: Mode | None
+    skip: Mapping[ArmName, str]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a worker says of itself once its device is open."""
+
+    device: DeviceInfo
+    cache_bytes: int
+    activation: Literal["fp16", "bf16"]
+    mode: Mode
+    software: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The arms of a format, and the bytes touched between two uses of any one weight copy."""
+
+    states: list[ArmState]
+    rotation_bytes: int
+
+
+class WorkerDied(RuntimeError):
+    """The worker is gone. `suspect` is the arm it was running, None if none; the message says how."""
+
+    def __init__(self, reason: str, suspect: ArmName | None) -> None:
+        super().__init__(reason)
+        self.suspect = suspect
+
+
+class Worker:
+    """A session behind a pipe, with its methods.
+
+    Raises:
+        WorkerDied: from any method, when the process ends or does not answer in time.
+        DeviceError, ValueError: from the constructor, as the device raised them in the worker.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        context = mp.get_context("spawn")
+        self._connection, child = context.Pipe()
+        self._suspect = context.Array("c", _NAME_BYTES, lock=False)
+        self._process = context.Process(
+            target=_serve, args=(setup, child, self._suspect), daemon=True
+        )
+        self._process.start()
+        child.close()
+        self.opened: Opened = self._answer(START_DEADLINE_S)
+
+    def begin(
+        self, weight_format: str, batches: Collection[int], planned: Mapping[ArmName, int]
+    ) -> Begun:
+        """Session.begin, with what it found out about rotation."""
+        self._connection.send(("begin", (weight_format, list(batches), dict(planned))))
+        answer: Begun = self._answer(BEGIN_DEADLINE_S)
+        return answer
+
+    def block(self, batch: int, seed: tuple[int, ...]) -> list[Timed]:
+        """Session.block."""
+        self._connection.send(("block", (batch, seed)))
+        answer: list[Timed] = self._answer(BLOCK_DEADLINE_S)
+        return answer
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing."""
+        with contextlib.suppress(OSError, ValueError):
+            self._connection.close()
+        self._process.join(timeout=2)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _answer(self, deadline_s: float) -> Any:
+        """The child's next answer; its exceptions are raised here."""
+        try:
+            if not self._connection.poll(deadline_s):
+                self._process.kill()
+                raise WorkerDied(f"it did not finish within {deadline_s:.0f} s", self._last())
+            good, answer = self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join(timeout=10)
+            raise WorkerDied(_how_it_ended(self._process.exitcode), self._last()) from None
+        if good:
+            return answer
+        raise answer
+
+    def _last(self) -> ArmName | None:
+        text = self._suspect.value.decode()
+        if not text:
+            return None
+        operator, batch, *rest = text.split("\t")
+        return ArmName(operator, int(batch), *rest)
+
+
+def _how_it_ended(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        with contextlib.suppress(ValueError):
+            return f"it crashed with {signal.Signals(-exitcode).name}"
+    return f"its process ended with exit code {exitcode}"
+
+
+def _serve(setup: Setup, connection: Connection, suspect: Any) -> None:
+    """The child: opens the device, then answers until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+    def announce(name: ArmName) -> None:
+        fields = (name.operator, str(name.batch), name.format, name.arm)
+        fields += (name.implementation, name.variant, name.weight_format)
+        suspect.value = "\t".join(fields).encode()[: _NAME_BYTES - 1]
+
+    try:
+        from bench.measure.devices import open_device
+        from kernels.formats import find_format
+
+        device = open_device(setup.gpu)
+        activation = setup.activation or device.default_activation
+        mode = setup.mode or device.default_mode
+        session = Session(device, setup.operators, activation, mode, setup.skip, announce)
+        connection.send(
+            (
+                True,
+                Opened(device.describe(), device.cache_bytes, activation, mode, device.software()),
+            )
+        )
+        while True:
+            method, arguments = connection.recv()
+            if method == "begin":
+                weight_format, batches, planned = arguments
+                states = session.begin(find_format(weight_format), batches, planned)
+                result: object = Begun(states, session.rotation_bytes)
+            else:
+                result = session.block(*arguments)
+            suspect.value = b""
+            connection.send((True, result))
+    except (BrokenPipeError, EOFError):
+        return  # the parent is gone or done
+    except Exception as error:
+        error.add_note("In the worker:\n" + traceback.format_exc())
+        with contextlib.suppress(OSError):
+            connection.send((False, error))

@@ -1,0 +1,166 @@
+"""The CPU ladder from batch 16: unpack a block of weights once into the L1 cache, multiply it with the batch.
+
+    y[b, n] = sum over i of  w[n, i] * x[b, i]           w = (code - zero) * scale
+
+ROWS rows x CHUNK weights of W become fp32 in a small buffer, which is then multiplied with the whole batch,
+lanes running along the batch. Dequantization is paid once per block whatever the batch: the phi(B) of the
+step form is flat here. The stages are those of gemv.py; stream, unpack and scale do their share of the
+filling and multiply nothing.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numba import njit, prange
+
+from kernels.cpu.gemv import BYPASS, SCALE, STREAM, UNPACK, code_of, weight_of
+from kernels.cpu.simd import (
+    LANES,
+    ROWS,
+    add_f32,
+    add_i32,
+    bf16_of_float,
+    float_of_bf16,
+    fma_tile,
+    load_bf16,
+    load_f32,
+    load_i32,
+    load_tile,
+    mul_f32,
+    prefetch,
+    splat_f32,
+    splat_i32,
+    store_f32,
+    store_i32,
+    store_tile,
+    sum_f32,
+    sum_i32,
+)
+
+CHUNK = 128  # weights of a row in the buffer: ROWS x CHUNK x 4 bytes = 4 KiB
+PANEL = 64  # rows that share a pass over the activations, a multiple of ROWS
+
+
+@njit(inline="always")
+def fill_row(words, scales, zeros, row, chunk, bits, has_zero, stage, buffer, at, counts, totals, slot):
+    """Dequantize CHUNK weights of one row into buffer[at:], or do the part of it that a stage names."""
+    fields = 32 // bits
+    groups = scales.shape[1]
+    vectors = words.shape[0] // scales.shape[0] // LANES  # of one row
+    in_chunk = CHUNK // (LANES * fields)
+    per_group = vectors // groups
+    for i in range(in_chunk):
+        vector = chunk * in_chunk + i
+        first = (row * vectors + vector) * LANES
+        prefetch(words, first + in_chunk * LANES)
+        packed = load_i32(words, first)
+        group = vector // per_group
+        scale_bits = scales[row, group]
+        scale = splat_f32(float_of_bf16(scale_bits))
+        zero_point = np.int32(1 << (bits - 1))
+        if has_zero:
+            zero_point = np.int32(zeros[row, group])
+            if stage == BYPASS and zero_point == 255:
+                scale = splat_f32(np.float32(0))  # never so: keeps the zero points' load alive
+        zero = splat_i32(zero_point)
+        if stage < SCALE:
+            count = load_i32(counts, slot * LANES)
+            if stage == STREAM:
+                count = add_i32(count, packed)
+            for field in range(fields):
+                if stage == UNPACK:
+                    count = add_i32(count, code_of(packed, field, bits))
+            store_i32(counts, slot * LANES, count)
+            if vector % per_group == 0:
+                counts[slot * LANES] += np.int32(np.int16(scale_bits))
+                if has_zero:
+                    counts[slot * LANES] += zero_point
+        else:
+            total = load_f32(totals, slot * LANES)
+            for field in range(fields):
+                w = mul_f32(weight_of(packed, field, bits, zero, stage), scale)
+                store_f32(buffer, at + (i * fields + field) * LANES, w)
+                if stage == SCALE:
+                    total = add_f32(total, w)
+            if stage == SCALE:
+                store_f32(totals, slot * LANES, total)
+
+
+@njit(inline="always")
+def copy_row(weights, row, k, chunk, buffer, at):
+    """Widen CHUNK 16-bit weights of one row into buffer[at:]: the native kernel's fill."""
+    for i in range(CHUNK // LANES):
+        first = row * k + chunk * CHUNK + i * LANES
+        store_f32(buffer, at + i * LANES, load_bf16(weights, first))
+    prefetch(weights, row * k + (chunk + 1) * CHUNK)
+    prefetch(weights, row * k + (chunk + 1) * CHUNK + 32)
+    prefetch(weights, row * k + (chunk + 1) * CHUNK + 64)
+    prefetch(weights, row * k + (chunk + 1) * CHUNK + 96)
+
+
+@njit(inline="always")
+def multiply(buffer, x, padded, k, chunk, partial, at):
+    """partial[row, b] += buffer[row, i] * x[i, b], lanes along the batch, 32 at a time where there are."""
+    width = 2 * LANES if padded >= 2 * LANES else LANES
+    for first in range(0, padded, width):
+        at_x = first * k + chunk * CHUNK * width
+        low = load_tile(partial, at + first, padded)
+        if width == LANES:
+            for i in range(CHUNK):
+                low = fma_tile(buffer, i, CHUNK, load_f32(x, at_x + i * width), low)
+        else:
+            high = load_tile(partial, at + first + LANES, padded)
+            for i in range(CHUNK):
+                x_low = load_f32(x, at_x + i * width)
+                x_high = load_f32(x, at_x + i * width + LANES)
+                low = fma_tile(buffer, i, CHUNK, x_low, low)
+                high = fma_tile(buffer, i, CHUNK, x_high, high)
+            store_tile(partial, at + first + LANES, padded, high)
+        store_tile(partial, at + first, padded, low)
+
+
+@lru_cache(maxsize=None)
+def build(bits: int, has_zero: bool, stage: int):
+    """The compiled kernel of one packed width (or 16, for bf16 weights) and stage.
+
+    Its arguments: words int32 [n * words_per_row] (uint16 [n * k] for bf16 weights); scales uint16 (bf16)
+    [n, groups]; zeros uint8 [n, groups], or [0, 0] without zero points; x float32 [k * padded] from
+    to_columns; k; padded, the batch in whole vectors; sums float32 [n] (scale) or int32 [n]; y uint16
+    (bf16) [batch, n].
+    """
+
+    @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+    def gemm(words, scales, zeros, x, k, padded, sums, y):
+        batch, n = y.shape
+        for first in prange((n + PANEL - 1) // PANEL):
+            buffer = np.zeros(ROWS * CHUNK, np.float32)
+            partial = np.zeros(PANEL * padded, np.float32)
+            counts = np.zeros(PANEL * LANES, np.int32)
+            totals = np.zeros(PANEL * LANES, np.float32)
+            rows = min(PANEL, n - first * PANEL)
+            for chunk in range(k // CHUNK):
+                for block in range(0, rows, ROWS):
+                    for r in range(min(ROWS, rows - block)):
+                        row = first * PANEL + block + r
+                        if bits == 16:
+                            copy_row(words, row, k, chunk, buffer, r * CHUNK)
+                        else:
+                            fill_row(
+                                words, scales, zeros, row, chunk, bits, has_zero, stage,
+                                buffer, r * CHUNK, counts, totals, block + r,
+                            )  # fmt: skip
+                    if stage > SCALE:
+                        multiply(buffer, x, padded, k, chunk, partial, block * padded)
+            for r in range(rows):
+                row = first * PANEL + r
+                if stage < SCALE:
+                    sums[row] = sum_i32(load_i32(counts, r * LANES))
+                elif stage == SCALE:
+                    sums[row] = sum_f32(load_f32(totals, r * LANES))
+                else:
+                    for b in range(batch):
+                        y[b, row] = bf16_of_float(partial[r * padded + b])
+
+    return gemm

@@ -1,0 +1,148 @@
+"""The CPU ladder for batches 2 to 15: as gemv.py, two rows of W against four rows of x at a time.
+
+    y[b, n] = sum over groups g of  scale[n, g] * sum over i in g of (code[n, i] - zero[n, g]) * x[b, i]
+
+A register tile of 2 x 4 dot products uses each x four times as often and each unpacked weight four times.
+Larger batches take another pass over the row, dequantization included: phi(B) = phi1 * ceil(B / 4), the
+step form with BLOCK_M = 4.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numba import njit, prange
+
+from kernels.cpu.gemv import (
+    BYPASS,
+    PREFETCH_WORDS,
+    SCALE,
+    STREAM,
+    UNPACK,
+    code_of,
+    weight_of,
+)
+from kernels.cpu.simd import (
+    LANES,
+    add_f32,
+    add_i32,
+    bf16_of_float,
+    float_of_bf16,
+    fma,
+    load_f32,
+    load_i32,
+    prefetch,
+    splat_f32,
+    splat_i32,
+    sum_f32,
+    sum_i32,
+)
+
+BATCH_TILE = 4
+
+
+@lru_cache(maxsize=None)
+def build(bits: int, has_zero: bool, stage: int):
+    """The compiled kernel of one packed width and stage; arguments as gemv.build, x in tiles of four."""
+    fields = 32 // bits
+    middle = 1 << (bits - 1)
+
+    @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+    def gemv_batch(words, scales, zeros, x, sums, y):
+        n, groups = scales.shape
+        batch = y.shape[0]
+        words_per_row = words.shape[0] // n
+        per_group = words_per_row // LANES // groups
+        nothing = splat_f32(np.float32(0))
+        for pair in prange((n + 1) // 2):
+            row0 = 2 * pair
+            row1 = min(row0 + 1, n - 1)  # an odd last row is computed twice
+            for first in range(0, batch, BATCH_TILE):
+                t00 = t01 = t02 = t03 = nothing
+                t10 = t11 = t12 = t13 = nothing
+                count0 = count1 = splat_i32(np.int32(0))
+                stored0 = stored1 = np.int32(0)
+                for group in range(groups):
+                    scale0 = splat_f32(float_of_bf16(scales[row0, group]))
+                    scale1 = splat_f32(float_of_bf16(scales[row1, group]))
+                    zero_point0 = zero_point1 = np.int32(middle)
+                    if has_zero:
+                        zero_point0 = np.int32(zeros[row0, group])
+                        zero_point1 = np.int32(zeros[row1, group])
+                        if stage == BYPASS and zero_point0 + zero_point1 == 510:
+                            scale0 = scale1 = nothing  # never so: keeps the loads alive
+                    if stage < SCALE:
+                        stored0 += np.int32(np.int16(scales[row0, group]))
+                        stored1 += np.int32(np.int16(scales[row1, group]))
+                        if has_zero:
+                            stored0 += zero_point0
+                            stored1 += zero_point1
+                    zero0 = splat_i32(zero_point0)
+                    zero1 = splat_i32(zero_point1)
+                    for vector in range(group * per_group, (group + 1) * per_group):
+                        at0 = row0 * words_per_row + vector * LANES
+                        at1 = row1 * words_per_row + vector * LANES
+                        prefetch(words, at0 + PREFETCH_WORDS)
+                        prefetch(words, at1 + PREFETCH_WORDS)
+                        packed0 = load_i32(words, at0)
+                        packed1 = load_i32(words, at1)
+                        p00 = p01 = p02 = p03 = nothing
+                        p10 = p11 = p12 = p13 = nothing
+                        if stage == STREAM:
+                            count0 = add_i32(count0, packed0)
+                            count1 = add_i32(count1, packed1)
+                        for field in range(fields):
+                            if stage == UNPACK:
+                                count0 = add_i32(count0, code_of(packed0, field, bits))
+                                count1 = add_i32(count1, code_of(packed1, field, bits))
+                            if stage < SCALE:
+                                continue
+                            w0 = weight_of(packed0, field, bits, zero0, stage)
+                            w1 = weight_of(packed1, field, bits, zero1, stage)
+                            if stage == SCALE:
+                                p00 = add_f32(p00, w0)
+                                p10 = add_f32(p10, w1)
+                                continue
+                            at_x = (first * words_per_row // LANES + vector * BATCH_TILE) * fields
+                            at_x = (at_x + field * BATCH_TILE) * LANES
+                            x0 = load_f32(x, at_x)
+                            x1 = load_f32(x, at_x + LANES)
+                            x2 = load_f32(x, at_x + 2 * LANES)
+                            x3 = load_f32(x, at_x + 3 * LANES)
+                            p00 = fma(w0, x0, p00)
+                            p01 = fma(w0, x1, p01)
+                            p02 = fma(w0, x2, p02)
+                            p03 = fma(w0, x3, p03)
+                            p10 = fma(w1, x0, p10)
+                            p11 = fma(w1, x1, p11)
+                            p12 = fma(w1, x2, p12)
+                            p13 = fma(w1, x3, p13)
+                        t00 = fma(p00, scale0, t00)
+                        t01 = fma(p01, scale0, t01)
+                        t02 = fma(p02, scale0, t02)
+                        t03 = fma(p03, scale0, t03)
+                        t10 = fma(p10, scale1, t10)
+                        t11 = fma(p11, scale1, t11)
+                        t12 = fma(p12, scale1, t12)
+                        t13 = fma(p13, scale1, t13)
+                if stage < SCALE:
+                    sums[row0] = sum_i32(count0) + stored0
+                    sums[row1] = sum_i32(count1) + stored1
+                elif stage == SCALE:
+                    sums[row0] = sum_f32(t00)
+                    sums[row1] = sum_f32(t10)
+                else:
+                    y[first, row0] = bf16_of_float(sum_f32(t00))
+                    y[first, row1] = bf16_of_float(sum_f32(t10))
+                    if first + 1 < batch:
+                        y[first + 1, row0] = bf16_of_float(sum_f32(t01))
+                        y[first + 1, row1] = bf16_of_float(sum_f32(t11))
+                    if first + 2 < batch:
+                        y[first + 2, row0] = bf16_of_float(sum_f32(t02))
+                        y[first + 2, row1] = bf16_of_float(sum_f32(t12))
+                    if first + 3 < batch:
+                        y[first + 3, row0] = bf16_of_float(sum_f32(t03))
+                        y[first + 3, row1] = bf16_of_float(sum_f32(t13))
+
+    return gemv_batch

@@ -1,0 +1,134 @@
+"""The record that describes one timed kernel, and the words for its arm.
+
+A kernel is plain data plus three functions: `pack` lays weights out as the kernel wants them, `bind` fixes
+its arguments so that a launch takes none, `traffic` counts the bytes it must move and the operations it
+must do. Nothing here touches a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from kernels.formats import SCALE_BITS, ZERO_POINT_BITS, WeightFormat, find_format
+from kernels.packing import BypassReading, Weights
+
+if TYPE_CHECKING:
+    import torch
+
+Arm = Literal[
+    "stream", "unpack", "scale", "bypass", "fused", "native", "vendor", "dequantize", "unfused"
+]
+LADDER: tuple[Arm, ...] = ("stream", "unpack", "scale", "bypass", "fused")
+PRODUCTS: tuple[Arm, ...] = ("bypass", "fused", "native", "vendor", "unfused")  # write y[batch, n]
+
+Tensors = dict[str, "torch.Tensor"]
+Launch = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one launch must move and do, counted from the shapes: no re-reads, no padding.
+
+    Attributes:
+        bytes_read: weights, scales, zero points and activations, each once.
+        bytes_written: the output, once.
+        flops: two per multiply-add.
+    """
+
+    bytes_read: int
+    bytes_written: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel that can be timed.
+
+    Attributes:
+        arm: its place in the causal ladder.
+        implementation: who wrote it: "triton", "numba", "torch".
+        device: "cuda" or "cpu".
+        formats: names of the weight formats it reads. A 16-bit kernel names "fp16" and "bf16".
+        activations: dtypes of x, y and the scales that it accepts.
+        batches: smallest and largest batch it accepts.
+        pack: weights to this kernel's own tensors (on the CPU; the device copies and rotates them).
+        bind: (tensors of one copy, x [batch, k], output) to a launch without arguments. Checks shapes
+            and dtypes once and raises ValueError; the launch itself allocates nothing.
+        variant: tile variant, for the row key.
+        reading: how the bypass arm reads its words as numbers.
+        tolerance: largest allowed error relative to the largest reference magnitude.
+    """
+
+    arm: Arm
+    implementation: str
+    device: Literal["cuda", "cpu"]
+    formats: tuple[str, ...]
+    activations: tuple[str, ...]
+    batches: tuple[int, int]
+    pack: Callable[[Weights], Tensors]
+    bind: Callable[[Tensors, torch.Tensor, torch.Tensor], Launch]
+    variant: str = "default"
+    reading: BypassReading = "fp32"
+    tolerance: float = 1e-2
+
+    @property
+    def weight_bits(self) -> int | None:
+        """16 for kernels that read 16-bit weights, 32 for fp32, None when the format decides."""
+        return {"fp16": 16, "bf16": 16, "fp32": 32}.get(self.formats[0])
+
+    def reads(self, weight_format: WeightFormat, activation: str) -> WeightFormat:
+        """The format of the weights it reads when the problem is about `weight_format`."""
+        if self.weight_bits == 16:
+            return find_format(activation)
+        return find_format("fp32") if self.weight_bits == 32 else weight_format
+
+    def accepts(self, weight_format: WeightFormat, activation: str, batch: int) -> bool:
+        """Whether this kernel has a row for such a problem (16-bit kernels serve every format)."""
+        name = activation if self.weight_bits == 16 else weight_format.name
+        readable = self.weight_bits == 32 or name in self.formats
+        low, high = self.batches
+        return readable and activation in self.activations and low <= batch <= high
+
+
+def output_shape(arm: Arm, n: int, k: int, batch: int) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of what an arm writes; "activation" stands for the dtype of x.
+
+    stream and unpack write one int32 per row, scale one fp32 per row, dequantize the matrix itself, all
+    others y[batch, n].
+    """
+    if arm in ("stream", "unpack"):
+        return (n,), "int32"
+    if arm == "scale":
+        return (n,), "fp32"
+    if arm == "dequantize":
+        return (n, k), "activation"
+    return (batch, n), "activation"
+
+
+def traffic(arm: Arm, reads: WeightFormat, n: int, k: int, batch: int) -> Traffic:
+    """Bytes and operations of one launch of an arm on W[n, k] (METHOD section 3, column "bits moved").
+
+    Args:
+        arm: the arm.
+        reads: the format of the weights it reads (Kernel.reads).
+        n: rows of W.
+        k: columns of W.
+        batch: rows of x.
+
+    `unfused` reads the packed weights, writes the 16-bit matrix and reads it back, which a large cache
+    may absorb: an upper bound.
+    """
+    weights = n * k
+    groups = n * reads.groups(k) if reads.quantized else 0
+    per_group = SCALE_BITS + (ZERO_POINT_BITS if reads.zero_point else 0)
+    stored = (weights * reads.bits + groups * per_group) // 8
+    x, y, flops = 2 * batch * k, 2 * batch * n, 2 * batch * weights
+    if arm in ("stream", "unpack", "scale"):
+        return Traffic(stored, 4 * n, 0)
+    if arm == "dequantize":
+        return Traffic(stored, 2 * weights, 0)
+    if arm == "unfused":
+        return Traffic(stored + 2 * weights + x, 2 * weights + y, flops)
+    return Traffic(stored + x, y, flops)

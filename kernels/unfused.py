@@ -1,0 +1,58 @@
+"""The unfused path: dequantize into one reused scratch matrix, then the best 16-bit kernel. Two launches.
+
+Which 16-bit kernel is best depends on the machine and the batch, so the bench decides and composes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from kernels.kernel import Kernel, Launch, Tensors
+
+
+@lru_cache(maxsize=8)
+def _scratch(n: int, k: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """One matrix per shape, shared by all copies of the weights: no allocation inside a launch."""
+    return torch.empty((n, k), dtype=dtype, device=device)
+
+
+def compose(dequantize: Kernel, sixteen: Kernel) -> Kernel:
+    """The `unfused` kernel made of a dequantize kernel and a 16-bit kernel of the same device.
+
+    Raises:
+        ValueError: the parts are not a dequantize kernel and a 16-bit kernel of one device.
+    """
+    if (
+        dequantize.arm != "dequantize"
+        or sixteen.weight_bits != 16
+        or dequantize.device != sixteen.device
+    ):
+        raise ValueError(
+            "unfused is made of a dequantize kernel and a 16-bit kernel of one device, "
+            f"not of {dequantize.arm} ({dequantize.device}) and {sixteen.arm} ({sixteen.device})."
+        )
+
+    def bind(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
+        matrix = _scratch(out.shape[1], x.shape[1], x.dtype, x.device)
+        expand = dequantize.bind(tensors, x, matrix)
+        multiply = sixteen.bind({"weights": matrix}, x, out)
+
+        def launch() -> object:
+            expand()
+            return multiply()
+
+        return launch
+
+    return Kernel(
+        arm="unfused",
+        implementation=f"{dequantize.implementation}+{sixteen.implementation}",
+        device=dequantize.device,
+        formats=dequantize.formats,
+        activations=dequantize.activations,
+        batches=sixteen.batches,
+        pack=dequantize.pack,
+        bind=bind,
+        variant=sixteen.variant,
+    )

@@ -1,0 +1,1 @@
+"""What leaves the suite: the profile schema, its reader, layer shapes and data."""

@@ -1,0 +1,506 @@
+"""The profile: what a run leaves behind, and all that a reader may rely on.
+
+A profile is one JSON file and one Parquet file of samples beside it. The JSON holds the facts of
+the run, one row per timed arm and one comparison per (operator, batch, format); the Parquet file
+holds every sample, so that anyone can compute the first from the second again.
+
+    run.json             Profile: device, software, workload, protocol, rows, comparisons
+    run.1a2b3c4d.parquet every sample, columns in SAMPLE_COLUMNS; named and hashed by the JSON
+
+Two rules hold everywhere. A number is a `Quantity` with an interval and the kind of evidence behind
+it. A value that is not known is null, and the reason is written down beside it.
+
+Units are the last word of a name (`_s _us _j _w _mhz _bytes _gb_per_s`); a name without one is a
+ratio, a count or a word. After a change here, `python -m profiles.schema` writes `schema.json`
+anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+SCHEMA_FILE = Path(__file__).with_name("schema.json")
+LAYER = "layer"  # the operator name that stands for the sum over a layer's operators
+
+Kind = Literal["measured", "modelled", "simulated", "imported"]
+Arm = Literal[
+    "stream",
+    "unpack",
+    "scale",
+    "bypass",
+    "fused",
+    "native",
+    "vendor",
+    "dequantize",
+    "unfused",
+    "lowp",
+    "upcast",
+]
+Activation = Literal["fp16", "bf16"]
+LaunchMode = Literal["graph", "eager"]
+CacheState = Literal["cold", "hot"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Record(BaseModel):
+    """Base of every part: unknown fields, NaN and infinity are errors; values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Quantity(Record):
+    """One number, its interval, and what kind of evidence it is.
+
+    Attributes:
+        value: the point estimate; null when there is none.
+        low: lower end of the interval, at the profile's confidence; null when there is no interval.
+        high: upper end.
+        n: how many independent observations (blocks) it rests on; null where that has no meaning.
+        kind: measured, modelled, simulated or imported.
+        reason: why the value or its interval is null; empty when both are given.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: Annotated[int, Field(ge=0)] | None = None
+    kind: Kind = "measured"
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _ordered_or_explained(self) -> Quantity:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("low and high come together: give both or neither")
+        if self.value is None and self.low is not None:
+            raise ValueError("an interval needs a value")
+        if self.low is None and not self.reason.strip():
+            raise ValueError("a quantity without a value or without an interval needs a reason")
+        if (
+            self.value is not None
+            and self.low is not None
+            and self.high is not None
+            and not self.low <= self.value <= self.high
+        ):
+            raise ValueError(f"{self.value} is not within its interval {self.low} to {self.high}")
+        return self
+
+
+def absent(reason: str, kind: Kind = "measured") -> Quantity:
+    """A quantity that is not there, and why."""
+    return Quantity(value=None, kind=kind, reason=reason)
+
+
+class Facts(Record):
+    """Facts of which any may be unknown: each null field is explained in `missing`."""
+
+    missing: dict[str, str] = Field(default={}, description="field name to why it is null")
+
+    @model_validator(mode="after")
+    def _every_null_explained(self) -> Facts:
+        for name in type(self).model_fields:
+            if getattr(self, name) is None and not self.missing.get(name, "").strip():
+                raise ValueError(f"{name} is null, so `missing` must say why")
+        return self
+
+
+class DeviceInfo(Facts):
+    """The machine or board that ran the kernels."""
+
+    name: str
+    kind: Literal["cpu", "cuda"]
+    uuid_hash: str | None = Field(
+        description="shortened SHA-256 of the board's or machine's own id"
+    )
+    cores: int | None = Field(
+        description="CPU cores usable by the run, or streaming multiprocessors"
+    )
+    last_level_cache_bytes: int | None
+    memory_bytes: int | None
+    capability: str | None = Field(description="CUDA compute capability, or the CPU's vector sets")
+    extra: dict[str, str | int | float | bool | None] = {}
+
+
+class Software(Facts):
+    """Versions; null where a part is not installed or not used."""
+
+    python: str
+    os: str
+    numpy: str | None
+    torch: str | None
+    triton: str | None
+    numba: str | None
+    driver: str | None
+    cuda: str | None
+    threading_layer: str | None
+    extra: dict[str, str | int | float | bool | None] = {}
+
+
+class Git(Facts):
+    """The checkout that ran."""
+
+    commit: str | None
+    dirty: bool | None
+
+
+class Operator(Record):
+    """One linear operator y[batch, n] = x[batch, k] W[n, k]^T and how often a layer has it."""
+
+    name: str
+    n: Annotated[int, Field(gt=0)]
+    k: Annotated[int, Field(gt=0)]
+    count: Annotated[int, Field(gt=0)] = 1
+
+
+class Workload(Record):
+    """What was run."""
+
+    model: str
+    layers: Annotated[int, Field(gt=0)]
+    operators: Annotated[tuple[Operator, ...], Field(min_length=1)]
+    activation: Activation
+    formats: tuple[str, ...]
+    batches: tuple[Annotated[int, Field(gt=0)], ...]
+    launch_mode: LaunchMode
+    cache_state: CacheState
+    rotation_bytes: Annotated[int, Field(ge=0)] = Field(
+        description="bytes touched between two uses of one weight copy"
+    )
+    seeds: dict[str, int]
+
+
+class Protocol(Record):
+    """How it was timed, fixed before the first fresh block."""
+
+    pilot_blocks: Annotated[int, Field(ge=0)]
+    fresh_blocks_minimum: Annotated[int, Field(ge=1)]
+    fresh_blocks_maximum: Annotated[int, Field(ge=1)]
+    processes: Annotated[int, Field(ge=1)]
+    target_half_width: Annotated[float, Field(gt=0)] = Field(
+        description="largest half-width of a phi's interval, as a fraction of t(best16)"
+    )
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    sample_minimum_s: Annotated[float, Field(gt=0)]
+    interval_method: str = "hettmansperger-sheather"
+
+
+class Implementation(Record):
+    """Which kernel stands for an arm; with the problem it identifies a row."""
+
+    arm: Arm
+    implementation: str
+    variant: str
+    weight_format: str = Field(description="what the kernel reads: bf16, fp32 or the row's format")
+
+
+class Traffic(Record):
+    """What one call must move and do, counted from the shapes."""
+
+    bytes_read: Annotated[int, Field(ge=0)]
+    bytes_written: Annotated[int, Field(ge=0)]
+    flops: Annotated[int, Field(ge=0)]
+
+
+class ArmRow(Record):
+    """One arm on one problem. The fields down to `kind`, with the device, are the row key.
+
+    The operator "layer" is the sum over the layer's operators; it has no n and k. A kernel that
+    crashed or gave wrong numbers has a `failure` and no time.
+    """
+
+    operator: str
+    n: Annotated[int, Field(gt=0)] | None
+    k: Annotated[int, Field(gt=0)] | None
+    batch: Annotated[int, Field(gt=0)]
+    format: str
+    activation: Activation
+    arm: Arm
+    implementation: str
+    variant: str
+    weight_format: str
+    launch_mode: LaunchMode
+    cache_state: CacheState
+    kind: Kind
+
+    time_s: Quantity = Field(description="median seconds of one call, over the fresh blocks")
+    calls_per_sample: Annotated[int, Field(gt=0)] | None = None
+    blocks: Annotated[int, Field(ge=0)] = Field(default=0, description="fresh blocks")
+    flags: tuple[str, ...] = ()
+    converged: bool | None = Field(
+        default=None,
+        description="whether every phi that uses the arm met its target; null: none does",
+    )
+    error_vs_reference: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="largest error over the largest magnitude of the reference; null: not verified",
+    )
+    traffic: Traffic | None = None
+    stream_bandwidth_fraction: Quantity = absent("the arm's traffic is not known")
+    energy_j: Quantity = absent("energy is not measured yet")
+    failure: str | None = None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The row key, without the device that all rows of a profile share."""
+        return (
+            *(self.operator, self.n, self.k, self.batch, self.format, self.activation),
+            *(self.arm, self.implementation, self.variant, self.weight_format),
+            *(self.launch_mode, self.cache_state, self.kind),
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ArmRow:
+        is_layer = self.operator == LAYER
+        if (self.n is None) != is_layer or (self.k is None) != is_layer:
+            raise ValueError(f'n and k are null for the operator "{LAYER}" and for no other')
+        if self.failure is not None and self.time_s.value is not None:
+            raise ValueError("a failed arm has no time: a fast wrong kernel is not data")
+        return self
+
+
+class Quality(Record):
+    """How far one phi can be trusted."""
+
+    half_width_over_best16: Annotated[float, Field(ge=0)] | None = Field(
+        description="half-width of the interval of phi over t(best16)"
+    )
+    between_process_spread_s: Annotated[float, Field(ge=0)] | None = Field(
+        description="half the range of the per-process medians of phi"
+    )
+    converged: bool | None = Field(
+        description="half-width within the target; null: there is no phi"
+    )
+    flags: tuple[str, ...] = ()
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _explained(self) -> Quality:
+        values = (self.half_width_over_best16, self.between_process_spread_s, self.converged)
+        if None in values and not self.reason.strip():
+            raise ValueError("a null in the quality of a phi needs a reason")
+        return self
+
+
+class Extrapolated(Record):
+    """A decode step: the layer times the layers. Not run; without lm_head and attention."""
+
+    layers: Annotated[int, Field(gt=0)]
+    best16_s: Quantity
+    fused_s: Quantity
+    unfused_s: Quantity
+    phi_exposed_s: Quantity
+    phi_unfused_s: Quantity
+
+
+class Comparison(Record):
+    """What dequantization cost on one problem; every difference and ratio is paired within blocks.
+
+    phi_exposed_s = t(fused) - t(bypass), phi_unfused_s = t(unfused) - t(best16),
+    cor_exposed = phi_exposed / t(bypass), cor_unfused = phi_unfused / t(best16),
+    speedup_X = t(best16) / t(X), non_stream_time_s = t(fused) - t(stream).
+    """
+
+    operator: str
+    n: Annotated[int, Field(gt=0)] | None
+    k: Annotated[int, Field(gt=0)] | None
+    batch: Annotated[int, Field(gt=0)]
+    format: str
+    activation: Activation
+    launch_mode: LaunchMode
+    cache_state: CacheState
+    kind: Kind
+
+    best16: Implementation | None = Field(description="the faster of the 16-bit arms, by name")
+    fused: Implementation | None
+    unfused: Implementation | None
+    library: Implementation | None = Field(description="a library's own kernel for this format")
+
+    phi_exposed_s: Quantity
+    phi_unfused_s: Quantity
+    non_stream_time_s: Quantity
+    cor_exposed: Quantity
+    cor_unfused: Quantity
+    speedup_fused: Quantity
+    speedup_unfused: Quantity
+    speedup_library: Quantity
+    quality_exposed: Quality
+    quality_unfused: Quality
+    extrapolated: Extrapolated | None = None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells two comparisons of a profile apart."""
+        return (
+            *(self.operator, self.n, self.k, self.batch, self.format, self.activation),
+            *(self.launch_mode, self.cache_state, self.kind),
+        )
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether every phi there is met its target; None when there is no phi."""
+        known = [
+            quality.converged
+            for quality in (self.quality_exposed, self.quality_unfused)
+            if quality.converged is not None
+        ]
+        return all(known) if known else None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Flags of both phis, each once."""
+        return tuple(dict.fromkeys(self.quality_exposed.flags + self.quality_unfused.flags))
+
+
+class Samples(Record):
+    """The Parquet file beside the profile."""
+
+    file: Annotated[str, Field(pattern=r"^[^/\\]+\.parquet$")]
+    sha256: Sha256
+    rows: Annotated[int, Field(ge=0)]
+
+
+class Profile(Record):
+    """One run on one device. All quantities are of the profile's own kind."""
+
+    schema_version: Literal[1] = 1
+    created: datetime = Field(description="UTC, ISO 8601")
+    kind: Kind
+    complete: bool = Field(
+        description="false when the run was cut short; what is here is still valid"
+    )
+    device: DeviceInfo
+    software: Software
+    git: Git
+    argv: tuple[str, ...]
+    workload: Workload
+    kernels_sha256: Sha256 = Field(description="over the source files of the kernels")
+    protocol: Protocol
+    rows: tuple[ArmRow, ...]
+    comparisons: tuple[Comparison, ...]
+    samples: Samples | None = None
+
+    @field_validator("created")
+    @classmethod
+    def _in_utc(cls, created: datetime) -> datetime:
+        if created.utcoffset() != timedelta(0):
+            raise ValueError("created must be in UTC, as in 2026-01-31T12:00:00Z")
+        return created
+
+    @model_validator(mode="after")
+    def _unique_and_of_one_kind(self) -> Profile:
+        for name, items in (("row", self.rows), ("comparison", self.comparisons)):
+            seen: set[tuple[object, ...]] = set()
+            for item in items:
+                if item.key in seen:
+                    raise ValueError(f"two {name}s have the key {item.key}")
+                seen.add(item.key)
+                kinds = {item.kind} | {quantity.kind for quantity in quantities(item)}
+                if kinds != {self.kind}:
+                    raise ValueError(
+                        f"a {self.kind} profile holds only {self.kind} values, "
+                        f"but {name} {item.key} has {sorted(kinds)}"
+                    )
+        return self
+
+
+def quantities(record: BaseModel) -> Iterator[Quantity]:
+    """Every quantity inside a record, at any depth of nested records."""
+    for name in type(record).model_fields:
+        value = getattr(record, name)
+        if isinstance(value, Quantity):
+            yield value
+        elif isinstance(value, BaseModel):
+            yield from quantities(value)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the samples file: name, Arrow type, meaning, and whether it may be null."""
+
+    name: str
+    type: Literal["int32", "int64", "float64", "string"]
+    meaning: str
+    nullable: bool = False
+
+
+SAMPLE_COLUMNS = (
+    Column("process", "int32", "which worker process, from 0"),
+    Column(
+        "block",
+        "int32",
+        "block within the phase of a process, from 0; a block times every arm once",
+    ),
+    Column("position", "int32", "order of the sample within its block"),
+    Column("phase", "string", '"pilot" fixes the number of blocks; only "fresh" makes estimates'),
+    Column("operator", "string", "operator name, as in the workload"),
+    Column("n", "int32", "rows of W"),
+    Column("k", "int32", "columns of W"),
+    Column("batch", "int32", "rows of x"),
+    Column("format", "string", "weight format of the problem"),
+    Column("arm", "string", "rung of the causal ladder"),
+    Column("implementation", "string", "who wrote the kernel"),
+    Column("variant", "string", "tile variant"),
+    Column(
+        "weight_format", "string", "what the kernel reads: bf16, fp16, fp32 or the problem's format"
+    ),
+    Column("launch_mode", "string", "graph or eager"),
+    Column("cache_state", "string", "cold or hot"),
+    Column("time_s", "float64", "seconds of one call: the sample's duration over its calls"),
+    Column("calls", "int32", "calls in the sample"),
+    Column("started_s", "float64", "when the sample began, on the device's clock"),
+    Column("minor_faults", "int64", "page faults during the sample", nullable=True),
+    Column("involuntary_switches", "int64", "times the thread lost its core", nullable=True),
+    Column("steal_s", "float64", "time the hypervisor took from all cores", nullable=True),
+    Column("probe_us", "float64", "an empty parallel region beside the sample", nullable=True),
+    Column("sm_clock_mhz", "float64", "clock of the multiprocessors", nullable=True),
+    Column(
+        "temperature_c", "float64", "temperature of the device, in degrees Celsius", nullable=True
+    ),
+    Column("flags", "string", "words separated by spaces; empty when nothing was odd"),
+)
+
+
+def samples_schema(missing: Mapping[str, str] | None = None) -> pa.Schema:
+    """The Arrow schema of the samples file.
+
+    Args:
+        missing: for each column that is null throughout, why; kept in the schema's metadata.
+
+    Raises:
+        ValueError: `missing` names a column that does not exist or may not be null.
+    """
+    import pyarrow as pa
+
+    missing = dict(missing or {})
+    nullable = {column.name for column in SAMPLE_COLUMNS if column.nullable}
+    if wrong := sorted(set(missing) - nullable):
+        raise ValueError(f"{', '.join(wrong)}: not a column that may be null ({sorted(nullable)}).")
+    fields = [
+        pa.field(c.name, getattr(pa, c.type)(), c.nullable, metadata={"meaning": c.meaning})
+        for c in SAMPLE_COLUMNS
+    ]
+    metadata = {
+        "schema_version": str(SCHEMA_VERSION),
+        "missing": json.dumps(missing, sort_keys=True),
+    }
+    return pa.schema(fields, metadata=metadata)
+
+
+def schema_text() -> str:
+    """The JSON Schema of a profile, as `schema.json` holds it."""
+    return json.dumps(Profile.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")
+    print(f"wrote {SCHEMA_FILE.name}")
