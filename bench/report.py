@@ -7,7 +7,8 @@ Needs the file only: no device, no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from profiles.reader import ProfileError, load_profile
 from profiles.schema import LAYER, ArmRow, Comparison, Implementation, Profile, Quantity
 
 CONVERGED_SHARE = 0.9  # a run is stable when this share of its comparisons met the target width
+MS = 1e3
 
 
 def render(profile: Profile, operator: str = LAYER) -> RenderableType:
@@ -28,15 +30,13 @@ def render(profile: Profile, operator: str = LAYER) -> RenderableType:
     parts: list[RenderableType] = [_header(profile)]
     for weight_format in profile.workload.formats:
         chosen = [
-            c
-            for c in profile.comparisons
-            if c.format == weight_format and c.operator == operator
+            c for c in profile.comparisons if c.format == weight_format and c.operator == operator
         ]
         if chosen:
-            parts += [_times(profile, chosen), _costs(chosen)]
-    words = [v.sentence for v in verdicts(profile.comparisons, operator)]
-    parts.append(Text("\n".join(words), style="bold"))
-    parts.append(_footer(profile))
+            parts += [Text(), _times(profile, chosen), _baselines(chosen), Text(), _costs(chosen)]
+    parts.append(Text())
+    parts += [Text(v.sentence, style="bold") for v in verdicts(profile.comparisons, operator)]
+    parts += [Text(line, style="dim") for line in _notes(profile)]
     return Group(*parts)
 
 
@@ -55,18 +55,17 @@ def _header(profile: Profile) -> Text:
     device, workload = profile.device, profile.workload
     cores = f", {device.cores} {'cores' if device.kind == 'cpu' else 'SMs'}" if device.cores else ""
     text = Text()
-    text.append(f"{profile.kind.upper()}", style="bold green" if profile.kind == "measured" else "bold")
+    text.append(profile.kind.upper(), style="bold green" if profile.kind == "measured" else "bold")
     text.append(f" on {device.name}{cores}: {workload.model}, one decoder layer, ")
     text.append(f"{workload.activation} activations, {workload.launch_mode} launches, ")
-    text.append(f"{workload.cache_state} weights")
+    text.append(f"{workload.cache_state} weights. Each value with its 95 % interval.")
     return text
 
 
-def _times(profile: Profile, comparisons: Iterable[Comparison]) -> Table:
-    chosen = list(comparisons)
+def _times(profile: Profile, chosen: list[Comparison]) -> Table:
     table = _table(
-        f"{chosen[0].format}: {_what(chosen[0])}, milliseconds (95 % interval)",
-        ("B", "best16", "", "stream", "bypass", "fused", "unfused", "library"),
+        f"{chosen[0].format}: time of {_what(chosen[0])}, ms",
+        ("best16", "stream", "bypass", "fused", "unfused", "library"),
     )
     times = {
         (row.operator, row.batch, row.format, _identity(row)): row.time_s for row in profile.rows
@@ -76,76 +75,105 @@ def _times(profile: Profile, comparisons: Iterable[Comparison]) -> Table:
         if kernel is None:
             return Text("–", style="dim")
         wanted = (arm or kernel.arm, kernel.implementation, kernel.variant, kernel.weight_format)
-        return _cell(times.get((c.operator, c.batch, c.format, wanted)), 1e3, 3)
+        return _cell(times.get((c.operator, c.batch, c.format, wanted)), MS)
 
     for c in chosen:
-        name = Text(f"{c.best16.arm}\n{c.best16.implementation}" if c.best16 else "–", style="dim")
         table.add_row(
-            str(c.batch), cell(c, c.best16), name, cell(c, c.fused, "stream"),
-            cell(c, c.fused, "bypass"), cell(c, c.fused), cell(c, c.unfused), cell(c, c.library),
+            _batch(c), cell(c, c.best16), cell(c, c.fused, "stream"), cell(c, c.fused, "bypass"),
+            cell(c, c.fused), cell(c, c.unfused), cell(c, c.library),
         )  # fmt: skip
     return table
 
 
-def _costs(comparisons: Iterable[Comparison]) -> Table:
-    chosen = list(comparisons)
+def _costs(chosen: list[Comparison]) -> Table:
     table = _table(
-        f"{chosen[0].format}: cost of dequantization, {_what(chosen[0])} (95 % interval)",
-        ("B", "φ exposed\nms", "φ unfused\nms", "COR\nexposed", "COR\nunfused", "speed-up\nfused",
-         "speed-up\nunfused", "spread\nof φ exp."),
+        f"{chosen[0].format}: cost of dequantization in {_what(chosen[0])}",
+        ("φ exposed\nms", "φ unfused\nms", "COR\nexposed", "COR\nunfused", "speed-up\nfused",
+         "speed-up\nunfused"),
     )  # fmt: skip
     for c in chosen:
-        spread = c.quality_exposed.between_process_spread_s
-        mark = "" if c.converged else " *"
-        flagged = " †" if c.flags else ""
         table.add_row(
-            f"{c.batch}{mark}{flagged}",
-            _cell(c.phi_exposed_s, 1e3, 3), _cell(c.phi_unfused_s, 1e3, 3),
-            _cell(c.cor_exposed, 1, 2), _cell(c.cor_unfused, 1, 2),
-            _cell(c.speedup_fused, 1, 2), _cell(c.speedup_unfused, 1, 2),
-            Text("–" if spread is None else f"±{spread * 1e3:.3f}"),
+            _batch(c), _cell(c.phi_exposed_s, MS), _cell(c.phi_unfused_s, MS),
+            _cell(c.cor_exposed), _cell(c.cor_unfused),
+            _cell(c.speedup_fused), _cell(c.speedup_unfused),
         )  # fmt: skip
     return table
 
 
-def _footer(profile: Profile) -> Text:
-    good, known = converged_share(profile)
-    protocol = profile.protocol
-    lines = [
-        f"{good} of {known} comparisons (layer and operators) have φ within "
-        f"{protocol.target_half_width:.0%} of t(best16)."
+def _baselines(chosen: list[Comparison]) -> Text:
+    """Which 16-bit kernel each batch was compared with, and what the library's own kernel is."""
+    named = [
+        (c.batch, f"{c.best16.arm} ({c.best16.implementation}, {c.best16.weight_format})")
+        for c in chosen
+        if c.best16 is not None
     ]
+    runs = []
+    for name, group in groupby(named, key=lambda item: item[1]):
+        batches = [batch for batch, _ in group]
+        span = f"{batches[0]} to {batches[-1]}" if len(batches) > 1 else f"{batches[0]}"
+        runs.append(f"{name} at batch {span}")
+    line = f"best16: {'; '.join(runs)}." if runs else "best16: none."
+    libraries = sorted({c.library.implementation for c in chosen if c.library is not None})
+    if libraries:
+        line += f" library: {', '.join(libraries)}'s own kernel for this format."
+    return Text(line, style="dim")
+
+
+def _notes(profile: Profile) -> Iterator[str]:
+    """What to be careful about."""
+    good, known = converged_share(profile)
+    target = profile.protocol.target_half_width
+    yield (
+        f"{good} of {known} comparisons (layer and operators) have φ within ±{target:.0%} of "
+        f"t(best16)."
+    )
     layers = [c for c in profile.comparisons if c.operator == LAYER]
-    if any(not c.converged for c in layers):
-        lines.append("* not converged: the interval of a φ is wider than that.")
+    if any(c.converged is False for c in layers):
+        yield "* not converged: the interval of a φ is wider than that."
     if any(c.flags for c in layers):
-        lines.append("† flagged: blocks were not independent (a trend or a shift); see the profile.")
-    steps = [c for c in layers if c.extrapolated is not None and c.batch == layers[0].batch]
-    for c in steps:
-        assert c.extrapolated is not None
-        step = c.extrapolated
-        lines.append(
-            f"{c.format}, batch {c.batch}, one step of {step.layers} layers (extrapolated, without "
-            f"lm_head and attention): best16 {_plain(step.best16_s, 1e3, 2)} ms, "
-            f"fused {_plain(step.fused_s, 1e3, 2)} ms, unfused {_plain(step.unfused_s, 1e3, 2)} ms."
+        yield "† flagged: the blocks show a trend or depend on each other, so intervals may be short."
+    spreads = [
+        (spread / c.phi_exposed_s.value, c)
+        for c in layers
+        if (spread := c.quality_exposed.between_process_spread_s) and c.phi_exposed_s.value
+    ]
+    if spreads:
+        share, c = max(spreads, key=lambda item: abs(item[0]))
+        yield (
+            f"Between processes φ exposed moved by up to ±{abs(share):.0%} "
+            f"({c.format}, batch {c.batch})."
         )
-    energies = {row.energy_j.reason for row in profile.rows if row.energy_j.value is None}
-    lines += [f"Joules: {reason}." for reason in sorted(energies)]
+    for c in layers:
+        if c.extrapolated is not None and c.batch == layers[0].batch:
+            step = c.extrapolated
+            yield (
+                f"{c.format}, batch {c.batch}: a step of {step.layers} layers, extrapolated "
+                f"(no lm_head, no attention): best16 {_plain(step.best16_s)} ms, "
+                f"fused {_plain(step.fused_s)} ms, unfused {_plain(step.unfused_s)} ms."
+            )
+    for reason in sorted({r.energy_j.reason for r in profile.rows if r.energy_j.value is None}):
+        yield f"Joules: absent, {reason}."
     for row in failures(profile):
-        lines.append(
+        yield (
             f"FAILED {row.arm} ({row.implementation}, {row.weight_format}) on {row.operator} "
             f"at batch {row.batch}: {row.failure}."
         )
     if not profile.complete:
-        lines.append("The run was interrupted: what is here is valid, but not all that was planned.")
-    return Text("\n".join(lines), style="dim")
+        yield "Interrupted: what is here is valid, but not all that was planned."
 
 
 def _table(title: str, columns: Iterable[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 1), box=None)
-    for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index == 0 or not name else "right", no_wrap=True)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0)
+    )
+    table.add_column("B", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def _batch(c: Comparison) -> str:
+    return f"{c.batch}{'' if c.converged else '*'}{'†' if c.flags else ''}"
 
 
 def _what(comparison: Comparison) -> str:
@@ -156,21 +184,22 @@ def _identity(row: ArmRow) -> tuple[str, str, str, str]:
     return (row.arm, row.implementation, row.variant, row.weight_format)
 
 
-def _cell(quantity: Quantity | None, scale: float, digits: int) -> Text:
-    """The value, and below it the interval."""
+def _cell(quantity: Quantity | None, scale: float = 1.0) -> Text:
+    """The value, and below it the interval, to three digits of the larger end."""
     if quantity is None or quantity.value is None:
         return Text("–", style="dim")
+    ends = [quantity.value, quantity.low or 0.0, quantity.high or 0.0]
+    largest = max(abs(end * scale) for end in ends)
+    digits = 3 if largest < 1 else 2 if largest < 10 else 1 if largest < 100 else 0
     text = Text(f"{quantity.value * scale:.{digits}f}")
     if quantity.low is not None and quantity.high is not None:
         low, high = quantity.low * scale, quantity.high * scale
-        text.append(f"\n{low:.{digits}f}…{high:.{digits}f}", style="dim")
+        text.append(f"\n{low:.{digits}f}–{high:.{digits}f}", style="dim")
     return text
 
 
-def _plain(quantity: Quantity, scale: float, digits: int) -> str:
-    if quantity.value is None:
-        return "–"
-    return f"{quantity.value * scale:.{digits}f}"
+def _plain(quantity: Quantity) -> str:
+    return "–" if quantity.value is None else f"{quantity.value * MS:.1f}"
 
 
 def main(

@@ -1,4 +1,4 @@
-"""The library's 16-bit linear on a GPU: what cuBLAS makes of the dequantized weights (arm `vendor`)."""
+"""The library's 16-bit linear on a GPU: cuBLAS on the dequantized weights (arm `vendor`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCHES = (1, 256)
 
 
 def bind(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
-    """`torch.mm` into a preallocated output: the GEMM of `torch.nn.functional.linear`, no allocation.
+    """`torch.mm` into a preallocated output: the GEMM that `torch.nn.functional.linear` calls.
 
     Args:
         tensors: {"weights": [n, k]} in the dtype of x.

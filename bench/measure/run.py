@@ -28,7 +28,7 @@ from bench.measure.worker import Opened, Setup, Worker, WorkerDied
 from kernels.formats import WeightFormat
 from profiles.schema import Operator, Protocol, Traffic, Workload, samples_schema
 
-CELL_S = 8.0  # a format and batch takes about this long at most, unless the least blocks take longer
+CELL_S = 5.0  # a format and batch takes about this long at most, unless the least blocks take longer
 MAX_DEATHS = 20
 MISSING = {
     "sm_clock_mhz": "clocks are read with the energy sensors, which are not measured yet",

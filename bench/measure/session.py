@@ -1,13 +1,13 @@
 """The arms of a format on one device, in one process: verify, choose repeats, rotate weights, run blocks.
 
     begin       every kernel of every operator and batch: prepare, verify, estimate; then rotate
-    block       every arm of every operator once, in random order
+    block       every operator, and every arm of it, once, in random order
 
 A block spans all operators of the layer, so that sums over operators are paired like single operators.
 
 Rotation. Between two uses of one copy of the weights more than twice the last-level cache must be touched.
 On a device that replays copies in a fixed order a pool must do that alone. Elsewhere the other samples of a
-block help: a pool gets as many copies as it uses in so many whole blocks as touch twice the cache.
+block help: a pool gets the copies of one block and of as much of the next as touches twice the cache.
 """
 
 from __future__ import annotations
@@ -155,15 +155,21 @@ class Session:
         return [arm.state for arms in self._arms.values() for arm in arms] + failed
 
     def block(self, batch: int, seed: tuple[int, ...]) -> list[Timed]:
-        """Times every arm of every operator once, in an order drawn from the seed."""
-        arms = self._arms[batch]
-        order = np.random.default_rng(seed).permutation(len(arms))
-        timed = []
-        for position, index in enumerate(order):
-            arm = arms[index]
-            self.announce(arm.state.name)
-            sample = self.device.sample(arm.prepared, arm.state.repeats, self.mode)
-            timed.append(Timed(arm.state.name, position, sample))
+        """Times every arm of every operator once.
+
+        Operators come in random order, and so do the arms of each; the arms of one operator are
+        neighbours in time, because what is compared should see the same moment of the machine.
+        """
+        rng = np.random.default_rng(seed)
+        timed: list[Timed] = []
+        for index in rng.permutation(len(self.operators)):
+            operator = self.operators[index].name
+            arms = [arm for arm in self._arms[batch] if arm.state.name.operator == operator]
+            for choice in rng.permutation(len(arms)):
+                arm = arms[choice]
+                self.announce(arm.state.name)
+                sample = self.device.sample(arm.prepared, arm.state.repeats, self.mode)
+                timed.append(Timed(arm.state.name, len(timed), sample))
         return timed
 
     def _consider(
@@ -209,10 +215,8 @@ class Session:
             if self.device.own_cycle:
                 copies[pool] = alone
                 continue
-            needed = [
-                uses[b][pool] * (math.ceil(enough / touched[b]) + 1) for b in uses if pool in uses[b]
-            ]
-            copies[pool] = max(2, min(alone, max(needed)))
+            needed = [uses[b][pool] * (enough / touched[b] + 1) for b in uses if pool in uses[b]]
+            copies[pool] = max(2, min(alone, math.ceil(max(needed))))
         total = sum(count * size[pool] for pool, count in copies.items())
         shrink = min(1.0, self.device.free_bytes() / max(total, 1))
         copies = {pool: max(2, math.floor(count * shrink)) for pool, count in copies.items()}

@@ -8,12 +8,16 @@ answer in time, the parent reads there which arm it was.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import multiprocessing as mp
+import os
 import signal
+import tempfile
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Literal
 
 from bench.measure.devices import Mode
@@ -74,12 +78,14 @@ class Worker:
 
     def __init__(self, setup: Setup) -> None:
         context = mp.get_context("spawn")
+        self._folder = tempfile.TemporaryDirectory(prefix="dequant-bench-")
         self._connection, child = context.Pipe()
         self._suspect = context.Array("c", _NAME_BYTES, lock=False)
         self._process = context.Process(
             target=_serve, args=(setup, child, self._suspect), daemon=True
         )
-        self._process.start()
+        with _environment(Path(self._folder.name)):
+            self._process.start()
         child.close()
         self.opened: Opened = self._answer(START_DEADLINE_S)
 
@@ -105,6 +111,7 @@ class Worker:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        self._folder.cleanup()
 
     def _answer(self, deadline_s: float) -> Any:
         """The child's next answer; its exceptions are raised here."""
@@ -126,6 +133,30 @@ class Worker:
             return None
         operator, batch, *rest = text.split("\t")
         return ArmName(operator, int(batch), *rest)
+
+
+@contextlib.contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """Variables that the worker's libraries read when they are loaded.
+
+    PyTorch brings an OpenMP library of its own and Numba takes the system's, if there is one. Two pools of
+    threads on the same cores spin against each other for milliseconds after every switch of arm, so Numba
+    is shown PyTorch's under the name that it looks for. NumPy's threads, used to verify, are left out.
+    """
+    spec = importlib.util.find_spec("torch")
+    places = spec.submodule_search_locations if spec else None
+    bundled = sorted(Path(places[0], "lib").glob("libgomp*.so*")) if places else []
+    before = os.environ.copy()
+    if bundled:
+        (folder / "libgomp.so.1.0.0").symlink_to(bundled[0])
+        others = before.get("LD_LIBRARY_PATH")
+        os.environ["LD_LIBRARY_PATH"] = f"{folder}:{others}" if others else str(folder)
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _how_it_ended(exitcode: int | None) -> str:

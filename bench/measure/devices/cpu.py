@@ -9,6 +9,7 @@ is taken; the counters of the process and of /proc/stat show the others afterwar
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import resource
@@ -49,6 +50,9 @@ class CpuDevice(TensorDevice):
 
     def __init__(self) -> None:
         super().__init__()
+        self._free: list[mmap.mmap] = []
+        self._used: list[mmap.mmap] = []
+        self._retries = PROBE_RETRIES
         self.threads = len(os.sched_getaffinity(0))
         torch.set_num_threads(self.threads)
         numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))
@@ -123,24 +127,42 @@ class CpuDevice(TensorDevice):
         )
 
     def _wait_until_healthy(self) -> tuple[float, tuple[str, ...]]:
-        """Probes until an empty region is fast again; gives up with a flag."""
+        """Probes until an empty region is fast again; after some retries goes on with a flag.
+
+        A machine that stays busy is not waited for again and again: the retries come back with
+        every healthy probe.
+        """
         _empty_region(self._sink)  # wakes the threads
-        for _ in range(PROBE_RETRIES):
+        while True:
             start = time.perf_counter()
             _empty_region(self._sink)
             probe_us = (time.perf_counter() - start) * 1e6
             if probe_us <= HEALTHY_PROBE_US:
+                self._retries = PROBE_RETRIES
                 return probe_us, ()
-        return probe_us, ("busy",)
+            if self._retries == 0:
+                return probe_us, ("busy",)
+            self._retries -= 1
+
+    def release(self) -> None:
+        """See the protocol. The memory is kept for the next format: first touches are slow."""
+        super().release()
+        self._free += self._used
+        self._used = []
 
     def _reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Anonymous memory in huge pages where the kernel has them: fewer misses, and fewer surprises."""
-        count = int(torch.tensor(shape).prod())
-        length = max(count * dtype.itemsize, 1)
-        memory = mmap.mmap(-1, length)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return torch.frombuffer(memory, dtype=dtype, count=count).reshape(shape)
+        length = math.prod(shape) * dtype.itemsize
+        fitting = [m for m in self._free if len(m) >= length]
+        memory = min(fitting, key=len, default=None)
+        if memory is None:
+            memory = mmap.mmap(-1, max(length, 1))
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        else:
+            self._free.remove(memory)
+        self._used.append(memory)
+        return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).reshape(shape)
 
     def _run(self, launch: Launch) -> object:
         return launch()
