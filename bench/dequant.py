@@ -145,6 +145,11 @@ def default_output(gpu: str, model: str, formats: tuple[WeightFormat, ...]) -> P
     return Path("results") / f"{re.sub(r'[^A-Za-z0-9.]+', '-', words).lower()}-{now}.json"
 
 
+def journal_of(output: Path) -> Path:
+    """Where the samples of a run are kept until its profile is written."""
+    return output.with_suffix(".journal.jsonl")
+
+
 def assemble(result: Result, plan: Plan, rows: list[dict[str, object]]) -> Profile:
     """The profile of a run, complete or not."""
     from bench.analysis.decompose import decompose
@@ -198,7 +203,7 @@ def measure(plan: Plan, output: Path) -> int:
 
     errors = Console(stderr=True)
     interrupted = False
-    with Journal(output.with_suffix(".journal.jsonl")) as journal:
+    with Journal(journal_of(output)) as journal:
         with progress(errors) as report:
             run = Run(plan, journal, report)
             try:
@@ -301,18 +306,21 @@ def run_command(
 
     try:
         plan = make_plan(gpu, formats, model, batches, activation, launch, seed)  # type: ignore[arg-type]
-        path = output or default_output(gpu, plan.model, formats)
-        if path.suffix != ".json":
-            raise UsageError(f"--output must end in .json, but is {path}.")
-        return measure(plan, path)
     except DeviceError as error:
         raise UsageError(str(error)) from None
+    path = output or default_output(gpu, plan.model, formats)
+    if path.suffix != ".json":
+        raise UsageError(f"--output must end in .json, but is {path}.")
+    try:
+        return measure(plan, path)
     except WorkerDied as error:
         typer.echo(f"error: the measuring process was lost: {error}.", err=True)
         return 1
     except OSError as error:
-        where = error.filename or output or "results"
+        where = error.filename or path
         typer.echo(f"error: cannot write {where}: {error.strerror}. Choose another --output.", err=True)
+        if (journal := journal_of(path)).exists():
+            typer.echo(f"The samples so far are safe in {journal}.", err=True)
         return 2
     except KeyboardInterrupt:
         typer.echo("Interrupted: nothing was written.", err=True)

@@ -21,7 +21,7 @@ import pyarrow as pa
 from bench.analysis import decompose
 from bench.analysis.arms import ArmKey
 from bench.analysis.arms import Problem as ProblemKey
-from bench.measure.devices import Mode
+from bench.measure.devices import Device, Mode, open_device
 from bench.measure.journal import Journal
 from bench.measure.session import ArmName, ArmState, Timed
 from bench.measure.worker import Opened, Setup, Worker, WorkerDied
@@ -30,7 +30,11 @@ from profiles.schema import Operator, Protocol, Traffic, Workload, samples_schem
 
 CELL_S = 5.0  # a format and batch takes about this long at most, unless the least blocks take longer
 MAX_DEATHS = 20
-MISSING = {
+WHY_NULL = {
+    "minor_faults": "a sample on this device is not timed by the host",
+    "involuntary_switches": "a sample on this device is not timed by the host",
+    "steal_s": "a sample on this device is not timed by the host, or /proc/stat is not there",
+    "probe_us": "this device has no parallel region to probe",
     "sm_clock_mhz": "clocks are read with the energy sensors, which are not measured yet",
     "temperature_c": "temperature is read with the energy sensors, which are not measured yet",
 }
@@ -87,8 +91,15 @@ class Run:
         OSError: the journal cannot be written.
     """
 
-    def __init__(self, plan: Plan, journal: Journal, report: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        journal: Journal,
+        report: Callable[[Progress], None],
+        opener: Callable[[str], Device] = open_device,
+    ) -> None:
         self.plan = plan
+        self._opener = opener
         self.journal = journal
         self.result: Result | None = None
         self._report = report
@@ -121,7 +132,8 @@ class Run:
 
     def _open(self) -> Worker:
         plan = self.plan
-        worker = Worker(Setup(plan.gpu, plan.operators, plan.activation, plan.mode, self._skip))
+        setup = Setup(plan.gpu, plan.operators, plan.activation, plan.mode, self._skip)
+        worker = Worker(setup, self._opener)
         if self.result is None:
             opened = worker.opened
             workload = Workload(
@@ -310,5 +322,6 @@ class Run:
 
 
 def samples_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Samples as the table that a profile keeps."""
-    return pa.Table.from_pylist(rows, schema=samples_schema(MISSING))
+    """Samples as the table that a profile keeps, with a reason for every column without a value."""
+    missing = {name: why for name, why in WHY_NULL.items() if all(r[name] is None for r in rows)}
+    return pa.Table.from_pylist(rows, schema=samples_schema(missing))

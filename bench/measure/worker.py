@@ -14,14 +14,15 @@ import os
 import signal
 import tempfile
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.measure.devices import Mode
+from bench.measure.devices import Device, Mode, open_device
 from bench.measure.session import ArmName, ArmState, Session, Timed
+from kernels.formats import find_format
 from profiles.schema import DeviceInfo, Operator
 
 START_DEADLINE_S = 180.0  # importing and opening a device on a slow disk
@@ -71,18 +72,22 @@ class WorkerDied(RuntimeError):
 class Worker:
     """A session behind a pipe, with its methods.
 
+    Args:
+        setup: what to open.
+        opener: how the worker opens its device; a function of some module, for it is sent by name.
+
     Raises:
         WorkerDied: from any method, when the process ends or does not answer in time.
         DeviceError, ValueError: from the constructor, as the device raised them in the worker.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, opener: Callable[[str], Device] = open_device) -> None:
         context = mp.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory(prefix="dequant-bench-")
         self._connection, child = context.Pipe()
         self._suspect = context.Array("c", _NAME_BYTES, lock=False)
         self._process = context.Process(
-            target=_serve, args=(setup, child, self._suspect), daemon=True
+            target=_serve, args=(setup, opener, child, self._suspect), daemon=True
         )
         with _environment(Path(self._folder.name)):
             self._process.start()
@@ -118,7 +123,7 @@ class Worker:
         try:
             if not self._connection.poll(deadline_s):
                 self._process.kill()
-                raise WorkerDied(f"it did not finish within {deadline_s:.0f} s", self._last())
+                raise WorkerDied(f"it did not finish within {deadline_s:g} s", self._last())
             good, answer = self._connection.recv()
         except (EOFError, OSError):
             self._process.join(timeout=10)
@@ -166,7 +171,9 @@ def _how_it_ended(exitcode: int | None) -> str:
     return f"its process ended with exit code {exitcode}"
 
 
-def _serve(setup: Setup, connection: Connection, suspect: Any) -> None:
+def _serve(
+    setup: Setup, opener: Callable[[str], Device], connection: Connection, suspect: Any
+) -> None:
     """The child: opens the device, then answers until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
@@ -176,10 +183,7 @@ def _serve(setup: Setup, connection: Connection, suspect: Any) -> None:
         suspect.value = "\t".join(fields).encode()[: _NAME_BYTES - 1]
 
     try:
-        from bench.measure.devices import open_device
-        from kernels.formats import find_format
-
-        device = open_device(setup.gpu)
+        device = opener(setup.gpu)
         activation = setup.activation or device.default_activation
         mode = setup.mode or device.default_mode
         session = Session(device, setup.operators, activation, mode, setup.skip, announce)

@@ -1,0 +1,119 @@
+"""A device without hardware: kernel times from a table, a clock that only its own samples move."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+
+from bench.measure.devices import PoolKey, Prepared, Problem, Sample
+from kernels.kernel import Arm, Kernel, Tensors
+from kernels.packing import Weights
+from profiles.schema import DeviceInfo
+
+COPY_BYTES = 1 << 20
+TIMES_S: dict[str, float] = {
+    "stream": 100e-6,
+    "bypass": 150e-6,
+    "fused": 200e-6,
+    "native": 500e-6,
+    "dequantize": 300e-6,
+    "unfused": 900e-6,
+}
+
+
+def _no_pack(weights: Weights) -> Tensors:
+    raise AssertionError("a fake kernel packs nothing")
+
+
+def fake_kernel(arm: Arm, implementation: str = "fake") -> Kernel:
+    formats = ("bf16",) if arm == "native" else ("int4-g128",)
+    return Kernel(
+        arm, implementation, "cpu", formats, ("bf16",), (1, 256), _no_pack, lambda t, x, y: lambda: None
+    )
+
+
+class FakeDevice:
+    """See the module. `errors`, `deadly` and `stuck` say which arms are wrong, crash or hang."""
+
+    kind = "cpu"
+    default_activation = "bf16"
+    default_mode = "eager"
+    own_cycle = False
+    cache_bytes = 8 * COPY_BYTES
+
+    def __init__(self) -> None:
+        self.clock_s = 0.0
+        self.copies: dict[PoolKey, int] = {}
+        self.sampled: list[tuple[str, str, int]] = []
+        self.errors: dict[str, float] = {}
+        self.deadly: set[str] = set()
+        self.stuck: set[str] = set()
+
+    def describe(self) -> DeviceInfo:
+        return DeviceInfo(
+            name="fake", kind="cpu", uuid_hash="0" * 16, cores=1, last_level_cache_bytes=1,
+            memory_bytes=1, capability="none",
+        )  # fmt: skip
+
+    def software(self) -> dict[str, str]:
+        return {"threading_layer": "none"}
+
+    def now_s(self) -> float:
+        return self.clock_s
+
+    def free_bytes(self) -> int:
+        return 1 << 40
+
+    def kernels(self, problem: Problem) -> tuple[Kernel, ...]:
+        return tuple(fake_kernel(arm) for arm in TIMES_S if arm != "unfused")  # type: ignore[arg-type]
+
+    def prepare(self, problem: Problem, kernel: Kernel) -> Prepared:
+        layout = "words" if kernel.weight_bits is None else "matrix"
+        return Prepared(problem, kernel, (problem.operator, layout), COPY_BYTES)
+
+    def verify(self, prepared: Prepared) -> float:
+        return self.errors.get(prepared.kernel.arm, 1e-4)
+
+    def estimate_s(self, prepared: Prepared) -> float:
+        return TIMES_S[prepared.kernel.arm]
+
+    def rotate(self, copies: Mapping[PoolKey, int]) -> None:
+        self.copies = dict(copies)
+
+    def sample(self, prepared: Prepared, repeats: int, mode: str) -> Sample:
+        arm = prepared.kernel.arm
+        if arm in self.deadly:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if arm in self.stuck:
+            time.sleep(60)
+        started, seconds = self.clock_s, TIMES_S[arm] * prepared.problem.batch
+        self.clock_s += seconds * repeats
+        self.sampled.append((prepared.problem.operator, arm, repeats))
+        return Sample(seconds, repeats, started)
+
+    def release(self) -> None:
+        self.copies = {}
+
+
+def healthy(name: str) -> FakeDevice:
+    return FakeDevice()
+
+
+def with_deadly_fused(name: str) -> FakeDevice:
+    device = FakeDevice()
+    device.deadly = {"fused"}
+    return device
+
+
+def with_stuck_stream(name: str) -> FakeDevice:
+    device = FakeDevice()
+    device.stuck = {"stream"}
+    return device
+
+
+def with_wrong_bypass(name: str) -> FakeDevice:
+    device = FakeDevice()
+    device.errors = {"bypass": 0.5}
+    return device

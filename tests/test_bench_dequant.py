@@ -1,0 +1,228 @@
+"""The command line: what it refuses, in one sentence and with which code, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_device
+import pytest
+from typer.testing import CliRunner, Result
+
+import bench.measure.devices
+import bench.measure.run
+from bench import dequant
+from bench.measure.devices import DeviceError, names_gpu
+from bench.report import converged_share
+from profiles.reader import load_profile, load_samples
+from profiles.schema import Profile
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ["--gpu", "cpu", "--batches", "1,2", "--format", "int4-g128"]
+
+
+def command(*arguments: str) -> Result:
+    import typer
+
+    app = typer.Typer(add_completion=False)
+    app.command()(dequant.main)
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs use a device without hardware."""
+    monkeypatch.setattr(bench.measure.run, "open_device", fake_device.healthy)
+    use(monkeypatch, fake_device.healthy)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, opener: object) -> None:
+    run = bench.measure.run.Run.__init__
+    monkeypatch.setattr(
+        bench.measure.run.Run,
+        "__init__",
+        lambda self, plan, journal, report: run(self, plan, journal, report, opener),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--bits", "17"], "no quantized weight format has 17 bits; choose --bits from 4, 8."),
+        (["--batches", "0"], "--batches takes numbers from 1 to 256, not 0."),
+        (["--batches", "100000"], "--batches takes numbers from 1 to 256, not 100000."),
+        (["--batches", "1,x"], "--batches takes whole numbers such as 1,4,16, not '1,x'."),
+        (["--format", "int3"], "there is no weight format named 'int3'; choose one of"),
+        (["--format", "bf16"], "bf16 has nothing to dequantize"),
+        (["--format", "int8-ch", "--bits", "4"], "has 8 bits, but --bits 4 was given"),
+        (["--gpu", "cpu", "--model", "GPT-9"], "GPT-9"),
+        (["--gpu", "cpu", "--activation", "fp16"], "the CPU kernels take bf16 activations"),
+        (["--gpu", "cpu", "--launch", "graph"], "a CPU has no graphs"),
+        (["--activation", "int2"], "--activation takes fp16 or bf16, not 'int2'."),
+        (["--launch", "magic"], "--launch takes graph or eager, not 'magic'."),
+        (["--gpu", "cpu", "--output", "x.txt"], "--output must end in .json"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_code_2(arguments: list[str], sentence: str) -> None:
+    result = command(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "bench.measure.devices.cuda.find_gpu", lambda: (None, "PyTorch finds no CUDA driver")
+    )
+    result = command("--gpu", "h100")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: --gpu h100 was asked for, but no usable NVIDIA GPU was found (PyTorch finds no CUDA "
+        "driver). Use --gpu auto for what is there, or --gpu cpu to measure the CPU.\n"
+    )
+
+
+def test_another_gpu_than_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "bench.measure.devices.cuda.find_gpu", lambda: ("NVIDIA GeForce RTX 4090", "")
+    )
+    with pytest.raises(DeviceError, match=r"the GPU found is NVIDIA GeForce RTX 4090"):
+        bench.measure.devices.find_device("h100")
+    assert bench.measure.devices.find_device("rtx4090") == "cuda"
+    assert bench.measure.devices.find_device("auto") == "cuda"
+    assert bench.measure.devices.find_device("cpu") == "cpu"
+
+
+def test_names_of_gpus() -> None:
+    assert names_gpu("h100", "NVIDIA H100 80GB HBM3")
+    assert names_gpu("rtx-4090", "NVIDIA GeForce RTX 4090")
+    assert not names_gpu("h100", "NVIDIA H200")
+    assert not names_gpu("", "NVIDIA H200")
+
+
+def test_a_model_whose_width_does_not_divide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the models in the table all divide by 128, so one is planted."""
+    from dataclasses import replace
+
+    from profiles import shapes
+
+    odd = replace(shapes.load_model("Qwen3-0.6B"), hidden=1000)
+    monkeypatch.setattr(shapes, "load_model", lambda name: odd)
+    result = command("--gpu", "cpu")
+    assert result.exit_code == 2
+    assert "needs k divisible by its group size 128" in result.stderr
+    assert "but k is 1000" in result.stderr
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_run_leaves_a_profile_and_nothing_else(tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "run.json"
+    result = command(*QUICK, "--output", str(output))
+    assert result.exit_code == 0, result.output
+    profile = load_profile(output)
+    assert {path.suffix for path in output.parent.iterdir()} == {".json", ".parquet"}
+    assert profile.complete
+    assert profile.kind == "measured"
+    assert profile.workload.batches == (1, 2)
+    assert profile.git.commit
+    assert len(profile.kernels_sha256) == 64
+    samples = load_samples(profile, output.parent)
+    assert profile.samples is not None
+    assert samples.num_rows == profile.samples.rows
+    assert "int4-g128 fused beats bf16" in result.stdout
+    assert "Joules: absent, energy is not measured yet." in result.stdout
+    assert str(output) in result.stderr.replace("\n", "")
+    assert all(row.energy_j.value is None and row.energy_j.reason for row in profile.rows)
+
+
+def test_a_wrong_kernel_makes_the_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, fake_device.with_wrong_bypass)
+    result = command(*QUICK, "--output", str(tmp_path / "run.json"))
+    assert result.exit_code == 1
+    assert "FAILED bypass (fake, int4-g128)" in result.stdout
+    assert "wrong result: off by 0.5 of the largest value" in result.stdout.replace("\n", " ")
+
+
+@pytest.mark.usefixtures("fake")
+def test_too_few_converged_rows_make_the_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unconverged(profile: Profile) -> tuple[int, int]:
+        return 8, 10
+
+    assert converged_share is not unconverged
+    monkeypatch.setattr("bench.report.converged_share", unconverged)
+    result = command(*QUICK, "--output", str(tmp_path / "run.json"))
+    assert result.exit_code == 1
+
+
+@pytest.mark.usefixtures("fake")
+def test_no_place_to_write(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = command(*QUICK, "--output", str(tmp_path / "file" / "run.json"))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: cannot write ")
+    assert result.stderr.strip().endswith("Choose another --output.")
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("where", ["journal", "profile"])
+def test_a_full_disk_leaves_no_half_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = "bench.measure.journal.Journal.add" if where == "journal" else "os.replace"
+    monkeypatch.setattr(target, full)
+    output = tmp_path / "run.json"
+    result = command(*QUICK, "--output", str(output))
+    assert result.exit_code == 2
+    assert "No space left on device" in result.stderr
+    assert not output.exists()
+    if where == "profile":
+        left = [path.name for path in tmp_path.iterdir()]
+        assert left == ["run.journal.jsonl"], "the samples must survive"
+        assert "run.journal.jsonl" in result.stderr
+
+
+def test_ctrl_c_keeps_the_finished_blocks(tmp_path: Path) -> None:
+    """A real run on this CPU, interrupted like a person would: SIGINT to the whole process group."""
+    output = tmp_path / "run.json"
+    arguments = [sys.executable, "-m", "bench.dequant", *QUICK, "--output", str(output)]
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    journal = output.with_suffix(".journal.jsonl")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and '"fresh"' in journal.read_text():
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not output.exists()
+    assert not journal.exists()
+    profile = load_profile(output.with_suffix(".incomplete.json"))
+    assert not profile.complete
+    assert load_samples(profile, tmp_path).num_rows > 0
+
+
+def test_list_names_every_format_with_its_stored_bits() -> None:
+    result = command("--list")
+    assert result.exit_code == 0
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["int4-g128", "W4A16", "4", "4.125"] in rows
+    assert ["int8-ch", "W8A16", "8", "8.004"] in rows

@@ -1,0 +1,120 @@
+"""Verification before timing, repeats, rotation and the order of a block, on a device without hardware."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from fake_device import COPY_BYTES, TIMES_S, FakeDevice
+
+from bench.measure.session import SAMPLE_S, ArmName, Session
+from kernels.formats import find_format
+from profiles.schema import Operator
+
+OPERATORS = (Operator(name="up", n=64, k=128), Operator(name="down", n=128, k=128))
+INT4 = find_format("int4-g128")
+
+
+@pytest.fixture
+def device() -> FakeDevice:
+    return FakeDevice()
+
+
+@pytest.fixture
+def session(device: FakeDevice) -> Session:
+    return Session(device, OPERATORS, "bf16", "eager")
+
+
+def test_every_arm_is_verified_and_listed_with_its_repeats(session: Session) -> None:
+    states = session.begin(INT4, [1, 2], {})
+    assert len(states) == len(TIMES_S) * len(OPERATORS) * 2
+    for state in states:
+        assert state.error == 1e-4
+        assert state.failure == ""
+        assert state.repeats == math.ceil(SAMPLE_S / TIMES_S[state.name.arm])
+
+
+def test_unfused_is_dequantize_and_the_16_bit_kernel(session: Session) -> None:
+    unfused = [s.name for s in session.begin(INT4, [1], {}) if s.name.arm == "unfused"]
+    assert [(n.operator, n.implementation) for n in unfused] == [
+        ("up", "fake+fake"),
+        ("down", "fake+fake"),
+    ]
+
+
+def test_a_wrong_kernel_is_named_and_never_timed(session: Session, device: FakeDevice) -> None:
+    device.errors = {"fused": 0.25, "bypass": float("inf")}
+    failed = {s.name.arm: s for s in session.begin(INT4, [1], {}) if s.failure}
+    assert failed["fused"].error == 0.25
+    assert failed["fused"].failure == (
+        "wrong result: off by 0.25 of the largest value, and 0.01 is allowed"
+    )
+    assert failed["bypass"].error is None
+    timed = {t.name.arm for t in session.block(1, (0,))}
+    assert timed == set(TIMES_S) - {"fused", "bypass"}
+
+
+def test_a_block_times_every_arm_of_every_operator_once(
+    session: Session, device: FakeDevice
+) -> None:
+    session.begin(INT4, [1], {})
+    timed = session.block(1, (7,))
+    assert sorted((t.name.operator, t.name.arm) for t in timed) == sorted(
+        (o.name, arm) for o in OPERATORS for arm in TIMES_S
+    )
+    assert [t.position for t in timed] == list(range(len(timed)))
+    starts = [t.sample.started_s for t in timed]
+    assert starts == sorted(starts)
+
+
+def test_the_order_is_drawn_from_the_seed_and_keeps_operators_together(session: Session) -> None:
+    session.begin(INT4, [1], {})
+    first, again = session.block(1, (1,)), session.block(1, (1,))
+    assert [t.name for t in first] == [t.name for t in again]
+    orders = {tuple(t.name for t in session.block(1, (seed,))) for seed in range(20)}
+    assert len(orders) == 20
+    for order in orders:
+        operators = [name.operator for name in order]
+        assert operators in (sorted(operators), sorted(operators, reverse=True))
+    leaders = {order[0].arm for order in orders}
+    assert len(leaders) > 3
+
+
+def test_rotation_touches_twice_the_cache_between_two_uses(
+    session: Session, device: FakeDevice
+) -> None:
+    session.begin(INT4, [1, 4], {})
+    for batch in (1, 4):
+        device.sampled.clear()
+        session.block(batch, (0,))
+        uses: dict[tuple[str, str], int] = {}
+        for operator, arm, repeats in device.sampled:
+            pool = (operator, "matrix" if arm == "native" else "words")
+            uses[pool] = uses.get(pool, 0) + repeats + 1  # and the discarded launch
+        touched = sum(uses.values()) * COPY_BYTES
+        for pool, used in uses.items():
+            own_cycle = device.copies[pool] * COPY_BYTES
+            with_others = (device.copies[pool] / used - 1) * touched
+            assert max(own_cycle, with_others) >= 2 * device.cache_bytes
+    assert session.rotation_bytes >= 2 * device.cache_bytes
+
+
+def test_a_device_that_replays_in_order_rotates_each_pool_alone(device: FakeDevice) -> None:
+    device.own_cycle = True
+    session = Session(device, OPERATORS, "bf16", "graph")
+    session.begin(INT4, [1], {})
+    assert set(device.copies.values()) == {2 * device.cache_bytes // COPY_BYTES + 1}
+
+
+def test_a_later_process_repeats_what_the_first_planned(session: Session) -> None:
+    name = ArmName("up", 1, "int4-g128", "fused", "fake", "default", "int4-g128")
+    states = session.begin(INT4, [1], {name: 99})
+    assert {s.name: s.repeats for s in states}[name] == 99
+
+
+def test_arms_that_crashed_before_are_left_alone(device: FakeDevice) -> None:
+    name = ArmName("up", 1, "int4-g128", "fused", "fake", "default", "int4-g128")
+    session = Session(device, OPERATORS, "bf16", "eager", skip={name: "it crashed with SIGSEGV"})
+    failures = {s.name: s.failure for s in session.begin(INT4, [1], {}) if s.failure}
+    assert failures == {name: "it crashed with SIGSEGV"}
+    assert name not in {t.name for t in session.block(1, (0,))}

@@ -1,0 +1,189 @@
+"""Every CPU kernel against the float64 reference, and its machine code against what it claims to be."""
+
+from __future__ import annotations
+
+import re
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from kernels import find_kernels, packing
+from kernels.cpu import gemm, gemv, gemv_batch
+from kernels.cpu.activations import field_weight
+from kernels.formats import find_format
+from kernels.kernel import PRODUCTS, Kernel, output_shape, traffic
+from kernels.unfused import compose
+
+FORMATS = ("int4-g128", "int4-g128-zp", "int8-ch", "int8-g128")
+DTYPES = {"int32": torch.int32, "fp32": torch.float32, "activation": torch.bfloat16}
+TOLERANCE = 5e-3  # bf16 keeps 8 bits of y: half a unit of its last place is 2^-9 of |y|
+
+
+def run(kernel: Kernel, weights: packing.Weights, x: np.ndarray) -> np.ndarray:
+    """What a kernel writes; whatever it leaves unwritten stays recognisable."""
+    n, k = weights.shape
+    shape, name = output_shape(kernel.arm, n, k, len(x))
+    out = torch.full(shape, -777, dtype=DTYPES[name])
+    launch = kernel.bind(kernel.pack(weights), torch.from_numpy(x).to(torch.bfloat16), out)
+    launch()
+    result = launch()  # a second launch must not see what the first one left
+    return (result if isinstance(result, torch.Tensor) else out).double().numpy()
+
+
+def reference_of(kernel: Kernel, weights: packing.Weights, x: np.ndarray) -> np.ndarray:
+    arm: str = kernel.arm
+    if arm == "vendor":
+        arm = "native" if kernel.weight_bits else "fused"
+    return np.asarray(packing.reference(arm, weights, x, kernel.reading), np.float64)
+
+
+# n is ragged against the pairs of rows, the tiles of 8 and the panels of 64; torch's packed operators
+# take n in multiples of 16 and are left out where it is not.
+SHAPES = ((37, 256), (131, 384), (64, 128))
+BATCHES = (1, 2, 3, 4, 5, 8, 15, 16, 17, 32, 33, 256)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_arm_is_right(name: str, batch: int) -> None:
+    n, k = SHAPES[batch % len(SHAPES)]
+    weights = packing.random_weights(n, k, find_format(name), "bf16", seed=batch)
+    x = packing.random_activations(batch, k, "bf16", seed=batch)
+    kernels = find_kernels("cpu", weights.format, "bf16", batch)
+    arms = [kernel.arm for kernel in kernels]
+    assert arms[:5] == ["stream", "unpack", "scale", "bypass", "fused"]
+    for kernel in kernels:
+        if kernel.implementation == "torch" and n % 16:
+            continue
+        got, expected = run(kernel, weights, x), reference_of(kernel, weights, x)
+        if kernel.arm in ("stream", "unpack", "dequantize"):
+            np.testing.assert_array_equal(got, expected, err_msg=str(kernel))
+        else:
+            error = np.abs(got - expected).max() / np.abs(expected).max()
+            assert error <= TOLERANCE, f"{kernel.arm} ({kernel.implementation}): {error}"
+
+
+def test_extreme_codes_and_zero_points() -> None:
+    """Every code against every zero point, in every place of a word."""
+    codes = np.array([[(row + column) % 16 for column in range(256)] for row in range(32)], np.uint8)
+    zeros = np.array([[row % 16, 15 - row % 16] for row in range(32)], np.uint8)
+    scales = np.full((32, 2), 0.125, np.float32)
+    weights = packing.Weights(find_format("int4-g128-zp"), "bf16", codes, scales, zeros)
+    identity = np.eye(256, dtype=np.float32)
+    for kernel in find_kernels("cpu", weights.format, "bf16", 256):
+        if kernel.arm == "fused":
+            np.testing.assert_array_equal(run(kernel, weights, identity), weights.values.T)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_unfused_is_the_product_with_the_rounded_weights(batch: int) -> None:
+    weights = packing.random_weights(48, 256, find_format("int4-g128"), "bf16", seed=1)
+    x = packing.random_activations(batch, 256, "bf16", seed=1)
+    kernels = find_kernels("cpu", weights.format, "bf16", batch)
+    dequantize = next(k for k in kernels if k.arm == "dequantize")
+    for sixteen in kernels:
+        if sixteen.weight_bits == 16:
+            kernel = compose(dequantize, sixteen)
+            got, expected = run(kernel, weights, x), packing.reference("native", weights, x)
+            assert np.abs(got - expected).max() / np.abs(expected).max() <= TOLERANCE
+            assert kernel.implementation == f"numba+{sixteen.implementation}"
+
+
+def test_unfused_refuses_other_parts() -> None:
+    kernels = find_kernels("cpu", find_format("int4-g128"), "bf16", 1)
+    fused = next(k for k in kernels if k.arm == "fused")
+    with pytest.raises(ValueError, match="not of fused"):
+        compose(fused, fused)
+
+
+def test_field_order_is_the_packed_order() -> None:
+    for bits in (4, 8):
+        fields = [field_weight.py_func(field, bits) for field in range(32 // bits)]
+        assert tuple(fields) == packing.code_order(bits)
+
+
+def test_launchers_say_what_they_expected() -> None:
+    weights = packing.random_weights(16, 192, find_format("int8-ch"), "bf16", seed=0)
+    kernels = find_kernels("cpu", weights.format, "bf16", 1)
+    fused = next(k for k in kernels if k.arm == "fused")
+    x, out = torch.zeros(1, 192, dtype=torch.bfloat16), torch.zeros(1, 16, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="multiples of 128, but k is 192"):
+        fused.bind(fused.pack(weights), x, out)
+    weights = packing.random_weights(16, 256, find_format("int8-ch"), "bf16", seed=0)
+    with pytest.raises(ValueError, match=r"bf16 activations, but x is torch.float32"):
+        fused.bind(fused.pack(weights), torch.zeros(1, 256), out)
+
+
+def instructions(kernel: object) -> list[str]:
+    """Opcodes of a compiled kernel's x86 code, the parallel body included."""
+    texts = kernel.inspect_asm().values()  # type: ignore[attr-defined]
+    return [m[1] for text in texts for m in re.finditer(r"^\s+([a-z][a-z0-9]+)\b", text, re.M)]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[str]]:
+    """Machine code of every stage of int4-g128 in each regime, compiled here: cached code has no text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba.config, "CACHE_DIR", str(tmp_path_factory.mktemp("numba")))
+        for module in (gemv, gemv_batch, gemm):
+            module.build.cache_clear()
+        return compile_stages()
+
+
+def compile_stages() -> dict[tuple[str, str], list[str]]:
+    weights = packing.random_weights(16, 128, find_format("int4-g128"), "bf16", seed=0)
+    code = {}
+    for regime, module, batch in (("gemv", gemv, 1), ("batch", gemv_batch, 4), ("gemm", gemm, 16)):
+        x = packing.random_activations(batch, 128, "bf16", seed=0)
+        for kernel in find_kernels("cpu", weights.format, "bf16", batch):
+            if kernel.arm in gemv.STAGES:
+                run(kernel, weights, x)
+                stage = module.build(4, False, gemv.STAGES[kernel.arm])
+                code[regime, kernel.arm] = instructions(stage)
+    return code
+
+
+@pytest.mark.parametrize("regime", ["gemv", "batch", "gemm"])
+def test_conversions_are_where_they_belong(
+    regime: str, compiled: dict[tuple[str, str], list[str]]
+) -> None:
+    """Eight int-to-float conversions per sixteen words in scale and fused; none in the others."""
+    if not any(op.startswith("vcvtdq2ps") for op in compiled[regime, "fused"]):
+        pytest.skip("this processor's conversion instruction has another name")
+    for arm in ("scale", "fused"):
+        assert compiled[regime, arm].count("vcvtdq2ps") >= 8
+    for arm in ("stream", "unpack", "bypass"):
+        assert compiled[regime, arm].count("vcvtdq2ps") == 0, arm
+    fused, bypass = compiled[regime, "fused"], compiled[regime, "bypass"]
+    multiplies = [sum(op.startswith("vfmadd") for op in code) for code in (fused, bypass)]
+    assert multiplies[0] == multiplies[1] > 0, "bypass must multiply as fused does"
+
+
+@pytest.mark.parametrize("regime", ["gemv", "batch", "gemm"])
+def test_stages_are_different_programs(
+    regime: str, compiled: dict[tuple[str, str], list[str]]
+) -> None:
+    programs = {tuple(code) for (r, _), code in compiled.items() if r == regime}
+    assert len(programs) == 5
+
+
+def test_traffic_by_hand() -> None:
+    """W[8, 256] int4-g128-zp: 1024 bytes of words, 16 groups of 2 + 1 bytes; x 2 x 256 bf16; y 2 x 8."""
+    zp = find_format("int4-g128-zp")
+    fused = traffic("fused", zp, 8, 256, 2)
+    assert (fused.bytes_read, fused.bytes_written, fused.flops) == (1024 + 48 + 1024, 32, 8192)
+    native = traffic("native", find_format("bf16"), 8, 256, 2)
+    assert (native.bytes_read, native.bytes_written, native.flops) == (4096 + 1024, 32, 8192)
+    unfused = traffic("unfused", zp, 8, 256, 2)
+    assert (unfused.bytes_read, unfused.bytes_written) == (1024 + 48 + 4096 + 1024, 4096 + 32)
+    dequantize = traffic("dequantize", zp, 8, 256, 2)
+    assert (dequantize.bytes_read, dequantize.bytes_written, dequantize.flops) == (1072, 4096, 0)
+    stream = traffic("stream", zp, 8, 256, 2)
+    assert (stream.bytes_read, stream.bytes_written, stream.flops) == (1072, 32, 0)
+
+
+def test_products_write_one_row_per_activation() -> None:
+    for arm in PRODUCTS:
+        assert output_shape(arm, 8, 256, 3) == ((3, 8), "activation")

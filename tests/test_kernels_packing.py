@@ -1,0 +1,173 @@
+"""The bit layouts, spelled out by hand, and quantization against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from kernels import packing
+from kernels.formats import FORMATS, find_format, formats_with_bits
+
+QUANTIZED = [f.name for f in FORMATS if f.quantized]
+
+
+def test_int4_word_by_hand() -> None:
+    """Weights 0..7 of a word hold codes 1..8: nibbles from the lowest are w0 w2 w4 w6 w1 w3 w5 w7."""
+    codes = np.array([[1, 2, 3, 4, 5, 6, 7, 8]], np.uint8)
+    assert packing.pack(codes, 4).tolist() == [[0x8642_7531]]
+
+
+def test_one_mask_yields_neighbours_in_the_halves_of_a_word() -> None:
+    codes = np.arange(16, dtype=np.uint8).reshape(2, 8)
+    words = packing.pack(codes, 4)
+    for pair in range(4):
+        halves = (words >> np.uint32(4 * pair)) & np.uint32(0x000F_000F)
+        np.testing.assert_array_equal(halves[:, 0] & 0xFFFF, codes[:, 2 * pair])
+        np.testing.assert_array_equal(halves[:, 0] >> 16, codes[:, 2 * pair + 1])
+
+
+def test_int8_word_is_little_endian() -> None:
+    codes = np.array([[0x11, 0x22, 0x33, 0x44]], np.uint8)
+    words = packing.pack(codes, 8)
+    assert words.tolist() == [[0x4433_2211]]
+    assert words.astype("<u4").tobytes() == codes.tobytes()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_every_code_in_every_place_survives_packing(bits: int) -> None:
+    per_word, top = 32 // bits, 1 << bits
+    codes = np.zeros((top * per_word, 2 * per_word), np.uint8)
+    for code in range(top):
+        for place in range(per_word):
+            codes[code * per_word + place, per_word + place] = code
+    words = packing.pack(codes, bits)
+    np.testing.assert_array_equal(packing.unpack(words, bits), codes)
+    assert (words[:, 0] == 0).all(), "a code leaked into the neighbouring word"
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_rounding_is_torch_rounding(dtype: packing.Float) -> None:
+    rng = np.random.default_rng(0)
+    mantissa = rng.integers(0, 1 << 23, 20000, dtype=np.uint32)
+    exponent = rng.integers(100, 140, 20000, dtype=np.uint32) << 23
+    values = (mantissa | exponent).view(np.float32)
+    ties = (values.view(np.uint32) & np.uint32(0xFFFF0000) | np.uint32(0x8000)).view(np.float32)
+    every = np.concatenate([values, -values, ties, -ties, np.float32([0.0, 1.0, 65504.0])])
+    target = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    expected = torch.from_numpy(every).to(target).to(torch.float32).numpy()
+    np.testing.assert_array_equal(packing.round_to(every, dtype), expected)
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("activation", ["fp16", "bf16"])
+def test_quantization_is_the_nearest_code(name: str, activation: packing.Float) -> None:
+    """Against brute force over all codes, with the scale and zero point that were chosen."""
+    weight_format = find_format(name)
+    rng = np.random.default_rng(3)
+    original = rng.normal(0, 0.02, (4, 256))
+    weights = packing.quantize(original, weight_format, activation)
+    scale = weights.per_weight(weights.scales).astype(np.float64)
+    zero = weight_format.middle if weights.zeros is None else weights.per_weight(weights.zeros)
+    candidates = (np.arange(1 << weight_format.bits)[:, None, None] - zero) * scale
+    best = np.abs(candidates - original).min(axis=0)
+    np.testing.assert_allclose(np.abs(weights.values - original), best, rtol=1e-12, atol=1e-15)
+    assert (np.abs(weights.values - original) <= scale * 0.51 + 1e-9).all()
+
+
+def test_symmetric_scale_and_zero_point_by_hand() -> None:
+    row = np.zeros((1, 128))
+    row[0, :3] = [0.7, -0.35, 0.1]
+    symmetric = packing.quantize(row, find_format("int4-g128"), "fp16")
+    assert symmetric.scales[0, 0] == np.float16(0.1)
+    assert symmetric.zeros is None
+    assert symmetric.codes[0, :4].tolist() == [15, 4, 9, 8]  # -0.35 / 0.1 is just above -3.5 in fp16
+    row[0, :3] = [1.0, -0.5, 0.25]
+    shifted = packing.quantize(row, find_format("int4-g128-zp"), "fp16")
+    assert shifted.scales[0, 0] == np.float16(0.1)
+    assert shifted.zeros is not None
+    assert shifted.zeros[0, 0] == 5
+    assert shifted.codes[0, 0] == 15
+    assert shifted.codes[0, 3] == 5, "zero must be exact"
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    for name in QUANTIZED:
+        weights = packing.quantize(np.zeros((2, 128)), find_format(name), "bf16")
+        assert (weights.values == 0).all()
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("activation", ["fp16", "bf16"])
+def test_bypass_words_are_sane_numbers_in_every_reading(
+    name: str, activation: packing.Float
+) -> None:
+    weights = packing.random_weights(8, 256, find_format(name), activation, seed=5)
+    halves = weights.bypass_words.view(np.uint16)
+    as_fp16 = np.abs(halves.view(np.float16).astype(np.float64))
+    as_bf16 = np.abs((halves.astype(np.uint32) << 16).view(np.float32))
+    as_fp32 = np.abs(weights.bypass_words.view(np.float32))
+    assert (as_fp16 >= 1).all()
+    assert (as_fp16 < 1.25).all()
+    assert (as_bf16 >= 2.0**-7).all()
+    assert (as_bf16 < 2.0**-5).all()
+    assert (as_fp32 >= 2.0**-7).all()
+    assert (as_fp32 < 2.0**-5).all()
+
+
+def test_bypass_readings_by_hand() -> None:
+    weights = packing.random_weights(1, 128, find_format("int4-g128"), "fp16", seed=1)
+    word = int(weights.bypass_words[0, 0])
+    low, high = np.array([word & 0xFFFF, word >> 16], np.uint16).view(np.float16)
+    assert weights.bypass_values("halves")[0, :8].tolist() == [low, high] * 4
+    single = np.array([word], np.uint32).view(np.float32)[0]
+    assert weights.bypass_values("fp32")[0, :8].tolist() == [single] * 8
+
+
+def test_stored_bits_count_scales_and_zero_points() -> None:
+    stored = {f.name: f.bits_stored(4096) for f in FORMATS}
+    assert stored["int4-g128"] == 4.125  # METHOD section 3
+    assert stored["int4-g128-zp"] == 4 + 16 / 128 + 8 / 128
+    assert stored["int8-g128"] == 8.125
+    assert stored["int8-ch"] == 8 + 16 / 4096
+    assert stored["bf16"] == 16
+
+
+def test_stored_bits_are_the_bytes_that_are_there() -> None:
+    for name in QUANTIZED:
+        weights = packing.random_weights(4, 256, find_format(name), "fp16", seed=0)
+        stored = weights.words.nbytes + weights.scales.size * 2
+        stored += 0 if weights.zeros is None else weights.zeros.nbytes
+        assert stored * 8 == find_format(name).bits_stored(256) * 4 * 256
+
+
+def test_unknown_formats_and_widths_are_named() -> None:
+    with pytest.raises(ValueError, match=r"no weight format named 'int3'; choose one of fp16"):
+        find_format("int3")
+    with pytest.raises(ValueError, match=r"has 17 bits; choose --bits from 4, 8"):
+        formats_with_bits(17)
+    assert [f.name for f in formats_with_bits(8)] == ["int8-ch", "int8-g128"]
+
+
+def test_k_must_divide_into_groups() -> None:
+    with pytest.raises(ValueError, match=r"group size 128 .* but k is 200"):
+        packing.random_weights(4, 200, find_format("int4-g128"), "bf16", seed=0)
+
+
+def test_stage_references_by_hand() -> None:
+    """Two words of known codes: the sums of the early stages, computed without the library."""
+    codes = np.arange(128, dtype=np.uint8)[None, :] % 16
+    scales = np.array([[0.5]], np.float32)
+    zeros = np.array([[3]], np.uint8)
+    weights = packing.Weights(find_format("int4-g128-zp"), "fp16", codes, scales, zeros)
+    half = int(np.float16(0.5).view(np.int16))
+    word0, word1 = 0x7531_6420, 0xFDB9_ECA8
+    total = 8 * (word0 + word1 - (1 << 32)) + half + 3
+    total = (total + (1 << 31)) % (1 << 32) - (1 << 31)
+    x = np.ones((1, 128), np.float32)
+    assert packing.reference("stream", weights, x).tolist() == [total]
+    assert packing.reference("unpack", weights, x).tolist() == [8 * 120 + half + 3]
+    assert packing.reference("scale", weights, x).tolist() == [0.5 * (8 * 120 - 3 * 128)]
+    assert packing.reference("fused", weights, x).tolist() == [[0.5 * (8 * 120 - 3 * 128)]]
+    with pytest.raises(ValueError, match="no arm named 'nonsense'"):
+        packing.reference("nonsense", weights, x)
