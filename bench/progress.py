@@ -1,4 +1,7 @@
-"""A progress bar on stderr: what is being timed, how much is done, and the time left."""
+"""A progress bar on stderr: what is being timed, how much is done, and the time left.
+
+It is drawn between blocks only. A bar that refreshes by itself would take a core from the kernels it watches.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ def progress(console: Console) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.description}"),
         console=console,
         transient=True,
+        auto_refresh=False,
     ) as bar:
         task = bar.add_task("starting", total=1.0, left="")
 
@@ -32,6 +36,8 @@ def progress(console: Console) -> Iterator[Callable[[Progress], None]]:
             left = ""
             if state.left_s is not None:
                 left = f"about {timedelta(seconds=round(state.left_s))} left"
-            bar.update(task, completed=state.done, description=state.doing, left=left)
+            bar.update(
+                task, completed=state.done, description=state.doing, left=left, refresh=True
+            )
 
         yield report

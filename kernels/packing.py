@@ -233,12 +233,24 @@ def reference(
         return weights.values.sum(axis=1)
     if arm == "dequantize":
         return weights.values16
+    return x.astype(np.float64) @ multiplied(arm, weights, reading).T
+
+
+def multiplied(
+    arm: str, weights: Weights, reading: BypassReading = "fp32"
+) -> NDArray[np.float64]:
+    """The matrix [n, k] that an arm multiplies x with, in float64.
+
+    Raises:
+        ValueError: no such arm, or one that multiplies nothing.
+    """
     if arm in ("native", "unfused"):
-        matrix = weights.values16.astype(np.float64)
-    elif arm == "fused":
-        matrix = weights.values
-    elif arm == "bypass":
-        matrix = weights.bypass_values(reading) * weights.per_weight(weights.scales)
-    else:
-        raise ValueError(f"there is no arm named {arm!r}.")
-    return x.astype(np.float64) @ matrix.T
+        return weights.values16.astype(np.float64)
+    if arm == "fused":
+        return weights.values
+    if arm == "bypass":
+        scaled: NDArray[np.float64] = weights.bypass_values(reading) * weights.per_weight(
+            weights.scales
+        )
+        return scaled
+    raise ValueError(f"there is no arm named {arm!r} that multiplies.")

@@ -76,6 +76,9 @@ class FakeDevice:
     def verify(self, prepared: Prepared) -> float:
         return self.errors.get(prepared.kernel.arm, 1e-4)
 
+    def warm(self, prepared: Prepared) -> None:
+        pass
+
     def estimate_s(self, prepared: Prepared) -> float:
         return TIMES_S[prepared.kernel.arm]
 

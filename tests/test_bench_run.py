@@ -65,7 +65,8 @@ def test_the_journal_holds_every_sample(tmp_path: Path) -> None:
     *_, journal, _ = measure(tmp_path, fake_device.healthy)
     lines = (tmp_path / "run.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == journal.rows
-    assert len(lines) == (10 + 21) * len(fake_device.TIMES_S) * len(OPERATORS)
+    compared = ("fused", "bypass", "unfused", "native")
+    assert len(lines) == (10 * len(compared) + 21 * len(fake_device.TIMES_S)) * len(OPERATORS)
 
 
 def test_a_crashing_kernel_costs_its_rows_only(tmp_path: Path) -> None:

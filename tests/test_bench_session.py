@@ -7,7 +7,7 @@ import math
 import pytest
 from fake_device import COPY_BYTES, TIMES_S, FakeDevice
 
-from bench.measure.session import SAMPLE_S, ArmName, Session
+from bench.measure.session import ArmName, Session
 from kernels.formats import find_format
 from profiles.schema import Operator
 
@@ -31,7 +31,9 @@ def test_every_arm_is_verified_and_listed_with_its_repeats(session: Session) -> 
     for state in states:
         assert state.error == 1e-4
         assert state.failure == ""
-        assert state.repeats == math.ceil(SAMPLE_S / TIMES_S[state.name.arm])
+        compared = state.name.arm in ("bypass", "fused", "native", "unfused")
+        length_s = 3e-3 if compared else 1.2e-3
+        assert state.repeats == math.ceil(length_s / TIMES_S[state.name.arm])
 
 
 def test_unfused_is_dequantize_and_the_16_bit_kernel(session: Session) -> None:
@@ -65,6 +67,11 @@ def test_a_block_times_every_arm_of_every_operator_once(
     assert [t.position for t in timed] == list(range(len(timed)))
     starts = [t.sample.started_s for t in timed]
     assert starts == sorted(starts)
+
+
+def test_a_block_can_be_of_some_arms_only(session: Session) -> None:
+    names = {s.name for s in session.begin(INT4, [1], {}) if s.name.arm in ("fused", "bypass")}
+    assert {t.name for t in session.block(1, (0,), names)} == names
 
 
 def test_the_order_is_drawn_from_the_seed_and_keeps_operators_together(session: Session) -> None:

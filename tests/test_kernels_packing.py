@@ -169,5 +169,5 @@ def test_stage_references_by_hand() -> None:
     assert packing.reference("unpack", weights, x).tolist() == [8 * 120 + half + 3]
     assert packing.reference("scale", weights, x).tolist() == [0.5 * (8 * 120 - 3 * 128)]
     assert packing.reference("fused", weights, x).tolist() == [[0.5 * (8 * 120 - 3 * 128)]]
-    with pytest.raises(ValueError, match="no arm named 'nonsense'"):
+    with pytest.raises(ValueError, match="no arm named 'nonsense' that multiplies"):
         packing.reference("nonsense", weights, x)

@@ -129,6 +129,28 @@ def fresh_blocks(samples: pa.Table, workload: Workload, protocol: Protocol) -> d
     return needed
 
 
+def compared_arms(samples: pa.Table, workload: Workload) -> set[ArmKey]:
+    """The arms that the pilot gives a part in a phi: fused, bypass, unfused and best16.
+
+    An arm that is the layer's best16 counts for every operator, and the other way round, so that
+    sums over operators stay possible.
+    """
+    problems = add_layers(read_arms(samples, "pilot"), workload)
+    settings: dict[Problem, set[tuple[str, str, str]]] = {}
+    for problem, arms in problems.items():
+        roles = pick_roles(arms, problem.format)
+        parts = (roles.fused, roles.bypass, roles.unfused, roles.best16)
+        families = {(i.arm, i.implementation, i.weight_format) for i in parts if i is not None}
+        settings.setdefault(problem._replace(operator=LAYER), set()).update(families)
+    return {
+        ArmKey(problem, i.arm, i.implementation, i.variant, i.weight_format)
+        for problem, arms in problems.items()
+        for i in arms
+        if (i.arm, i.implementation, i.weight_format)
+        in settings[problem._replace(operator=LAYER)]
+    }
+
+
 class _Setting(NamedTuple):
     """One problem, and all that applies to it."""
 

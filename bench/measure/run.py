@@ -1,18 +1,21 @@
 """The timing plan: a pilot fixes how many fresh blocks there will be; processes share the fresh ones.
 
-    process 0   per format:  verify | per batch:  pilot x 10 | fresh x 1/3
-    process 1   per format:  verify | per batch:               fresh x 1/3
-    process 2   per format:  verify | per batch:               fresh x 1/3
+    process 0   per format:  verify  | per batch:  pilot x 10 | fresh x 1/3
+    process 1   per format:  warm up | per batch:               fresh x 1/3
+    process 2   per format:  warm up | per batch:               fresh x 1/3
 
 A block times every arm of every operator once, in random order. The pilot is never part of an estimate: its
 width only says how many blocks the estimate needs (stopping when an interval looks narrow enough would make
-it lie). Blocks come from several processes because where a process lands in memory moves its times.
+it lie). The pilot times the arms that a phi may be made of. Where a phi needs more fresh blocks than the
+minimum, the ones beyond it time only the arms that have a part in it, spread among the full blocks. Blocks come from several processes because where a process lands
+in memory moves its times.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,8 +31,9 @@ from bench.measure.worker import Opened, Setup, Worker, WorkerDied
 from kernels.formats import WeightFormat
 from profiles.schema import Operator, Protocol, Traffic, Workload, samples_schema
 
-CELL_S = 5.0  # a format and batch takes about this long at most, unless the least blocks take longer
+CELL_S = 17.0  # the fresh blocks of a format and batch take about this long at most
 MAX_DEATHS = 20
+OVERHEAD_S = 1e-4  # between two samples
 WHY_NULL = {
     "minor_faults": "a sample on this device is not timed by the host",
     "involuntary_switches": "a sample on this device is not timed by the host",
@@ -107,6 +111,8 @@ class Run:
         self._repeats: dict[ArmName, int] = {}
         self._blocks: dict[tuple[str, int], int] = {}  # fresh blocks of a format and batch
         self._block_s: dict[tuple[str, int], float] = {}
+        self._estimate_s: dict[ArmName, float] = {}
+        self._lean: dict[tuple[str, int], set[ArmName]] = {}  # arms of the blocks beyond the minimum
         self._cells_done = 0
         self._deaths = 0
 
@@ -168,6 +174,11 @@ class Run:
         )
         for state in begun.states:
             self._note(state)
+        for batch in self.plan.batches:
+            cell = (weight_format.name, batch)
+            self._block_s[cell] = self._cost_s(
+                [n for n in self._repeats if (n.format, n.batch) == cell]
+            )
         return worker
 
     def _note(self, state: ArmState) -> None:
@@ -175,9 +186,11 @@ class Run:
         assert self.result is not None
         if not state.failure:
             self._repeats.setdefault(state.name, state.repeats)
+        if state.estimate_s is not None:
+            self._estimate_s.setdefault(state.name, state.estimate_s)
         key = self._key(state.name)
         known = self.result.facts.get(key)
-        if known is None or known.failure is None:
+        if known is None or (known.failure is None and state.failure):
             self.result.facts[key] = decompose.ArmFacts(
                 error_vs_reference=state.error,
                 traffic=Traffic(
@@ -193,12 +206,15 @@ class Run:
         """The blocks of one format and batch in one process."""
         cell = (weight_format.name, batch)
         if process == 0:
+            likely = self._likely(cell)
             for block in range(self.plan.protocol.pilot_blocks):
-                worker = self._block(worker, weight_format, batch, process, "pilot", block)
-            self._blocks[cell] = self._fresh_blocks(cell)
-        share = self._share(self._blocks[cell], process)
+                worker = self._block(worker, weight_format, batch, process, "pilot", block, likely)
+            self._plan_fresh(cell)
+        share, full = self._share(self._blocks[cell]), self._share(self._least())
         for block in range(share):
-            worker = self._block(worker, weight_format, batch, process, "fresh", block)
+            every = (block + 1) * full // share > block * full // share
+            only = None if every else self._lean[cell]
+            worker = self._block(worker, weight_format, batch, process, "fresh", block, only)
         return worker
 
     def _block(
@@ -209,21 +225,21 @@ class Run:
         process: int,
         phase: str,
         block: int,
+        only: set[ArmName] | None = None,
     ) -> Worker:
         """One block, again after a crash without the kernel that crashed."""
         total = self._blocks.get((weight_format.name, batch))
-        of = f" of {self._share(total, process)}" if total and phase == "fresh" else ""
+        of = f" of {self._share(total)}" if total and phase == "fresh" else ""
         doing = f"process {process + 1}: {weight_format.name}, batch {batch}, {phase} {block + 1}{of}"
         self._report(Progress(doing, self._left_s(process), self._done()))
         seed = (self.plan.seed, process, batch, block, int(phase == "fresh"))
         while True:
             try:
-                timed = worker.block(batch, seed)
+                timed = worker.block(batch, seed, only)
                 break
             except WorkerDied as death:
                 worker = self._replace(worker, death)
                 worker = self._begin(worker, weight_format, process)
-        self._note_block_s(weight_format.name, batch, timed)
         self.journal.add([self._row(t, process, phase, block) for t in timed])
         return worker
 
@@ -239,40 +255,65 @@ class Run:
         self.result.facts[key] = decompose.ArmFacts(failure=str(death))
         return self._open()
 
-    def _fresh_blocks(self, cell: tuple[str, int]) -> int:
-        """Blocks for the target width, at least the protocol's minimum, within the time of a cell."""
+    def _likely(self, cell: tuple[str, int]) -> set[ArmName]:
+        """The arms that a phi may be made of: the pilot times no others.
+
+        A 16-bit kernel that took more than twice as long as the fastest when it was verified, over
+        the whole layer, is not going to be best16.
+        """
+        names = [n for n in self._estimate_s if (n.format, n.batch) == cell]
+        sixteen = [n for n in names if n.weight_format in ("fp16", "bf16")]
+        totals: dict[tuple[str, str, str], float] = defaultdict(float)
+        for name in sixteen:
+            totals[name.arm, name.implementation, name.variant] += self._estimate_s[name]
+        limit = 2 * min(totals.values(), default=0.0)
+        likely = {n for n in sixteen if totals[n.arm, n.implementation, n.variant] <= limit}
+        return likely | {n for n in names if n.arm in ("fused", "bypass", "unfused")}
+
+    def _plan_fresh(self, cell: tuple[str, int]) -> None:
+        """From the pilot: how many fresh blocks, within the time of a cell, and the arms they need."""
         assert self.result is not None
-        pilot = [r for r in self.journal.rows if (r["format"], r["batch"]) == cell]
+        workload, protocol = self.result.workload, self.plan.protocol
+        pilot = samples_table([r for r in self.journal.rows if (r["format"], r["batch"]) == cell])
+        compared = decompose.compared_arms(pilot, workload)
+        self._lean[cell] = {name for name in self._repeats if self._key(name) in compared}
+        full_s, lean_s = self._block_s[cell], self._cost_s(self._lean[cell])
+        needed = max(decompose.fresh_blocks(pilot, workload, protocol).values(), default=0)
+        least = self._least()
+        affordable = least + max(0, math.floor((CELL_S - least * full_s) / max(lean_s, 1e-6)))
+        blocks = max(least, min(needed, affordable))
+        self._blocks[cell] = math.ceil(blocks / protocol.processes) * protocol.processes
+
+    def _cost_s(self, names: Collection[ArmName]) -> float:
+        """Roughly what a block of these arms takes: launches, discarded ones, and the bookkeeping."""
+        return sum(
+            self._estimate_s.get(name, 0.0) * (self._repeats.get(name, 1) + 1) + OVERHEAD_S
+            for name in names
+        )
+
+    def _least(self) -> int:
+        """The least fresh blocks of a row, in equal shares for the processes."""
         protocol = self.plan.protocol
-        needed = decompose.fresh_blocks(samples_table(pilot), self.result.workload, protocol)
-        blocks = max(needed.values(), default=protocol.fresh_blocks_minimum)
-        affordable = math.floor(CELL_S / self._block_s[cell])
-        blocks = max(protocol.fresh_blocks_minimum, min(blocks, affordable))
-        return math.ceil(blocks / protocol.processes) * protocol.processes
+        return math.ceil(protocol.fresh_blocks_minimum / protocol.processes) * protocol.processes
 
-    def _share(self, blocks: int, process: int) -> int:
+    def _share(self, blocks: int) -> int:
         return blocks // self.plan.protocol.processes
-
-    def _note_block_s(self, weight_format: str, batch: int, timed: list[Timed]) -> None:
-        """Remembers how long a block takes: its samples and the discarded launch before each."""
-        seconds = sum(t.sample.time_s * (t.sample.calls + 1) + 1e-4 for t in timed)
-        self._block_s[weight_format, batch] = seconds
 
     def _left_s(self, process: int) -> float | None:
         """Seconds of timing left, from the blocks known so far; None before the first."""
         if not self._block_s:
             return None
         cells = [(f.name, b) for f in self.plan.formats for b in self.plan.batches]
-        known = [c for c in cells if c in self._block_s]
-        mean = sum(self._block_s[c] for c in known) / len(known)
-        processes = self.plan.protocol.processes
+        mean = sum(self._block_s.values()) / len(self._block_s)
+        protocol, least = self.plan.protocol, self._least()
         left = 0.0
-        for index in range(self._cells_done, len(cells) * processes):
+        for index in range(self._cells_done, len(cells) * protocol.processes):
             cell = cells[index % len(cells)]
-            blocks = self._blocks.get(cell, self.plan.protocol.fresh_blocks_minimum * 1.5) / processes
-            if index < len(cells):
-                blocks += self.plan.protocol.pilot_blocks
-            left += blocks * self._block_s.get(cell, mean)
+            full_s = self._block_s.get(cell, mean)
+            lean_s = self._cost_s(self._lean.get(cell, ()))
+            extra = self._blocks.get(cell, least) - least
+            left += (least * full_s + extra * lean_s) / protocol.processes
+            left += protocol.pilot_blocks * full_s / 2 if index < len(cells) else 0.0
         return left
 
     def _done(self) -> float:

@@ -1,6 +1,7 @@
 """The arms of a format on one device, in one process: verify, choose repeats, rotate weights, run blocks.
 
-    begin       every kernel of every operator and batch: prepare, verify, estimate; then rotate
+    begin       every kernel of every operator and batch: prepare, verify (or warm up, where an earlier
+                process of the run has verified it), choose repeats; then rotate the weights
     block       every operator, and every arm of it, once, in random order
 
 A block spans all operators of the layer, so that sums over operators are paired like single operators.
@@ -27,6 +28,8 @@ from kernels.unfused import compose
 from profiles.schema import Operator
 
 SAMPLE_S = 1.2e-3  # planned length of a sample: METHOD asks for more than 1 ms
+COMPARED_SAMPLE_S = 3e-3  # of the arms whose differences are the result: longer samples, fewer blocks
+COMPARED = ("bypass", "fused", "native", "vendor", "unfused")
 CACHE_MULTIPLE = 2  # bytes touched between two uses of a copy, in last-level caches
 
 
@@ -64,10 +67,12 @@ class ArmState:
 
     Attributes:
         name: which arm.
-        error: largest error over the largest magnitude of the reference; None when it failed earlier.
+        error: largest error over the largest magnitude of the reference; None when it was not
+            verified here.
         repeats: launches per sample.
         traffic: bytes and operations of one launch.
         failure: why it is not timed; empty when it is.
+        estimate_s: roughly the seconds of one launch; None when it was not estimated here.
     """
 
     name: ArmName
@@ -75,6 +80,7 @@ class ArmState:
     repeats: int
     traffic: Traffic
     failure: str = ""
+    estimate_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,6 @@ class Timed:
 class _Arm:
     prepared: Prepared
     state: ArmState
-    estimate_s: float
 
 
 @dataclass
@@ -127,7 +132,8 @@ class Session:
         Args:
             weight_format: the format.
             batches: the batches that blocks will be asked for.
-            planned: launches per sample, from an earlier process of the same run; may be empty.
+            planned: launches per sample of the arms that an earlier process of the run verified;
+                these are warmed up instead of verified again.
 
         Returns:
             One state per arm, in the order of the ladder; failed ones among them.
@@ -154,8 +160,10 @@ class Session:
         self._rotate()
         return [arm.state for arms in self._arms.values() for arm in arms] + failed
 
-    def block(self, batch: int, seed: tuple[int, ...]) -> list[Timed]:
-        """Times every arm of every operator once.
+    def block(
+        self, batch: int, seed: tuple[int, ...], only: Collection[ArmName] | None = None
+    ) -> list[Timed]:
+        """Times every arm of every operator once, or those named in `only`.
 
         Operators come in random order, and so do the arms of each; the arms of one operator are
         neighbours in time, because what is compared should see the same moment of the machine.
@@ -164,7 +172,11 @@ class Session:
         timed: list[Timed] = []
         for index in rng.permutation(len(self.operators)):
             operator = self.operators[index].name
-            arms = [arm for arm in self._arms[batch] if arm.state.name.operator == operator]
+            arms = [
+                arm
+                for arm in self._arms[batch]
+                if arm.state.name.operator == operator and (only is None or arm.state.name in only)
+            ]
             for choice in rng.permutation(len(arms)):
                 arm = arms[choice]
                 self.announce(arm.state.name)
@@ -183,6 +195,9 @@ class Session:
             return replace(state, failure=self.skip[name])
         try:
             prepared = self.device.prepare(problem, kernel)
+            if name in planned:
+                self.device.warm(prepared)
+                return _Arm(prepared, replace(state, repeats=planned[name]))
             error = self.device.verify(prepared)
         except (ValueError, RuntimeError) as reason:
             lines = str(reason).strip().splitlines() or [repr(reason)]
@@ -195,8 +210,15 @@ class Session:
                 f"and {kernel.tolerance:.2g} is allowed",
             )
         estimate_s = self.device.estimate_s(prepared)
-        repeats = planned.get(name) or max(1, math.ceil(SAMPLE_S / estimate_s))
-        return _Arm(prepared, replace(state, error=error, repeats=repeats), estimate_s)
+        compared = kernel.arm in COMPARED and name.weight_format in (
+            problem.format.name,
+            problem.activation,
+        )
+        length_s = COMPARED_SAMPLE_S if compared else SAMPLE_S
+        repeats = max(1, math.ceil(length_s / estimate_s))
+        return _Arm(
+            prepared, replace(state, error=error, repeats=repeats, estimate_s=estimate_s)
+        )
 
     def _rotate(self) -> None:
         """Gives every pool enough copies, and notes the bytes between two uses of the worst one."""
@@ -240,7 +262,7 @@ def _unfused(arms: Sequence[_Arm], planned: Mapping[ArmName, int]) -> Kernel | N
         kernel = arm.prepared.kernel
         if kernel.weight_bits == 16 and kernel.arm in ("native", "vendor"):
             kernels[id(kernel)] = kernel
-            totals[id(kernel)] += arm.estimate_s
+            totals[id(kernel)] += arm.state.estimate_s or 0.0
     if not dequantize or not kernels:
         return None
     candidates = {key: compose(dequantize[0], kernel) for key, kernel in kernels.items()}

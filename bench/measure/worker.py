@@ -102,9 +102,11 @@ class Worker:
         answer: Begun = self._answer(BEGIN_DEADLINE_S)
         return answer
 
-    def block(self, batch: int, seed: tuple[int, ...]) -> list[Timed]:
+    def block(
+        self, batch: int, seed: tuple[int, ...], only: Collection[ArmName] | None
+    ) -> list[Timed]:
         """Session.block."""
-        self._connection.send(("block", (batch, seed)))
+        self._connection.send(("block", (batch, seed, only)))
         answer: list[Timed] = self._answer(BLOCK_DEADLINE_S)
         return answer
 

@@ -134,6 +134,10 @@ class Device(Protocol):
         """Runs it once: largest error over the largest magnitude of a float64 reference."""
         ...
 
+    def warm(self, prepared: Prepared) -> None:
+        """Runs it once, so that loading and compiling are over before the first sample."""
+        ...
+
     def estimate_s(self, prepared: Prepared) -> float:
         """Roughly the seconds of one launch on cold weights; used only to choose repeats."""
         ...

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 
 import torch
 
 from bench.measure.devices import PoolKey, Prepared, Problem
 from kernels import find_kernels
 from kernels.kernel import PRODUCTS, Kernel, Launch, Tensors, output_shape
-from kernels.packing import BypassReading, Weights, random_activations, random_weights, reference
+from kernels.packing import (
+    BypassReading,
+    Weights,
+    multiplied,
+    random_activations,
+    random_weights,
+    reference,
+)
 
 WEIGHT_SEED = 20260213
 ACTIVATION_SEED = 13595
@@ -56,6 +63,7 @@ class TensorDevice(ABC):
         self._launches: dict[Prepared, list[Launch]] = {}
         self._problem: Problem | None = None
         self._weights: Callable[[Problem], Weights] = cache(_weights)
+        self._matrix = cache(self._multiplied)
         self._expected = cache(self._reference)
 
     @abstractmethod
@@ -72,11 +80,11 @@ class TensorDevice(ABC):
 
     def prepare(self, problem: Problem, kernel: Kernel) -> Prepared:
         """Lays out the weights if no pool holds them yet; see the protocol."""
-        name = f"{kernel.pack.__module__}.{kernel.pack.__qualname__}"
-        pool = (problem.operator, f"{name}:{problem.format.name}")
+        pool = (problem.operator, _layout(kernel))
         if pool not in self._packed:
             self._packed[pool] = kernel.pack(self._weights(_batchless(problem)))
-            self._pools[pool] = self._copy(self._packed[pool], 1)
+            one = {n: t.to(self.torch_device) for n, t in self._packed[pool].items()}
+            self._pools[pool] = Pool([one])
         copy_bytes = sum(t.nbytes for t in self._packed[pool].values())
         prepared = Prepared(problem, kernel, pool, copy_bytes)
         self._bound(prepared)
@@ -105,8 +113,12 @@ class TensorDevice(ABC):
         off = (got.to("cpu", torch.float64) - expected).abs().max()
         return float(off / expected.abs().max().clamp_min(1e-30))
 
+    def warm(self, prepared: Prepared) -> None:
+        """See the protocol."""
+        self._run(self._bound(prepared)[0])
+
     def rotate(self, copies: Mapping[PoolKey, int]) -> None:
-        """See the protocol; kernels are bound to the new copies when first sampled."""
+        """See the protocol; once per format. Kernels are bound to the copies when first sampled."""
         self._launches.clear()
         for key, count in copies.items():
             self._pools[key] = self._copy(self._packed[key], count)
@@ -117,20 +129,27 @@ class TensorDevice(ABC):
         self._pools.clear()
         self._packed.clear()
         self._weights = cache(_weights)
+        self._matrix = cache(self._multiplied)
         self._expected = cache(self._reference)
 
     def _reference(self, problem: Problem, arm: str, reading: BypassReading) -> torch.Tensor:
         """The float64 reference on the CPU, of the checked rows where the arm multiplies."""
         x = random_activations(problem.batch, problem.k, problem.activation, ACTIVATION_SEED)
-        weights = self._weights(_batchless(problem))
-        rows = x[_checked_rows(problem.batch)]
-        return torch.from_numpy(reference(arm, weights, rows, reading)).to(torch.float64)
+        if arm not in PRODUCTS:
+            weights = self._weights(_batchless(problem))
+            return torch.from_numpy(reference(arm, weights, x)).to(torch.float64)
+        rows = torch.from_numpy(x[_checked_rows(problem.batch)]).to(torch.float64)
+        return rows @ self._matrix(_batchless(problem), arm, reading).T
+
+    def _multiplied(self, problem: Problem, arm: str, reading: BypassReading) -> torch.Tensor:
+        return torch.from_numpy(multiplied(arm, self._weights(problem), reading))
 
     def _copy(self, packed: Tensors, count: int) -> Pool:
         stacked = {}
         for name, tensor in packed.items():
             stacked[name] = self._reserve((count, *tensor.shape), tensor.dtype)
-            stacked[name].copy_(tensor.expand_as(stacked[name]))
+            for copy in stacked[name]:
+                copy.copy_(tensor)
         return Pool([{name: t[i] for name, t in stacked.items()} for i in range(count)])
 
     def _output(self, prepared: Prepared) -> torch.Tensor:
@@ -159,6 +178,14 @@ def _checked_rows(batch: int) -> list[int]:
         return list(range(batch))
     step = batch / CHECKED_ROWS
     return sorted({min(int(i * step) + i % max(int(step), 1), batch - 1) for i in range(CHECKED_ROWS)})
+
+
+def _layout(kernel: Kernel) -> str:
+    """A name for the way a kernel lays out its weights, the same for kernels that share it."""
+    pack, keywords = kernel.pack, {}
+    if isinstance(pack, partial):
+        pack, keywords = pack.func, pack.keywords
+    return f"{pack.__module__}.{pack.__qualname__}({keywords or ''})"
 
 
 def _batchless(problem: Problem) -> Problem:

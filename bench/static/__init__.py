@@ -1,0 +1,1 @@
+"""Evidence without a GPU: compile kernels ahead of time and read their machine code."""

@@ -1,0 +1,141 @@
+"""Machine code as data: instructions, loops and the classes of opcodes that an audit asks about.
+
+Source of the text: `nvdisasm -json`, which gives each function as a list of instructions without
+addresses. Every instruction is 128 bits from sm_70 on, so the address is 16 times the index.
+
+A loop is a branch to an earlier (or equal) address. The endless self-branch that pads the end of
+every function is not one. A kernel whose trip count is a small constant may have no loop at all,
+because the compiler unrolled it; its whole body is then the unit to count.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+INSTRUCTION_BYTES = 16
+LAST_HEX = re.compile(r"0x([0-9a-f]+)\s*$")
+
+# Prefixes of the opcodes in each class. I2F runs on the slow unit (16 lanes per SM and clock), I2FP
+# on the integer pipe (64 lanes); both turn an integer into a float. HADD2.F32 widens fp16 to
+# fp32 (bf16 needs only a shift); F2FP packs two fp32 into a pair of 16 bits.
+INTEGER_TO_FLOAT = ("I2F",)
+WIDEN = ("HADD2.F32",)
+NARROW = ("F2FP",)
+SPILLS = ("LDL", "STL")
+TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA")
+MULTIPLY_ADD = ("FFMA", "HFMA2")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One machine instruction.
+
+    Attributes:
+        index: position in its function; its address is 16 times that.
+        opcode: with modifiers, such as "LDG.E.128.CONSTANT".
+        operands: as printed.
+        predicate: guard such as "@!P0", or "" when it always executes.
+    """
+
+    index: int
+    opcode: str
+    operands: str
+    predicate: str = ""
+
+    def is_any(self, prefixes: Iterable[str]) -> bool:
+        """Whether the opcode starts with one of the prefixes."""
+        return self.opcode.startswith(tuple(prefixes))
+
+    def is_global_load(self) -> bool:
+        """Whether it reads global memory, into registers (LDG) or shared memory (LDGSTS)."""
+        return self.opcode.split(".")[0] in ("LDG", "LDGSTS")
+
+
+Code = Sequence[Instruction]
+
+
+def disassemble(cubin: bytes, nvdisasm: Path) -> dict[str, tuple[Instruction, ...]]:
+    """Every function of a cubin by name.
+
+    Args:
+        cubin: an ELF image as written by ptxas.
+        nvdisasm: the disassembler, version 12.8 or later (the first known to have `-json`).
+
+    Raises:
+        subprocess.CalledProcessError: the disassembler refused the file.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        output = subprocess.run(
+            [nvdisasm, "-json", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    _, functions = json.loads(output)
+    return {f["function-name"]: parse(f["sass-instructions"]) for f in functions}
+
+
+def parse(raw: Iterable[dict[str, str]]) -> tuple[Instruction, ...]:
+    """Instructions from one function's list in the JSON of nvdisasm."""
+    return tuple(
+        Instruction(i, r["opcode"], r.get("operands", ""), r.get("predicate", ""))
+        for i, r in enumerate(raw)
+    )
+
+
+def loops(code: Code) -> tuple[tuple[int, int], ...]:
+    """Index ranges (first, last), both inclusive, of every loop body."""
+    found = []
+    for instruction in code:
+        if not instruction.opcode.startswith("BRA"):
+            continue
+        target = LAST_HEX.search(instruction.operands)
+        if target is None:
+            continue
+        first = int(target[1], 16) // INSTRUCTION_BYTES
+        if first < instruction.index:
+            found.append((first, instruction.index))
+    return tuple(found)
+
+
+def hot_code(code: Code) -> Code:
+    """The body that does the work: the loop with tensor-core instructions, else the longest loop.
+
+    A function without a loop is returned whole: it was unrolled.
+    """
+    found = loops(code)
+    if not found:
+        return code
+
+    def weight(body: tuple[int, int]) -> tuple[bool, int]:
+        first, last = body
+        return bool(count(code[first : last + 1], TENSOR_CORE)), last - first
+
+    first, last = max(found, key=weight)
+    return code[first : last + 1]
+
+
+def count(code: Iterable[Instruction], prefixes: Iterable[str]) -> int:
+    """Instructions whose opcode starts with one of the prefixes."""
+    return sum(instruction.is_any(prefixes) for instruction in code)
+
+
+def opcodes(code: Iterable[Instruction]) -> Counter[str]:
+    """How often each opcode occurs, without its modifiers."""
+    return Counter(instruction.opcode.split(".")[0] for instruction in code)
+
+
+def load_widths(code: Iterable[Instruction]) -> Counter[int]:
+    """Global loads by width in bits: {128: 8, 16: 4}."""
+    widths: Counter[int] = Counter()
+    for instruction in code:
+        if instruction.is_global_load():
+            match = re.search(r"\.(?:[US])?(8|16|64|128|256)\b", instruction.opcode)
+            widths[int(match[1]) if match else 32] += 1
+    return widths

@@ -1,0 +1,247 @@
+"""y[B, n] = x[B, k] . W[n, k]^T on tensor cores, for batches of 16 and more.
+
+The question: each tile of weights is dequantized once per tile of the batch and then multiplied by
+tensor cores that would otherwise be waiting for it. How much of that does the pipeline hide?
+
+    stream   loads words, scales and zero points; sums the words
+    unpack   + takes the codes out of the words; sums them
+    scale    + subtracts the zero point, rounds to the activation dtype (exact), scales; sums
+    fused    + multiplies by x: the real kernel
+    bypass   `fused` without dequantization: the two 16-bit halves of a word, read as numbers of
+             the activation dtype, stand in turn for its weights
+
+The stages are one kernel that differs by STAGE. Stages that multiply nothing do not load x.
+Programs of every batch tile repeat the same sums, as `fused` repeats the dequantization, and store
+the same value.
+
+W is the *left* operand: its BLOCK_N rows fill the tall side of the tensor-core instruction and the
+batch its narrow side, so that a batch of 16 wastes nothing. `code - zero` is exact in 16 bits; the
+scale multiplies the accumulated tile once per group (BLOCK_K divides the group), not every weight.
+
+    y^T [BLOCK_N, BLOCK_B]  +=  scale [BLOCK_N, 1] * (W [BLOCK_N, BLOCK_K] . x^T [BLOCK_K, BLOCK_B])
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.formats import WeightFormat
+from kernels.kernel import Arm, Launch, Tensors
+from kernels.triton import tiles
+from kernels.triton.memory import load
+from kernels.triton.plan import (
+    Plan,
+    check_batch,
+    check_packed,
+    compile_options,
+    packed_signature,
+)
+from kernels.triton.tiles import INTERPRETED
+
+BATCHES = (16, 256)
+
+
+@triton.jit
+def gemm_kernel(
+    words_ptr,  # int32 [N, K * BITS / 32]
+    scales_ptr,  # activation dtype [N, K / GROUP_SIZE]
+    zeros_ptr,  # uint8 [N, K / GROUP_SIZE], or None
+    x_ptr,  # activation dtype [BATCH, K]
+    out_ptr,  # int32 [N], fp32 [N] or activation dtype [BATCH, N]: kernel.output_shape
+    k_end,  # K again, but known only at run time: see plan.py
+    N: tl.constexpr,
+    K: tl.constexpr,
+    BATCH: tl.constexpr,
+    STAGE: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    """One program owns BLOCK_N rows of W and BLOCK_B rows of x, and walks along k.
+
+    Rows past the end repeat the last one, so that loads need no mask; their results are not stored.
+    """
+    PER_WORD: tl.constexpr = 32 // BITS
+    WORDS: tl.constexpr = BLOCK_K // PER_WORD
+    GROUPS: tl.constexpr = K // GROUP_SIZE
+    PER_ROW: tl.constexpr = GROUPS == 1 and not HAS_ZERO
+    WHOLE: tl.constexpr = K % BLOCK_K == 0
+    CHECKSUM: tl.constexpr = STAGE == "stream" or STAGE == "unpack"
+    PAD: tl.constexpr = 0 if CHECKSUM else tiles.middle_word(BITS)
+    tl.static_assert(PER_ROW or GROUP_SIZE % BLOCK_K == 0, "a step along k must stay in one group")
+
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    weight_row = tl.minimum(row, N - 1)
+    batch = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
+    x_row = tl.minimum(batch, BATCH - 1)
+    dtype: tl.constexpr = scales_ptr.dtype.element_ty
+
+    checksum = tl.zeros([BLOCK_N, WORDS], tl.int32)
+    groups = tl.zeros([BLOCK_N, 1], tl.int32)
+    total = tl.zeros([BLOCK_N, WORDS], tl.float32)
+    y = tl.zeros([BLOCK_N, BLOCK_B], tl.float32)
+    if not HAS_ZERO:
+        zero = 0
+    if PER_ROW:
+        scale = tl.load(scales_ptr + weight_row)[:, None]
+
+    for k0 in tl.range(0, K if INTERPRETED else k_end, BLOCK_K, num_stages=NUM_STAGES):
+        # Load the words, and one scale and zero point per row.
+        word = k0 // PER_WORD + tl.arange(0, WORDS)
+        address = words_ptr + weight_row[:, None] * (K // PER_WORD) + word[None, :]
+        words = load(address, (word < K // PER_WORD)[None, :], PAD, WHOLE)
+        if not PER_ROW:
+            offset = weight_row[:, None] * GROUPS + k0 // GROUP_SIZE
+            scale = tl.load(scales_ptr + offset)
+            if HAS_ZERO:
+                zero = tl.load(zeros_ptr + offset)
+        subtract = tiles.zero_point(zero, BITS, HAS_ZERO)
+
+        if CHECKSUM:
+            checksum += words if STAGE == "stream" else tiles.sum_of_codes(words, BITS)
+            first = k0 % GROUP_SIZE == 0  # a group counts once
+            groups += tl.where(first, tiles.group_bits(scale, zero, HAS_ZERO), 0)
+        elif STAGE == "scale":
+            part = tl.zeros([BLOCK_N, WORDS], tl.float32)
+            for i in tl.static_range(PER_WORD):
+                part += tiles.number(words, i, subtract, BITS).to(dtype).to(tl.float32)
+            total += part * scale.to(tl.float32)
+        else:
+            column = k0 + tl.arange(0, BLOCK_K)
+            address = x_ptr + x_row[:, None] * K + column[None, :]
+            x = load(address, (column < K)[None, :], 0.0, WHOLE)
+            if STAGE == "fused":
+                w = tiles.numbers(words, subtract, BITS, dtype)
+                per_group = scale
+            else:
+                w = tiles.halves(words, BITS, dtype)
+                per_group = tiles.keep_zero(scale, zero, HAS_ZERO)
+            w = tl.reshape(w, [BLOCK_N, BLOCK_K])
+            if PER_ROW:
+                y = tiles.dot(w, x.T, y)
+            else:
+                y += tiles.dot(w, x.T) * per_group.to(tl.float32)
+
+    if CHECKSUM:
+        tl.store(out_ptr + row, tl.sum(checksum, axis=1) + tl.sum(groups, axis=1), mask=row < N)
+    elif STAGE == "scale":
+        tl.store(out_ptr + row, tl.sum(total, axis=1), mask=row < N)
+    else:
+        if PER_ROW:
+            y *= scale.to(tl.float32)
+        inside = (batch < BATCH)[None, :] & (row < N)[:, None]
+        address = out_ptr + batch[None, :] * N + row[:, None]
+        tl.store(address, y.to(dtype), mask=inside)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the problem is cut into programs. Any power of two; tensor cores want at least 16.
+
+    Attributes:
+        block_b: rows of x per program; each such tile dequantizes the weights again.
+        block_n: rows of W per program.
+        block_k: weights of one row per step; divides the group size.
+        num_warps: warps per program.
+        num_stages: steps of the pipeline, so steps in flight plus one.
+        max_registers: registers per thread that the assembler may use; None for its own choice.
+    """
+
+    block_b: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    max_registers: int | None = None
+
+
+def default_config(batch: int) -> Config:
+    """Conservative and untuned: chosen by counting instructions and registers, never by timing.
+
+    A small batch is limited by memory: many short tiles, a deep pipeline. A larger one is limited
+    by arithmetic: 64 rows, which is what the warp-group instruction of sm_90 needs.
+
+    The register cap of the small tile is there because left to itself the assembler may spill to
+    reach 64. Known cost: sm_80 splits the 64 x 64 tile over 2 x 2 warps, and where the compiler
+    dequantizes in the operand's own layout (zero points) both warps along the batch do it.
+    """
+    if batch <= 16:
+        # One warp per 16 rows: one more along the batch would dequantize the same weights again.
+        return Config(16, block_n=32, block_k=128, num_warps=2, num_stages=5, max_registers=128)
+    return Config(
+        block_b=min(triton.next_power_of_2(batch), 64),
+        block_n=64,
+        block_k=128,
+        num_warps=4,
+        num_stages=3,
+    )
+
+
+def plan(
+    arm: Arm,
+    weight_format: WeightFormat,
+    activation: str,
+    n: int,
+    k: int,
+    batch: int,
+    config: Config | None = None,
+) -> Plan:
+    """What `bind` launches and what the ahead-of-time compiler compiles.
+
+    Args:
+        arm: "stream", "unpack", "scale", "bypass" or "fused".
+        weight_format: a quantized format whose groups divide k.
+        activation: "fp16" or "bf16".
+        n: rows of W.
+        k: columns of W.
+        batch: 16 to 256.
+        config: how to cut the problem; None for the default.
+    """
+    config = config or default_config(batch)
+    constexprs = {
+        "N": n,
+        "K": k,
+        "BATCH": batch,
+        "STAGE": arm,
+        "BITS": weight_format.bits,
+        "GROUP_SIZE": weight_format.group_size or k,
+        "HAS_ZERO": weight_format.zero_point,
+        "BLOCK_B": config.block_b,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "NUM_STAGES": config.num_stages,
+    }
+    return Plan(
+        fn=gemm_kernel,
+        signature=packed_signature(weight_format, activation, arm),
+        constexprs=constexprs,
+        options=compile_options(config.num_warps, config.num_stages, config.max_registers),
+        grid=(triton.cdiv(n, config.block_n), triton.cdiv(batch, config.block_b)),
+    )
+
+
+def bind(
+    arm: Arm, tensors: Tensors, x: torch.Tensor, out: torch.Tensor, config: Config | None = None
+) -> Launch:
+    """Check the arguments of one launch, once.
+
+    Args:
+        arm: a stage of the ladder.
+        tensors: `packed_tensors` on the device of x.
+        x: activations [batch, k], fp16 or bf16.
+        out: what `output_shape` says for the arm.
+        config: how to cut the problem; None for the default.
+
+    Raises:
+        ValueError: an argument does not fit; the message says what would.
+    """
+    weight_format, activation, n, k, batch = check_packed(tensors, x, out, arm)
+    check_batch("gemm", batch, BATCHES)
+    launch_plan = plan(arm, weight_format, activation, n, k, batch, config)
+    return launch_plan.launch(tensors["words"], tensors["scales"], tensors.get("zeros"), x, out, k)

@@ -1,0 +1,149 @@
+"""Compile the Triton kernels in a process of its own and report their machine code as JSON.
+
+A test process runs the kernels interpreted, and an interpreted kernel cannot be compiled. To see
+the numbers that the tests assert:
+
+    python -m tests.aot_triton <<< '[["fused", "gemv", "int4-g128", "fp16", 4096, 14336, 1, 90]]'
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench.static import sass
+from bench.static.compile import CompiledKernel, compile_kernel
+from bench.static.occupancy import resident_warps
+
+ROOT = Path(__file__).parent.parent
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel for one problem and one target."""
+
+    arm: str
+    regime: str
+    format_name: str
+    activation: str
+    n: int
+    k: int
+    batch: int
+    capability: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the tests ask of the machine code. Counts are of the hot code, one step along k.
+
+    Attributes:
+        digest: of all opcodes and operands.
+        num_warps: warps per program.
+        warps: warps that fit on one multiprocessor.
+        weights: weights that one lane handles per step.
+        has_loop: whether the hot code is a loop (otherwise it is the whole kernel).
+        widened: fp16 numbers turned into fp32.
+        loads: global loads by width in bits.
+    """
+
+    digest: str
+    registers: int
+    spills: bool
+    num_warps: int
+    warps: int
+    weights: int
+    has_loop: bool
+    instructions: int
+    integer_to_float: int
+    widened: int
+    multiply_add: int
+    tensor_core: int
+    loads: dict[str, int]
+
+
+def compile_job(job: Job) -> tuple[CompiledKernel, int]:
+    """The compiled kernel, and the weights per lane and step."""
+    from kernels.formats import find_format
+    from kernels.triton import dequantize, gemm, gemv, native
+
+    weight_format = find_format(job.format_name)
+    shape = (job.activation, job.n, job.k, job.batch)
+    if job.arm == "native":
+        plan = {"gemv": native.plan_gemv, "gemm": native.plan_gemm}[job.regime](*shape)
+    elif job.arm == "dequantize":
+        plan = dequantize.plan(weight_format, *shape[:3])
+    else:
+        plan = {"gemv": gemv, "gemm": gemm}[job.regime].plan(job.arm, weight_format, *shape)
+    compiled = compile_kernel(
+        plan.fn, plan.signature, plan.constexprs, job.capability, **plan.options
+    )
+    block_k = plan.constexprs.get("BLOCK_K")
+    if block_k is None:
+        block_k = plan.constexprs["BLOCK_W"] * weight_format.weights_per_word
+    return compiled, plan.constexprs["BLOCK_N"] * block_k // (32 * compiled.num_warps)
+
+
+def report(job: Job) -> Report:
+    """Compile one job and count."""
+    compiled, weights = compile_job(job)
+    hot = sass.hot_code(compiled.sass)
+    text = "\n".join(f"{i.predicate} {i.opcode} {i.operands}" for i in compiled.sass)
+    return Report(
+        digest=hashlib.sha256(text.encode()).hexdigest(),
+        registers=compiled.registers,
+        spills=compiled.spills,
+        num_warps=compiled.num_warps,
+        warps=resident_warps(compiled),
+        weights=weights,
+        has_loop=bool(sass.loops(compiled.sass)),
+        instructions=len(hot),
+        integer_to_float=sass.count(hot, sass.INTEGER_TO_FLOAT),
+        widened=sass.count(hot, sass.WIDEN),
+        multiply_add=sass.count(hot, sass.MULTIPLY_ADD),
+        tensor_core=sass.count(hot, sass.TENSOR_CORE),
+        loads={str(width): number for width, number in sass.load_widths(hot).items()},
+    )
+
+
+def compile_all(jobs: list[Job], cache: Path) -> dict[Job, Report]:
+    """Every job's report, from worker processes that do not interpret.
+
+    Args:
+        jobs: what to compile.
+        cache: an empty folder; Triton would otherwise reuse a stale binary.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache)
+
+    def work(share: list[Job]) -> list[Report]:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.aot_triton"],
+            input=json.dumps([[*asdict(job).values()] for job in share]),
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return [Report(**json.loads(line)) for line in done.stdout.splitlines()]
+
+    shares = [jobs[i::WORKERS] for i in range(WORKERS)]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        results = list(pool.map(work, shares))
+    return {
+        job: report
+        for share, reports in zip(shares, results, strict=True)
+        for job, report in zip(share, reports, strict=True)
+    }
+
+
+if __name__ == "__main__":
+    for fields in json.load(sys.stdin):
+        print(json.dumps(asdict(report(Job(*fields)))), flush=True)
