@@ -126,7 +126,7 @@ def make_plan(
     protocol = Protocol(
         pilot_blocks=10,
         fresh_blocks_minimum=21,
-        fresh_blocks_maximum=75,
+        fresh_blocks_maximum=80,
         processes=3,
         target_half_width=TARGET[kind],
         confidence=0.95,
@@ -172,7 +172,7 @@ def assemble(result: Result, plan: Plan, rows: list[dict[str, object]]) -> Profi
         device=result.opened.device,
         software=Software(**found.facts, missing=found.missing),
         git=Git(**git.facts, missing=git.missing),
-        argv=tuple(["bench.dequant", *sys.argv[1:]]),
+        argv=("bench.dequant", *sys.argv[1:]),
         workload=result.workload,
         kernels_sha256=environment.source_hash(ROOT / "kernels"),
         protocol=plan.protocol,
@@ -226,7 +226,9 @@ def measure(plan: Plan, output: Path) -> int:
     Console().print(render(profile))
     errors.print(f"Wrote {output}", highlight=False, soft_wrap=True)
     if interrupted:
-        errors.print("Interrupted: the profile holds the finished blocks and says it is incomplete.")
+        errors.print(
+            "Interrupted: the profile holds the finished blocks and says it is incomplete."
+        )
         return 130
     good, known = converged_share(profile)
     if failures(profile) or good < CONVERGED_SHARE * known:
@@ -302,7 +304,7 @@ def run_command(
         raise UsageError(f"--launch takes graph or eager, not {launch!r}.")
 
     from bench.measure.devices import DeviceError
-    from bench.measure.worker import WorkerDied
+    from bench.measure.worker import WorkerLostError
 
     try:
         plan = make_plan(gpu, formats, model, batches, activation, launch, seed)  # type: ignore[arg-type]
@@ -313,12 +315,14 @@ def run_command(
         raise UsageError(f"--output must end in .json, but is {path}.")
     try:
         return measure(plan, path)
-    except WorkerDied as error:
+    except WorkerLostError as error:
         typer.echo(f"error: the measuring process was lost: {error}.", err=True)
         return 1
     except OSError as error:
         where = error.filename or path
-        typer.echo(f"error: cannot write {where}: {error.strerror}. Choose another --output.", err=True)
+        typer.echo(
+            f"error: cannot write {where}: {error.strerror}. Choose another --output.", err=True
+        )
         if (journal := journal_of(path)).exists():
             typer.echo(f"The samples so far are safe in {journal}.", err=True)
         return 2

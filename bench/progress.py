@@ -36,8 +36,6 @@ def progress(console: Console) -> Iterator[Callable[[Progress], None]]:
             left = ""
             if state.left_s is not None:
                 left = f"about {timedelta(seconds=round(state.left_s))} left"
-            bar.update(
-                task, completed=state.done, description=state.doing, left=left, refresh=True
-            )
+            bar.update(task, completed=state.done, description=state.doing, left=left, refresh=True)
 
         yield report

@@ -21,7 +21,7 @@ from bench.analysis.verdict import verdicts
 from profiles.reader import ProfileError, load_profile
 from profiles.schema import LAYER, ArmRow, Comparison, Implementation, Profile, Quantity
 
-CONVERGED_SHARE = 0.9  # a run is stable when this share of its comparisons met the target width
+CONVERGED_SHARE = 0.9  # a run is stable when this share of its phis met the target width
 MS = 1e3
 
 
@@ -41,8 +41,9 @@ def render(profile: Profile, operator: str = LAYER) -> RenderableType:
 
 
 def converged_share(profile: Profile) -> tuple[int, int]:
-    """Comparisons that met the target width, and comparisons with a phi at all."""
-    known = [c.converged for c in profile.comparisons if c.converged is not None]
+    """Values of phi that met the target width, and how many there are: two per comparison."""
+    qualities = [q for c in profile.comparisons for q in (c.quality_exposed, c.quality_unfused)]
+    known = [q.converged for q in qualities if q.converged is not None]
     return sum(known), len(known)
 
 
@@ -124,8 +125,8 @@ def _notes(profile: Profile) -> Iterator[str]:
     good, known = converged_share(profile)
     target = profile.protocol.target_half_width
     yield (
-        f"{good} of {known} comparisons (layer and operators) have φ within ±{target:.0%} of "
-        f"t(best16)."
+        f"{good} of {known} values of φ (layer and operators, exposed and unfused) are known within "
+        f"±{target:.0%} of t(best16)."
     )
     layers = [c for c in profile.comparisons if c.operator == LAYER]
     if any(c.converged is False for c in layers):

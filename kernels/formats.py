@@ -33,6 +33,7 @@ class WeightFormat:
 
     @property
     def quantized(self) -> bool:
+        """Whether there is anything to dequantize."""
         return self.bits < 16
 
     @property
@@ -101,5 +102,7 @@ def formats_with_bits(bits: int) -> tuple[WeightFormat, ...]:
     found = tuple(f for f in FORMATS if f.bits == bits and f.quantized)
     if not found:
         widths = ", ".join(str(b) for b in sorted({f.bits for f in FORMATS if f.quantized}))
-        raise ValueError(f"no quantized weight format has {bits} bits; choose --bits from {widths}.")
+        raise ValueError(
+            f"no quantized weight format has {bits} bits; choose --bits from {widths}."
+        )
     return found

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +49,11 @@ def code_order(bits: int) -> tuple[int, ...]:
 
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
     """Codes [n, k] into words [n, k * bits / 32]."""
-    n, k = codes.shape
+    n = codes.shape[0]
     fields = codes.reshape(n, -1, 32 // bits)[:, :, code_order(bits)].astype(np.uint32)
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    return np.bitwise_or.reduce(fields << shifts, axis=2)
+    words: NDArray[np.uint32] = np.bitwise_or.reduce(fields << shifts, axis=2)
+    return words
 
 
 def unpack(words: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
@@ -99,6 +100,7 @@ class Weights:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Rows and columns of W."""
         n, k = self.codes.shape
         return n, k
 
@@ -116,7 +118,7 @@ class Weights:
         words: NDArray[np.uint32] = halves.view(np.uint32)[:, :, 0]
         return words
 
-    def per_weight(self, per_group: NDArray[np.generic]) -> NDArray[np.generic]:
+    def per_weight(self, per_group: NDArray[Any]) -> NDArray[Any]:
         """Spread values [n, groups] over the weights [n, k]."""
         return np.repeat(per_group, self.codes.shape[1] // per_group.shape[1], axis=1)
 
@@ -142,7 +144,9 @@ class Weights:
         """
         per_word = self.format.weights_per_word
         if reading == "fp32":
-            return np.repeat(self.bypass_words.view(np.float32).astype(np.float64), per_word, axis=1)
+            return np.repeat(
+                self.bypass_words.view(np.float32).astype(np.float64), per_word, axis=1
+            )
         halves = self.bypass_words.view(np.uint16).reshape(*self.bypass_words.shape, 2)
         if self.activation == "fp16":
             pair = halves.view(np.float16).astype(np.float64)
@@ -192,7 +196,7 @@ def random_weights(
 
 
 def random_activations(batch: int, k: int, activation: Float, seed: int) -> NDArray[np.float32]:
-    """x ~ N(0, 1) of shape [batch, k], rounded to the activation dtype, reproducible from the seed."""
+    """Activations x ~ N(0, 1) [batch, k], rounded to their dtype, reproducible from the seed."""
     rng = np.random.default_rng([seed, 2])
     return round_to(rng.standard_normal((batch, k), dtype=np.float32), activation)
 
@@ -206,7 +210,7 @@ def scale_bits(weights: Weights) -> NDArray[np.int64]:
 
 def reference(
     arm: str, weights: Weights, x: NDArray[np.float32], reading: BypassReading = "fp32"
-) -> NDArray[np.float64] | NDArray[np.int64] | NDArray[np.float32]:
+) -> NDArray[Any]:
     """What an arm must write, computed in float64 (int64 for the integer stages).
 
     The early stages of the ladder multiply nothing; their loads and conversions are kept alive by a sum
@@ -228,17 +232,17 @@ def reference(
         total = words.sum(axis=1, dtype=np.int64) + scale_bits(weights).sum(axis=1)
         if weights.zeros is not None:
             total += weights.zeros.sum(axis=1, dtype=np.int64)
-        return (total + (1 << 31)) % (1 << 32) - (1 << 31)
+        wrapped: NDArray[np.int64] = (total + (1 << 31)) % (1 << 32) - (1 << 31)
+        return wrapped
     if arm == "scale":
-        return weights.values.sum(axis=1)
+        sums: NDArray[np.float64] = weights.values.sum(axis=1)
+        return sums
     if arm == "dequantize":
         return weights.values16
     return x.astype(np.float64) @ multiplied(arm, weights, reading).T
 
 
-def multiplied(
-    arm: str, weights: Weights, reading: BypassReading = "fp32"
-) -> NDArray[np.float64]:
+def multiplied(arm: str, weights: Weights, reading: BypassReading = "fp32") -> NDArray[np.float64]:
     """The matrix [n, k] that an arm multiplies x with, in float64.
 
     Raises:

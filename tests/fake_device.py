@@ -30,7 +30,14 @@ def _no_pack(weights: Weights) -> Tensors:
 def fake_kernel(arm: Arm, implementation: str = "fake") -> Kernel:
     formats = ("bf16",) if arm == "native" else ("int4-g128",)
     return Kernel(
-        arm, implementation, "cpu", formats, ("bf16",), (1, 256), _no_pack, lambda t, x, y: lambda: None
+        arm,
+        implementation,
+        "cpu",
+        formats,
+        ("bf16",),
+        (1, 256),
+        _no_pack,
+        lambda t, x, y: lambda: None,
     )
 
 

@@ -67,7 +67,9 @@ def test_every_arm_is_right(name: str, batch: int) -> None:
 
 def test_extreme_codes_and_zero_points() -> None:
     """Every code against every zero point, in every place of a word."""
-    codes = np.array([[(row + column) % 16 for column in range(256)] for row in range(32)], np.uint8)
+    codes = np.array(
+        [[(row + column) % 16 for column in range(256)] for row in range(32)], np.uint8
+    )
     zeros = np.array([[row % 16, 15 - row % 16] for row in range(32)], np.uint8)
     scales = np.full((32, 2), 0.125, np.float32)
     weights = packing.Weights(find_format("int4-g128-zp"), "bf16", codes, scales, zeros)

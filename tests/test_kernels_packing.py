@@ -81,7 +81,12 @@ def test_symmetric_scale_and_zero_point_by_hand() -> None:
     symmetric = packing.quantize(row, find_format("int4-g128"), "fp16")
     assert symmetric.scales[0, 0] == np.float16(0.1)
     assert symmetric.zeros is None
-    assert symmetric.codes[0, :4].tolist() == [15, 4, 9, 8]  # -0.35 / 0.1 is just above -3.5 in fp16
+    assert symmetric.codes[0, :4].tolist() == [
+        15,
+        4,
+        9,
+        8,
+    ]  # -0.35 / 0.1 is just above -3.5 in fp16
     row[0, :3] = [1.0, -0.5, 0.25]
     shifted = packing.quantize(row, find_format("int4-g128-zp"), "fp16")
     assert shifted.scales[0, 0] == np.float16(0.1)

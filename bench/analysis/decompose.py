@@ -146,8 +146,7 @@ def compared_arms(samples: pa.Table, workload: Workload) -> set[ArmKey]:
         ArmKey(problem, i.arm, i.implementation, i.variant, i.weight_format)
         for problem, arms in problems.items()
         for i in arms
-        if (i.arm, i.implementation, i.weight_format)
-        in settings[problem._replace(operator=LAYER)]
+        if (i.arm, i.implementation, i.weight_format) in settings[problem._replace(operator=LAYER)]
     }
 
 

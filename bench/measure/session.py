@@ -17,18 +17,19 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 
-from bench.measure.devices import Device, Mode, PoolKey, Prepared, Problem, Sample
+from bench.measure.devices import Device, Float16, Mode, PoolKey, Prepared, Problem, Sample
 from kernels.formats import WeightFormat
 from kernels.kernel import Kernel, Traffic, traffic
 from kernels.unfused import compose
 from profiles.schema import Operator
 
 SAMPLE_S = 1.2e-3  # planned length of a sample: METHOD asks for more than 1 ms
-COMPARED_SAMPLE_S = 3e-3  # of the arms whose differences are the result: longer samples, fewer blocks
+COMPARED_SAMPLE_S = (
+    3e-3  # of the arms whose differences are the result: longer samples, fewer blocks
+)
 COMPARED = ("bypass", "fused", "native", "vendor", "unfused")
 CACHE_MULTIPLE = 2  # bytes touched between two uses of a copy, in last-level caches
 
@@ -114,7 +115,7 @@ class Session:
 
     device: Device
     operators: tuple[Operator, ...]
-    activation: Literal["fp16", "bf16"]
+    activation: Float16
     mode: Mode
     skip: Mapping[ArmName, str] = field(default_factory=dict)
     announce: Callable[[ArmName], None] = lambda name: None
@@ -216,9 +217,7 @@ class Session:
         )
         length_s = COMPARED_SAMPLE_S if compared else SAMPLE_S
         repeats = max(1, math.ceil(length_s / estimate_s))
-        return _Arm(
-            prepared, replace(state, error=error, repeats=repeats, estimate_s=estimate_s)
-        )
+        return _Arm(prepared, replace(state, error=error, repeats=repeats, estimate_s=estimate_s))
 
     def _rotate(self) -> None:
         """Gives every pool enough copies, and notes the bytes between two uses of the worst one."""
@@ -243,7 +242,7 @@ class Session:
         shrink = min(1.0, self.device.free_bytes() / max(total, 1))
         copies = {pool: max(2, math.floor(count * shrink)) for pool, count in copies.items()}
         self.device.rotate(copies)
-        distances = [copies[p] * size[p] for p in size]
+        distances: list[float] = [copies[p] * size[p] for p in size]
         if not self.device.own_cycle:
             distances = [
                 max(copies[p] * size[p], (copies[p] / uses[b][p] - 1) * touched[b])
@@ -267,7 +266,9 @@ def _unfused(arms: Sequence[_Arm], planned: Mapping[ArmName, int]) -> Kernel | N
         return None
     candidates = {key: compose(dequantize[0], kernel) for key, kernel in kernels.items()}
     batch = arms[0].state.name.batch
-    earlier = {(n.implementation, n.variant) for n in planned if n.arm == "unfused" and n.batch == batch}
+    earlier = {
+        (n.implementation, n.variant) for n in planned if n.arm == "unfused" and n.batch == batch
+    }
     for candidate in candidates.values():
         if (candidate.implementation, candidate.variant) in earlier:
             return candidate

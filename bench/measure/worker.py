@@ -15,12 +15,12 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from bench.measure.devices import Device, Mode, open_device
+from bench.measure.devices import Device, Float16, Mode, open_device
 from bench.measure.session import ArmName, ArmState, Session, Timed
 from kernels.formats import find_format
 from profiles.schema import DeviceInfo, Operator
@@ -37,7 +37,7 @@ class Setup:
 
     gpu: str
     operators: tuple[Operator, ...]
-    activation: Literal["fp16", "bf16"] | None
+    activation: Float16 | None
     mode: Mode | None
     skip: Mapping[ArmName, str]
 
@@ -48,7 +48,7 @@ class Opened:
 
     device: DeviceInfo
     cache_bytes: int
-    activation: Literal["fp16", "bf16"]
+    activation: Float16
     mode: Mode
     software: Mapping[str, str]
 
@@ -61,7 +61,7 @@ class Begun:
     rotation_bytes: int
 
 
-class WorkerDied(RuntimeError):
+class WorkerLostError(RuntimeError):
     """The worker is gone. `suspect` is the arm it was running, None if none; the message says how."""
 
     def __init__(self, reason: str, suspect: ArmName | None) -> None:
@@ -77,7 +77,7 @@ class Worker:
         opener: how the worker opens its device; a function of some module, for it is sent by name.
 
     Raises:
-        WorkerDied: from any method, when the process ends or does not answer in time.
+        WorkerLostError: from any method, when the process ends or does not answer in time.
         DeviceError, ValueError: from the constructor, as the device raised them in the worker.
     """
 
@@ -125,11 +125,11 @@ class Worker:
         try:
             if not self._connection.poll(deadline_s):
                 self._process.kill()
-                raise WorkerDied(f"it did not finish within {deadline_s:g} s", self._last())
+                raise WorkerLostError(f"it did not finish within {deadline_s:g} s", self._last())
             good, answer = self._connection.recv()
         except (EOFError, OSError):
             self._process.join(timeout=10)
-            raise WorkerDied(_how_it_ended(self._process.exitcode), self._last()) from None
+            raise WorkerLostError(_how_it_ended(self._process.exitcode), self._last()) from None
         if good:
             return answer
         raise answer
@@ -180,8 +180,7 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
     def announce(name: ArmName) -> None:
-        fields = (name.operator, str(name.batch), name.format, name.arm)
-        fields += (name.implementation, name.variant, name.weight_format)
+        fields = [str(value) for value in astuple(name)]
         suspect.value = "\t".join(fields).encode()[: _NAME_BYTES - 1]
 
     try:

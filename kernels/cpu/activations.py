@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from kernels.cpu.simd import LANES, bf16_of_float, float_of_bf16
+from kernels.cpu.simd import LANES, float_of_bf16
 
 _OPTIONS = {"cache": True, "error_model": "numpy", "nogil": True}
 

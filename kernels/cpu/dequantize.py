@@ -8,7 +8,7 @@ whole vectors: four per word for 4-bit codes, two for 8-bit.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numba import njit, prange
@@ -41,7 +41,7 @@ def pair_of(words, pair, bits, zero, scale):
     return or_i32(even, shift_left(odd, 16))
 
 
-@lru_cache(maxsize=None)
+@cache
 def build(bits: int, has_zero: bool):
     """The compiled kernel of one packed width.
 

@@ -10,7 +10,7 @@ filling and multiply nothing.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numba import njit, prange
@@ -44,7 +44,9 @@ PANEL = 64  # rows that share a pass over the activations, a multiple of ROWS
 
 
 @njit(inline="always")
-def fill_row(words, scales, zeros, row, chunk, bits, has_zero, stage, buffer, at, counts, totals, slot):
+def fill_row(
+    words, scales, zeros, row, chunk, bits, has_zero, stage, buffer, at, counts, totals, slot
+):
     """Dequantize CHUNK weights of one row into buffer[at:], or do the part of it that a stage names."""
     fields = 32 // bits
     groups = scales.shape[1]
@@ -121,7 +123,7 @@ def multiply(buffer, x, padded, k, chunk, partial, at):
         store_tile(partial, at + first, padded, low)
 
 
-@lru_cache(maxsize=None)
+@cache
 def build(bits: int, has_zero: bool, stage: int):
     """The compiled kernel of one packed width (or 16, for bf16 weights) and stage.
 

@@ -16,7 +16,7 @@ Every stage stores its sum, so the loads stay alive and the result can be checke
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numba import njit, prange
@@ -44,7 +44,9 @@ from kernels.cpu.simd import (
 
 STREAM, UNPACK, SCALE, FUSED, BYPASS = range(5)
 STAGES = {"stream": STREAM, "unpack": UNPACK, "scale": SCALE, "fused": FUSED, "bypass": BYPASS}
-PREFETCH_WORDS = 1024  # 4 KiB ahead: without it arithmetic and DRAM time add up instead of overlapping
+PREFETCH_WORDS = (
+    1024  # 4 KiB ahead: without it arithmetic and DRAM time add up instead of overlapping
+)
 
 
 @njit(inline="always")
@@ -66,7 +68,7 @@ def code_of(words, field, bits):
     return codes
 
 
-@lru_cache(maxsize=None)
+@cache
 def build(bits: int, has_zero: bool, stage: int):
     """The compiled kernel of one packed width and stage.
 

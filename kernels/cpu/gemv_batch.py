@@ -9,7 +9,7 @@ step form with BLOCK_M = 4.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numba import njit, prange
@@ -42,7 +42,7 @@ from kernels.cpu.simd import (
 BATCH_TILE = 4
 
 
-@lru_cache(maxsize=None)
+@cache
 def build(bits: int, has_zero: bool, stage: int):
     """The compiled kernel of one packed width and stage; arguments as gemv.build, x in tiles of four."""
     fields = 32 // bits

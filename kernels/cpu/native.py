@@ -24,13 +24,15 @@ from kernels.cpu.simd import (
     sum_f32,
 )
 
-STRIDE = 4 * LANES  # weights of a row per step: enough independent sums to hide the latency of an FMA
+STRIDE = (
+    4 * LANES
+)  # weights of a row per step: enough independent sums to hide the latency of an FMA
 PREFETCH = 2048  # 4 KiB ahead
 
 
 @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
 def gemv(weights, x, y):
-    """weights uint16 (bf16) [n * k], x float32 [k], y uint16 (bf16) [1, n]."""
+    """Weights uint16 (bf16) [n * k], x float32 [k], y uint16 (bf16) [1, n]."""
     n = y.shape[1]
     k = weights.shape[0] // n
     for row in prange(n):
@@ -48,7 +50,7 @@ def gemv(weights, x, y):
 
 @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
 def gemv_batch(weights, x, y):
-    """weights uint16 (bf16) [n * k], x float32 in tiles of four from to_fields, y uint16 [batch, n]."""
+    """Weights uint16 (bf16) [n * k], x float32 in tiles of four from to_fields, y uint16 [batch, n]."""
     batch, n = y.shape
     k = weights.shape[0] // n
     for pair in prange((n + 1) // 2):

@@ -64,7 +64,7 @@ def _require(condition: bool, message: str) -> None:
 def _packed_arguments(tensors: Tensors, k: int):
     """Flat words, scales, zeros and the packed width."""
     words, scales = tensors["words"], tensors["scales"]
-    n, words_per_row = words.shape
+    words_per_row = words.shape[1]
     bits = 32 * words_per_row // k
     _require(
         words_per_row % LANES == 0 and k % gemm.CHUNK == 0,

@@ -25,7 +25,9 @@ LANES = 16
 _F32 = ir.VectorType(ir.FloatType(), LANES)
 _I32 = ir.VectorType(ir.IntType(32), LANES)
 _I16 = ir.VectorType(ir.IntType(16), LANES)
-ROWS = 8  # rows of the register tile: 8 x 2 accumulators of 16 lanes, of the 32 registers of AVX-512
+ROWS = (
+    8  # rows of the register tile: 8 x 2 accumulators of 16 lanes, of the 32 registers of AVX-512
+)
 
 
 class _Vector(types.Type):
@@ -275,7 +277,9 @@ def prefetch(typingctx, array, index):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         at = builder.bitcast(builder.gep(data, [args[1]]), byte)
         function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32]), "llvm.prefetch.p0"
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32]),
+            "llvm.prefetch.p0",
         )
         builder.call(function, [at, i32(0), i32(3), i32(1)])
         return context.get_dummy_value()
@@ -373,4 +377,3 @@ def fma_tile(typingctx, weights, index, stride, x, tile):
         return _pack_tile(builder, vectors)
 
     return _tile(weights, types.intp, types.intp, f32x16, _tile), codegen
-

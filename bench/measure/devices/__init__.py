@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["graph", "eager"]
 Kind = Literal["cpu", "cuda"]
+Float16 = Literal["fp16", "bf16"]
 PoolKey = tuple[str, str]  # operator, and the layout of the weights
 
 
@@ -38,7 +39,7 @@ class Problem:
     k: int
     batch: int
     format: WeightFormat
-    activation: Literal["fp16", "bf16"]
+    activation: Float16
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Device(Protocol):
     """
 
     kind: Kind
-    default_activation: Literal["fp16", "bf16"]
+    default_activation: Float16
     default_mode: Mode
     cache_bytes: int
     own_cycle: bool

@@ -20,14 +20,16 @@ import torch
 from numba import njit, prange
 
 from bench.measure import environment
-from bench.measure.devices import Mode, Prepared, Sample
+from bench.measure.devices import Float16, Kind, Mode, Prepared, Sample
 from bench.measure.devices.tensors import TensorDevice
 from kernels.kernel import Launch
 from profiles.schema import DeviceInfo
 
 HEALTHY_PROBE_US = 100.0  # an empty parallel region takes 2 to 10 us; a lost core makes it 8,000
 PROBE_RETRIES = 10
-ESTIMATE_S = 4e-3  # long enough for the threads of one library to go to sleep and of another to wake
+ESTIMATE_S = (
+    4e-3  # long enough for the threads of one library to go to sleep and of another to wake
+)
 ASSUMED_CACHE_BYTES = 256 << 20  # where the machine does not say: larger than most
 PLANNED_BANDWIDTH_PER_CORE = 12e9  # bytes per second; only used to choose repeats
 
@@ -42,9 +44,9 @@ def _empty_region(sink):
 class CpuDevice(TensorDevice):
     """This machine's processor; see the module."""
 
-    kind = "cpu"
+    kind: Kind = "cpu"
     torch_device = "cpu"
-    default_activation = "bf16"
+    default_activation: Float16 = "bf16"
     default_mode: Mode = "eager"
     own_cycle = False
 

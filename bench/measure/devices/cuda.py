@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 
 import torch
 
-from bench.measure.devices import Mode, Prepared, Sample
+from bench.measure.devices import Float16, Kind, Mode, Prepared, Sample
 from bench.measure.devices.tensors import TensorDevice
 from kernels.kernel import Launch
 from profiles.schema import DeviceInfo
@@ -32,9 +33,9 @@ def find_gpu() -> tuple[str | None, str]:
 class CudaDevice(TensorDevice):
     """The first visible GPU; see the module."""
 
-    kind = "cuda"
+    kind: Kind = "cuda"
     torch_device = "cuda"
-    default_activation = "fp16"
+    default_activation: Float16 = "fp16"
     default_mode: Mode = "graph"
     own_cycle = True
 
@@ -115,7 +116,7 @@ class CudaDevice(TensorDevice):
             self._graphs[prepared] = graph
         return self._graphs[prepared]
 
-    def _time(self, work) -> float:
+    def _time(self, work: Callable[[], object]) -> float:
         """Seconds between two events around some work."""
         start = torch.cuda.Event(enable_timing=True)
         end = torch.cuda.Event(enable_timing=True)

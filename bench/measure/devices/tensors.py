@@ -13,7 +13,7 @@ from functools import cache, partial
 
 import torch
 
-from bench.measure.devices import PoolKey, Prepared, Problem
+from bench.measure.devices import Kind, PoolKey, Prepared, Problem
 from kernels import find_kernels
 from kernels.kernel import PRODUCTS, Kernel, Launch, Tensors, output_shape
 from kernels.packing import (
@@ -55,7 +55,7 @@ class TensorDevice(ABC):
     """Base of devices that run kernels on torch tensors."""
 
     torch_device: str
-    kind: str
+    kind: Kind
 
     def __init__(self) -> None:
         self._pools: dict[PoolKey, Pool] = {}
@@ -177,15 +177,17 @@ def _checked_rows(batch: int) -> list[int]:
     if batch <= CHECKED_ROWS:
         return list(range(batch))
     step = batch / CHECKED_ROWS
-    return sorted({min(int(i * step) + i % max(int(step), 1), batch - 1) for i in range(CHECKED_ROWS)})
+    return sorted(
+        {min(int(i * step) + i % max(int(step), 1), batch - 1) for i in range(CHECKED_ROWS)}
+    )
 
 
 def _layout(kernel: Kernel) -> str:
     """A name for the way a kernel lays out its weights, the same for kernels that share it."""
-    pack, keywords = kernel.pack, {}
+    pack = kernel.pack
     if isinstance(pack, partial):
-        pack, keywords = pack.func, pack.keywords
-    return f"{pack.__module__}.{pack.__qualname__}({keywords or ''})"
+        return f"{pack.func.__module__}.{pack.func.__qualname__}({pack.keywords})"
+    return f"{pack.__module__}.{pack.__qualname__}"
 
 
 def _batchless(problem: Problem) -> Problem:
