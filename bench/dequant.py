@@ -187,6 +187,18 @@ def _why_unknown(name: str, kind: str) -> str:
     return "read with NVML, which comes with the energy sensors" if name == "driver" else "not used"
 
 
+def nothing_measured(interrupted: bool, result: Result | None) -> int:
+    """Says why there is no profile, and returns the exit code."""
+    if interrupted:
+        typer.echo("Interrupted before the first finished block: nothing was written.", err=True)
+        return 130
+    facts = result.facts if result is not None else {}
+    for key, fact in facts.items():
+        typer.echo(f"{key.arm} on {key.problem.operator}: {fact.failure}", err=True)
+    typer.echo("error: no kernel could be timed; nothing was written.", err=True)
+    return 1
+
+
 def measure(plan: Plan, output: Path) -> int:
     """Runs a plan, writes its profile, prints it; returns the exit code.
 
@@ -198,7 +210,7 @@ def measure(plan: Plan, output: Path) -> int:
     from bench.measure.journal import Journal
     from bench.measure.run import Run, samples_table
     from bench.progress import progress
-    from bench.report import CONVERGED_SHARE, converged_share, failures, render
+    from bench.report import CONVERGED_SHARE, converged_share, failures, render, warm
     from profiles.reader import write_profile
 
     errors = Console(stderr=True)
@@ -216,8 +228,7 @@ def measure(plan: Plan, output: Path) -> int:
                 raise
         if not any(row["phase"] == "fresh" for row in journal.rows) or run.result is None:
             journal.remove()
-            errors.print("Interrupted before the first finished block: nothing was written.")
-            return 130
+            return nothing_measured(interrupted, run.result)
         if interrupted:
             output = output.with_suffix(".incomplete.json")
         profile = assemble(run.result, plan, journal.rows)
@@ -231,7 +242,7 @@ def measure(plan: Plan, output: Path) -> int:
         )
         return 130
     good, known = converged_share(profile)
-    if failures(profile) or good < CONVERGED_SHARE * known:
+    if failures(profile) or good < CONVERGED_SHARE * known or warm(profile):
         return 1
     return 0
 
@@ -262,7 +273,7 @@ def main(
     output: Annotated[
         Path | None, typer.Option(help="Where the profile goes; below results/ by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the order of arms within blocks.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of arms within blocks.")] = 0,
     show_formats: Annotated[
         bool, typer.Option("--list", help="List the formats and stop.")
     ] = False,
@@ -311,13 +322,21 @@ def run_command(
     except DeviceError as error:
         raise UsageError(str(error)) from None
     path = output or default_output(gpu, plan.model, formats)
-    if path.suffix != ".json":
-        raise UsageError(f"--output must end in .json, but is {path}.")
+    if path.suffix != ".json" or path.is_dir():
+        raise UsageError(f"--output must be a file that ends in .json, but is {path}.")
+    if journal_of(path).exists():
+        raise UsageError(
+            f"{journal_of(path)} holds the samples of an earlier run; move it or choose another --output."
+        )
     try:
         return measure(plan, path)
     except WorkerLostError as error:
         typer.echo(f"error: the measuring process was lost: {error}.", err=True)
+        if journal_of(path).exists():
+            typer.echo(f"The samples so far are safe in {journal_of(path)}.", err=True)
         return 1
+    except DeviceError as error:
+        raise UsageError(str(error)) from None
     except OSError as error:
         where = error.filename or path
         typer.echo(

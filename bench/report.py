@@ -52,12 +52,18 @@ def failures(profile: Profile) -> list[ArmRow]:
     return [row for row in profile.rows if row.failure is not None]
 
 
+def warm(profile: Profile) -> bool:
+    """Whether too few weight copies fitted into memory for each to have left the cache before its turn."""
+    cache = profile.device.last_level_cache_bytes
+    return cache is not None and profile.workload.rotation_bytes < 2 * cache
+
+
 def _header(profile: Profile) -> Text:
     device, workload = profile.device, profile.workload
     cores = f", {device.cores} {'cores' if device.kind == 'cpu' else 'SMs'}" if device.cores else ""
     text = Text()
     text.append(profile.kind.upper(), style="bold green" if profile.kind == "measured" else "bold")
-    text.append(f" on {device.name}{cores}: {workload.model}, one decoder layer, ")
+    text.append(f" on {device.name}{cores}: {workload.model}, the operators of one layer, ")
     text.append(f"{workload.activation} activations, {workload.launch_mode} launches, ")
     text.append(f"{workload.cache_state} weights. Each value with its 95 % interval.")
     return text
@@ -128,6 +134,11 @@ def _notes(profile: Profile) -> Iterator[str]:
         f"{good} of {known} values of φ (layer and operators, exposed and unfused) are known within "
         f"±{target:.0%} of t(best16)."
     )
+    if warm(profile):
+        yield (
+            "WARNING: memory was too short to rotate weights through twice the last-level cache, so "
+            "they were not cold."
+        )
     layers = [c for c in profile.comparisons if c.operator == LAYER]
     if any(c.converged is False for c in layers):
         yield "* not converged: the interval of a φ is wider than that."

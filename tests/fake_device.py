@@ -70,6 +70,12 @@ class FakeDevice:
     def now_s(self) -> float:
         return self.clock_s
 
+    def check(self) -> None:
+        pass
+
+    def seeds(self) -> dict[str, int]:
+        return {"weights": 1}
+
     def free_bytes(self) -> int:
         return 1 << 40
 

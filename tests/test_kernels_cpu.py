@@ -39,6 +39,59 @@ def reference_of(kernel: Kernel, weights: packing.Weights, x: np.ndarray) -> np.
     return np.asarray(packing.reference(arm, weights, x, kernel.reading), np.float64)
 
 
+def instructions(kernel: object) -> list[str]:
+    """Opcodes of a compiled kernel's x86 code, the parallel body included."""
+    texts = kernel.inspect_asm().values()  # type: ignore[attr-defined]
+    return [m[1] for text in texts for m in re.finditer(r"^\s+([a-z][a-z0-9]+)\b", text, re.M)]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[str]]:
+    """Machine code of every stage of int4-g128 in each regime, compiled here: cached code has no text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba.config, "CACHE_DIR", str(tmp_path_factory.mktemp("numba")))
+        for module in (gemv, gemv_batch, gemm):
+            module.build.cache_clear()
+        return compile_stages()
+
+
+def compile_stages() -> dict[tuple[str, str], list[str]]:
+    weights = packing.random_weights(16, 128, find_format("int4-g128"), "bf16", seed=0)
+    code = {}
+    for regime, module, batch in (("gemv", gemv, 1), ("batch", gemv_batch, 4), ("gemm", gemm, 16)):
+        x = packing.random_activations(batch, 128, "bf16", seed=0)
+        for kernel in find_kernels("cpu", weights.format, "bf16", batch):
+            if kernel.arm in gemv.STAGES:
+                run(kernel, weights, x)
+                stage = module.build(4, False, gemv.STAGES[kernel.arm])
+                code[regime, kernel.arm] = instructions(stage)
+    return code
+
+
+@pytest.mark.parametrize("regime", ["gemv", "batch", "gemm"])
+def test_conversions_are_where_they_belong(
+    regime: str, compiled: dict[tuple[str, str], list[str]]
+) -> None:
+    """Eight int-to-float conversions per sixteen words in scale and fused; none in the others."""
+    if not any(op.startswith("vcvtdq2ps") for op in compiled[regime, "fused"]):
+        pytest.skip("this processor's conversion instruction has another name")
+    for arm in ("scale", "fused"):
+        assert compiled[regime, arm].count("vcvtdq2ps") >= 8
+    for arm in ("stream", "unpack", "bypass"):
+        assert compiled[regime, arm].count("vcvtdq2ps") == 0, arm
+    fused, bypass = compiled[regime, "fused"], compiled[regime, "bypass"]
+    multiplies = [sum(op.startswith("vfmadd") for op in code) for code in (fused, bypass)]
+    assert multiplies[0] == multiplies[1] > 0, "bypass must multiply as fused does"
+
+
+@pytest.mark.parametrize("regime", ["gemv", "batch", "gemm"])
+def test_stages_are_different_programs(
+    regime: str, compiled: dict[tuple[str, str], list[str]]
+) -> None:
+    programs = {tuple(code) for (r, _), code in compiled.items() if r == regime}
+    assert len(programs) == 5
+
+
 # n is ragged against the pairs of rows, the tiles of 8 and the panels of 64; torch's packed operators
 # take n in multiples of 16 and are left out where it is not.
 SHAPES = ((37, 256), (131, 384), (64, 128))
@@ -116,59 +169,6 @@ def test_launchers_say_what_they_expected() -> None:
     weights = packing.random_weights(16, 256, find_format("int8-ch"), "bf16", seed=0)
     with pytest.raises(ValueError, match=r"bf16 activations, but x is torch.float32"):
         fused.bind(fused.pack(weights), torch.zeros(1, 256), out)
-
-
-def instructions(kernel: object) -> list[str]:
-    """Opcodes of a compiled kernel's x86 code, the parallel body included."""
-    texts = kernel.inspect_asm().values()  # type: ignore[attr-defined]
-    return [m[1] for text in texts for m in re.finditer(r"^\s+([a-z][a-z0-9]+)\b", text, re.M)]
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[str]]:
-    """Machine code of every stage of int4-g128 in each regime, compiled here: cached code has no text."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba.config, "CACHE_DIR", str(tmp_path_factory.mktemp("numba")))
-        for module in (gemv, gemv_batch, gemm):
-            module.build.cache_clear()
-        return compile_stages()
-
-
-def compile_stages() -> dict[tuple[str, str], list[str]]:
-    weights = packing.random_weights(16, 128, find_format("int4-g128"), "bf16", seed=0)
-    code = {}
-    for regime, module, batch in (("gemv", gemv, 1), ("batch", gemv_batch, 4), ("gemm", gemm, 16)):
-        x = packing.random_activations(batch, 128, "bf16", seed=0)
-        for kernel in find_kernels("cpu", weights.format, "bf16", batch):
-            if kernel.arm in gemv.STAGES:
-                run(kernel, weights, x)
-                stage = module.build(4, False, gemv.STAGES[kernel.arm])
-                code[regime, kernel.arm] = instructions(stage)
-    return code
-
-
-@pytest.mark.parametrize("regime", ["gemv", "batch", "gemm"])
-def test_conversions_are_where_they_belong(
-    regime: str, compiled: dict[tuple[str, str], list[str]]
-) -> None:
-    """Eight int-to-float conversions per sixteen words in scale and fused; none in the others."""
-    if not any(op.startswith("vcvtdq2ps") for op in compiled[regime, "fused"]):
-        pytest.skip("this processor's conversion instruction has another name")
-    for arm in ("scale", "fused"):
-        assert compiled[regime, arm].count("vcvtdq2ps") >= 8
-    for arm in ("stream", "unpack", "bypass"):
-        assert compiled[regime, arm].count("vcvtdq2ps") == 0, arm
-    fused, bypass = compiled[regime, "fused"], compiled[regime, "bypass"]
-    multiplies = [sum(op.startswith("vfmadd") for op in code) for code in (fused, bypass)]
-    assert multiplies[0] == multiplies[1] > 0, "bypass must multiply as fused does"
-
-
-@pytest.mark.parametrize("regime", ["gemv", "batch", "gemm"])
-def test_stages_are_different_programs(
-    regime: str, compiled: dict[tuple[str, str], list[str]]
-) -> None:
-    programs = {tuple(code) for (r, _), code in compiled.items() if r == regime}
-    assert len(programs) == 5
 
 
 def test_traffic_by_hand() -> None:

@@ -154,7 +154,7 @@ class Run:
                 launch_mode=opened.mode,
                 cache_state="cold",
                 rotation_bytes=0,
-                seeds={"order": plan.seed},
+                seeds={"order": plan.seed, **opened.seeds},
             )
             self.result = Result(opened, workload)
         return worker
@@ -280,7 +280,14 @@ class Run:
         """From the pilot: how many fresh blocks, within the time of a cell, and the arms they need."""
         assert self.result is not None
         workload, protocol = self.result.workload, self.plan.protocol
-        pilot = samples_table([r for r in self.journal.rows if (r["format"], r["batch"]) == cell])
+        lost = {self._key(name) for name in self._skip}
+        pilot = samples_table(
+            [
+                r
+                for r in self.journal.rows
+                if (r["format"], r["batch"]) == cell and _key(r) not in lost
+            ]
+        )
         compared = decompose.compared_arms(pilot, workload)
         self._lean[cell] = {name for name in self._repeats if self._key(name) in compared}
         full_s, lean_s = self._block_s[cell], self._cost_s(self._lean[cell])
@@ -367,6 +374,11 @@ class Run:
             "temperature_c": None,
             "flags": " ".join(sample.flags),
         }
+
+
+def _key(row: dict[str, Any]) -> ArmKey:
+    problem = ProblemKey(*(row[name] for name in ProblemKey._fields))
+    return ArmKey(problem, *(row[name] for name in ArmKey._fields[1:]))
 
 
 def samples_table(rows: list[dict[str, Any]]) -> pa.Table:

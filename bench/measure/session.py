@@ -8,7 +8,8 @@ A block spans all operators of the layer, so that sums over operators are paired
 
 Rotation. Between two uses of one copy of the weights more than twice the last-level cache must be touched.
 On a device that replays copies in a fixed order a pool must do that alone. Elsewhere the other samples of a
-block help: a pool gets the copies of one block and of as much of the next as touches twice the cache.
+block help: a pool gets the copies of one block and of as much more as touches twice the cache, counting
+only the arms that every block has.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ class Session:
         mode: "graph" or "eager".
         skip: arms that crashed a worker before; they are listed as failed and left alone.
         rotation_bytes: after begin, the bytes touched between two uses of any one copy.
-        announce: called with an arm's name before it runs for the first time and before each sample.
+        announce: called with an arm's name before it runs for the first time and before each sample,
+            and with None when no arm is to blame for what follows.
     """
 
     device: Device
@@ -118,7 +120,7 @@ class Session:
     activation: Float16
     mode: Mode
     skip: Mapping[ArmName, str] = field(default_factory=dict)
-    announce: Callable[[ArmName], None] = lambda name: None
+    announce: Callable[[ArmName | None], None] = lambda name: None
     rotation_bytes: int = 0
     _arms: dict[int, list[_Arm]] = field(default_factory=dict, repr=False)
 
@@ -158,6 +160,7 @@ class Session:
                 arms += [self._consider(problem, unfused, planned) for problem in problems]
             self._arms[batch] = [arm for arm in arms if isinstance(arm, _Arm)]
             failed += [arm for arm in arms if isinstance(arm, ArmState)]
+        self.announce(None)
         self._rotate()
         return [arm.state for arms in self._arms.values() for arm in arms] + failed
 
@@ -200,7 +203,8 @@ class Session:
                 self.device.warm(prepared)
                 return _Arm(prepared, replace(state, repeats=planned[name]))
             error = self.device.verify(prepared)
-        except (ValueError, RuntimeError) as reason:
+        except Exception as reason:  # whatever a compiler or a driver may raise costs this row only
+            self.device.check()
             lines = str(reason).strip().splitlines() or [repr(reason)]
             return replace(state, failure=f"could not run: {lines[0]}")
         if not error <= kernel.tolerance:
@@ -229,7 +233,7 @@ class Session:
             for arm in arms:
                 size[arm.prepared.pool] = arm.prepared.copy_bytes
                 uses[batch][arm.prepared.pool] += arm.state.repeats + 1
-        touched = {b: sum(count * size[p] for p, count in u.items()) for b, u in uses.items()}
+        touched = {batch: _least_touched(arms) for batch, arms in self._arms.items()}
         copies: dict[PoolKey, int] = {}
         for pool in size:
             alone = math.ceil(enough / size[pool]) + 1
@@ -242,26 +246,43 @@ class Session:
         shrink = min(1.0, self.device.free_bytes() / max(total, 1))
         copies = {pool: max(2, math.floor(count * shrink)) for pool, count in copies.items()}
         self.device.rotate(copies)
-        distances: list[float] = [copies[p] * size[p] for p in size]
+        distances: list[float] = [(copies[p] - 1) * size[p] for p in size]
         if not self.device.own_cycle:
             distances = [
-                max(copies[p] * size[p], (copies[p] / uses[b][p] - 1) * touched[b])
+                max((copies[p] - 1) * size[p], (copies[p] / uses[b][p] - 1) * touched[b])
                 for b in uses
                 for p in uses[b]
             ]
         self.rotation_bytes = int(min(distances, default=0))
 
 
+def _least_touched(arms: Sequence[_Arm]) -> int:
+    """Bytes of weights that every block touches: those of the arms that no block leaves out."""
+    sixteen: dict[tuple[str, str], int] = defaultdict(int)
+    total = 0
+    for arm in arms:
+        touched = arm.state.repeats * arm.prepared.copy_bytes
+        if arm.state.name.arm in ("fused", "bypass", "unfused"):
+            total += touched
+        elif arm.prepared.kernel.weight_bits == 16:
+            sixteen[arm.state.name.arm, arm.state.name.implementation] += touched
+    return max(1, total + min(sixteen.values(), default=0))
+
+
 def _unfused(arms: Sequence[_Arm], planned: Mapping[ArmName, int]) -> Kernel | None:
     """Dequantize and the 16-bit kernel that is fastest over the layer, or was in an earlier process."""
     dequantize = [a.prepared.kernel for a in arms if a.state.name.arm == "dequantize"]
     totals: dict[int, float] = defaultdict(float)
+    counts: dict[int, int] = defaultdict(int)  # operators it is right on
     kernels: dict[int, Kernel] = {}
     for arm in arms:
         kernel = arm.prepared.kernel
         if kernel.weight_bits == 16 and kernel.arm in ("native", "vendor"):
             kernels[id(kernel)] = kernel
             totals[id(kernel)] += arm.state.estimate_s or 0.0
+            counts[id(kernel)] += 1
+    complete = max(counts.values(), default=0)
+    kernels = {key: kernel for key, kernel in kernels.items() if counts[key] == complete}
     if not dequantize or not kernels:
         return None
     candidates = {key: compose(dequantize[0], kernel) for key, kernel in kernels.items()}
@@ -272,7 +293,7 @@ def _unfused(arms: Sequence[_Arm], planned: Mapping[ArmName, int]) -> Kernel | N
     for candidate in candidates.values():
         if (candidate.implementation, candidate.variant) in earlier:
             return candidate
-    return candidates[min(totals, key=lambda key: totals[key])]
+    return candidates[min(candidates, key=lambda key: totals[key])]
 
 
 def _traffic(problem: Problem, kernel: Kernel) -> Traffic:

@@ -13,7 +13,6 @@ import multiprocessing as mp
 import os
 import signal
 import tempfile
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
@@ -26,7 +25,7 @@ from kernels.formats import find_format
 from profiles.schema import DeviceInfo, Operator
 
 START_DEADLINE_S = 180.0  # importing and opening a device on a slow disk
-BEGIN_DEADLINE_S = 600.0  # compiling and verifying every kernel of a format
+BEGIN_DEADLINE_S = 1800.0  # compiling and verifying every kernel of a format
 BLOCK_DEADLINE_S = 180.0
 _NAME_BYTES = 512
 
@@ -51,6 +50,7 @@ class Opened:
     activation: Float16
     mode: Mode
     software: Mapping[str, str]
+    seeds: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,14 @@ class Worker:
         self._process = context.Process(
             target=_serve, args=(setup, opener, child, self._suspect), daemon=True
         )
-        with _environment(Path(self._folder.name)):
-            self._process.start()
+        ours = signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # inherited: Ctrl-C is the parent's to handle
+        try:
+            with _environment(Path(self._folder.name)):
+                self._process.start()
+        finally:
+            signal.signal(signal.SIGINT, ours)
         child.close()
         self.opened: Opened = self._answer(START_DEADLINE_S)
 
@@ -98,7 +104,7 @@ class Worker:
         self, weight_format: str, batches: Collection[int], planned: Mapping[ArmName, int]
     ) -> Begun:
         """Session.begin, with what it found out about rotation."""
-        self._connection.send(("begin", (weight_format, list(batches), dict(planned))))
+        self._send("begin", (weight_format, list(batches), dict(planned)))
         answer: Begun = self._answer(BEGIN_DEADLINE_S)
         return answer
 
@@ -106,7 +112,7 @@ class Worker:
         self, batch: int, seed: tuple[int, ...], only: Collection[ArmName] | None
     ) -> list[Timed]:
         """Session.block."""
-        self._connection.send(("block", (batch, seed, only)))
+        self._send("block", (batch, seed, only))
         answer: list[Timed] = self._answer(BLOCK_DEADLINE_S)
         return answer
 
@@ -120,6 +126,13 @@ class Worker:
             self._process.join()
         self._folder.cleanup()
 
+    def _send(self, method: str, arguments: tuple[object, ...]) -> None:
+        try:
+            self._connection.send((method, arguments))
+        except OSError:
+            self._process.join(timeout=10)
+            raise WorkerLostError(_how_it_ended(self._process.exitcode), self._last()) from None
+
     def _answer(self, deadline_s: float) -> Any:
         """The child's next answer; its exceptions are raised here."""
         try:
@@ -132,6 +145,8 @@ class Worker:
             raise WorkerLostError(_how_it_ended(self._process.exitcode), self._last()) from None
         if good:
             return answer
+        if isinstance(answer, str):
+            raise WorkerLostError(answer, self._last())
         raise answer
 
     def _last(self) -> ArmName | None:
@@ -179,8 +194,8 @@ def _serve(
     """The child: opens the device, then answers until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
-    def announce(name: ArmName) -> None:
-        fields = [str(value) for value in astuple(name)]
+    def announce(name: ArmName | None) -> None:
+        fields = [str(value) for value in astuple(name)] if name else []
         suspect.value = "\t".join(fields).encode()[: _NAME_BYTES - 1]
 
     try:
@@ -188,12 +203,13 @@ def _serve(
         activation = setup.activation or device.default_activation
         mode = setup.mode or device.default_mode
         session = Session(device, setup.operators, activation, mode, setup.skip, announce)
-        connection.send(
-            (
-                True,
-                Opened(device.describe(), device.cache_bytes, activation, mode, device.software()),
-            )
-        )
+        about = (device.describe(), device.cache_bytes, activation, mode)
+        opened = Opened(*about, device.software(), device.seeds())
+    except Exception as error:
+        connection.send((False, error))
+        return
+    try:
+        connection.send((True, opened))
         while True:
             method, arguments = connection.recv()
             if method == "begin":
@@ -206,7 +222,9 @@ def _serve(
             connection.send((True, result))
     except (BrokenPipeError, EOFError):
         return  # the parent is gone or done
-    except Exception as error:
-        error.add_note("In the worker:\n" + traceback.format_exc())
+    except (
+        Exception
+    ) as error:  # the arm that was running is to blame, and the rest goes on without it
+        lines = str(error).strip().splitlines() or [repr(error)]
         with contextlib.suppress(OSError):
-            connection.send((False, error))
+            connection.send((False, f"it failed: {lines[0]}"))

@@ -51,7 +51,7 @@ def build(bits: int, has_zero: bool, stage: int):
     @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
     def gemv_batch(words, scales, zeros, x, sums, y):
         n, groups = scales.shape
-        batch = y.shape[0]
+        batch = y.shape[0] if stage > SCALE else 1  # what multiplies nothing reads the weights once
         words_per_row = words.shape[0] // n
         per_group = words_per_row // LANES // groups
         nothing = splat_f32(np.float32(0))

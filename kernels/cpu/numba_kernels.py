@@ -113,7 +113,8 @@ def _bind_stage(stage: int):
             kernel = gemm.build(bits, has_zero, stage)
 
             def launch_gemm() -> None:
-                to_columns(x_bits, bits, padded, columns)
+                if multiplies:
+                    to_columns(x_bits, bits, padded, columns)
                 kernel(words, scales, zeros, columns, k, padded, sums, y)
 
             return launch_gemm
@@ -122,7 +123,8 @@ def _bind_stage(stage: int):
         kernel = (gemv if batch == 1 else gemv_batch).build(bits, has_zero, stage)
 
         def launch() -> None:
-            to_fields(x_bits, bits, tile, fields)
+            if multiplies:
+                to_fields(x_bits, bits, tile, fields)
             kernel(words, scales, zeros, fields, sums, y)
 
         return launch

@@ -28,7 +28,7 @@ def stage(arm: Arm, regime: str) -> Kernel:
         formats=QUANTIZED,
         activations=ACTIVATIONS,
         batches=module.BATCHES,
-        pack=partial(packed_tensors, bypass=arm == "bypass"),
+        pack=partial(packed_tensors, bypass=True) if arm == "bypass" else packed_tensors,
         bind=partial(module.bind, arm),
         variant=regime,
         reading=readings[regime],

@@ -11,6 +11,7 @@ A sample, on any device:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -115,6 +116,10 @@ class Device(Protocol):
         """The clock of every timestamp in a run, in seconds."""
         ...
 
+    def seeds(self) -> dict[str, int]:
+        """Seeds of the inputs, by name."""
+        ...
+
     def free_bytes(self) -> int:
         """Memory that rotated weights may take."""
         ...
@@ -149,6 +154,10 @@ class Device(Protocol):
 
     def sample(self, prepared: Prepared, repeats: int, mode: Mode) -> Sample:
         """Times at least `repeats` launches."""
+        ...
+
+    def check(self) -> None:
+        """Raises when an earlier error has left the device unusable in this process."""
         ...
 
     def release(self) -> None:
@@ -195,9 +204,8 @@ def open_device(name: str) -> Device:
 
 
 def names_gpu(wanted: str, gpu: str) -> bool:
-    """Whether `wanted` is part of the GPU's name, spaces and hyphens aside: rtx4090 is RTX 4090."""
-
-    def plain(text: str) -> str:
-        return "".join(c for c in text.lower() if c.isalnum())
-
-    return bool(plain(wanted)) and plain(wanted) in plain(gpu)
+    """Whether `wanted` is a run of whole words of the GPU's name: rtx4090 is RTX 4090, l4 is not L40S."""
+    asked = "".join(re.findall(r"[a-z0-9]+", wanted.lower()))
+    words = re.findall(r"[a-z0-9]+", gpu.lower())
+    runs = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+    return asked in runs

@@ -12,8 +12,10 @@ import ctypes
 import math
 import mmap
 import os
+import re
 import resource
 import time
+from pathlib import Path
 
 import numba
 import torch
@@ -83,7 +85,12 @@ class CpuDevice(TensorDevice):
         return time.perf_counter()
 
     def free_bytes(self) -> int:
-        """Half of the free memory, so that the machine stays usable."""
+        """Half of the memory that is available, so that the machine stays usable."""
+        meminfo = Path("/proc/meminfo")
+        if meminfo.exists():
+            available = re.search(r"^MemAvailable:\s*(\d+) kB", meminfo.read_text("ascii"), re.M)
+            if available:
+                return int(available[1]) * 1024 // 2
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
     def estimate_s(self, prepared: Prepared) -> float:
@@ -152,6 +159,9 @@ class CpuDevice(TensorDevice):
             if self._retries == 0:
                 return probe_us, ("busy",)
             self._retries -= 1
+
+    def check(self) -> None:
+        """See the protocol: a CPU goes on or is gone."""
 
     def release(self) -> None:
         """See the protocol. The memory is kept for the next format: first touches are slow."""

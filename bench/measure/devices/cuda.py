@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -71,10 +71,11 @@ class CudaDevice(TensorDevice):
         return torch.cuda.mem_get_info()[0] * 9 // 10
 
     def estimate_s(self, prepared: Prepared) -> float:
-        """The mean of ten launches after a warm-up, seconds."""
+        """The mean of ten launches in a graph, so that host time is not taken for the kernel's."""
         launch = self._bound(prepared)[0]
-        self._run(launch)
-        return self._time(lambda: [launch() for _ in range(10)]) / 10
+        graph = _capture([launch] * 10)
+        graph.replay()
+        return self._time(graph.replay) / 10
 
     def sample(self, prepared: Prepared, repeats: int, mode: Mode) -> Sample:
         """See the protocol. In graph mode whole graphs are replayed, each all copies in turn."""
@@ -94,6 +95,10 @@ class CudaDevice(TensorDevice):
         calls = rounds * len(launches)
         return Sample(time_s=seconds / calls, calls=calls, started_s=started)
 
+    def check(self) -> None:
+        """See the protocol: an illegal access leaves the context unusable."""
+        torch.cuda.synchronize()
+
     def release(self) -> None:
         """See the protocol."""
         self._graphs.clear()
@@ -101,19 +106,12 @@ class CudaDevice(TensorDevice):
         torch.cuda.empty_cache()
 
     def _graph(self, prepared: Prepared) -> torch.cuda.CUDAGraph:
-        """One launch per copy, captured on a side stream after a warm-up, as PyTorch asks."""
-        launches = self._bound(prepared)
+        """One launch per copy; graphs of the batch before are dropped."""
+        if any(known.problem.batch != prepared.problem.batch for known in self._graphs):
+            self._graphs.clear()
         if prepared not in self._graphs:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                launches[0]()
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                for launch in launches:
-                    launch()
-            self._graphs[prepared] = graph
+            self._graphs[prepared] = _capture(self._bound(prepared))
+            self._graphs[prepared].replay()
         return self._graphs[prepared]
 
     def _time(self, work: Callable[[], object]) -> float:
@@ -133,3 +131,17 @@ class CudaDevice(TensorDevice):
         result = launch()
         torch.cuda.synchronize()
         return result
+
+
+def _capture(launches: Sequence[Launch]) -> torch.cuda.CUDAGraph:
+    """A graph of the launches in order, after a warm-up on a side stream, as PyTorch asks."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        launches[0]()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for launch in launches:
+            launch()
+    return graph

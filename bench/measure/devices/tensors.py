@@ -104,6 +104,8 @@ class TensorDevice(ABC):
         out = self._output(prepared)
         if out.is_floating_point():
             out.fill_(float("nan"))
+        else:
+            out.fill_(torch.iinfo(out.dtype).min)
         result = self._run(self._bound(prepared)[0])
         got = (result if isinstance(result, torch.Tensor) else out).detach()
         if kernel.arm in PRODUCTS:
@@ -112,6 +114,10 @@ class TensorDevice(ABC):
             return float("inf")
         off = (got.to("cpu", torch.float64) - expected).abs().max()
         return float(off / expected.abs().max().clamp_min(1e-30))
+
+    def seeds(self) -> dict[str, int]:
+        """See the protocol."""
+        return {"weights": WEIGHT_SEED, "activations": ACTIVATION_SEED}
 
     def warm(self, prepared: Prepared) -> None:
         """See the protocol."""
