@@ -126,7 +126,7 @@ def make_plan(
     protocol = Protocol(
         pilot_blocks=10,
         fresh_blocks_minimum=21,
-        fresh_blocks_maximum=80,
+        fresh_blocks_maximum=90,
         processes=3,
         target_half_width=TARGET[kind],
         confidence=0.95,

@@ -31,7 +31,7 @@ from bench.measure.worker import Opened, Setup, Worker, WorkerLostError
 from kernels.formats import WeightFormat
 from profiles.schema import Operator, Protocol, Traffic, Workload, samples_schema
 
-CELL_S = 12.0  # the fresh blocks of a format and batch take about this long at most
+CELL_S = 15.0  # the fresh blocks of a format and batch take about this long at most
 MAX_DEATHS = 20
 OVERHEAD_S = 1e-4  # between two samples
 WHY_NULL = {

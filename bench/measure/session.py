@@ -8,8 +8,8 @@ A block spans all operators of the layer, so that sums over operators are paired
 
 Rotation. Between two uses of one copy of the weights more than twice the last-level cache must be touched.
 On a device that replays copies in a fixed order a pool must do that alone. Elsewhere the other samples of a
-block help: a pool gets the copies of one block and of as much more as touches twice the cache, counting
-only the arms that every block has.
+block help: a pool gets the copies of one block and of as much more as touches twice the cache, for full
+blocks and for those of the compared arms alone.
 """
 
 from __future__ import annotations
@@ -226,47 +226,67 @@ class Session:
     def _rotate(self) -> None:
         """Gives every pool enough copies, and notes the bytes between two uses of the worst one."""
         enough = CACHE_MULTIPLE * self.device.cache_bytes
-        size: dict[PoolKey, int] = {}
-        uses: dict[int, dict[PoolKey, int]] = {}
-        for batch, arms in self._arms.items():
-            uses[batch] = defaultdict(int)
-            for arm in arms:
-                size[arm.prepared.pool] = arm.prepared.copy_bytes
-                uses[batch][arm.prepared.pool] += arm.state.repeats + 1
-        touched = {batch: _least_touched(arms) for batch, arms in self._arms.items()}
-        copies: dict[PoolKey, int] = {}
-        for pool in size:
-            alone = math.ceil(enough / size[pool]) + 1
-            if self.device.own_cycle:
-                copies[pool] = alone
-                continue
-            needed = [uses[b][pool] * (enough / touched[b] + 1) for b in uses if pool in uses[b]]
-            copies[pool] = max(2, min(alone, math.ceil(max(needed))))
+        size = {
+            arm.prepared.pool: arm.prepared.copy_bytes
+            for arms in self._arms.values()
+            for arm in arms
+        }
+        copies = {
+            pool: math.ceil(enough / size[pool]) + 1 for pool in size
+        }  # enough without others
+        blocks = [_Block.of(arms) for arms in self._arms.values()]
+        blocks += [
+            _Block.of([arm for arm in arms if _in_every_block(arm)]) for arms in self._arms.values()
+        ]
+        if not self.device.own_cycle:
+            for pool in size:
+                with_others = [
+                    b.uses[pool] * (enough / b.touched + 1) for b in blocks if b.uses[pool]
+                ]
+                copies[pool] = max(2, min(copies[pool], math.ceil(max(with_others))))
         total = sum(count * size[pool] for pool, count in copies.items())
         shrink = min(1.0, self.device.free_bytes() / max(total, 1))
         copies = {pool: max(2, math.floor(count * shrink)) for pool, count in copies.items()}
         self.device.rotate(copies)
-        distances: list[float] = [(copies[p] - 1) * size[p] for p in size]
-        if not self.device.own_cycle:
-            distances = [
-                max((copies[p] - 1) * size[p], (copies[p] / uses[b][p] - 1) * touched[b])
-                for b in uses
-                for p in uses[b]
-            ]
+        distances: list[float] = []
+        for pool, count in copies.items():
+            alone = (count - 1) * size[pool]
+            with_others = [(count / b.uses[pool] - 1) * b.touched for b in blocks if b.uses[pool]]
+            distances.append(alone if self.device.own_cycle else max(alone, min(with_others)))
         self.rotation_bytes = int(min(distances, default=0))
 
 
-def _least_touched(arms: Sequence[_Arm]) -> int:
-    """Bytes of weights that every block touches: those of the arms that no block leaves out."""
-    sixteen: dict[tuple[str, str], int] = defaultdict(int)
-    total = 0
-    for arm in arms:
-        touched = arm.state.repeats * arm.prepared.copy_bytes
-        if arm.state.name.arm in ("fused", "bypass", "unfused"):
-            total += touched
-        elif arm.prepared.kernel.weight_bits == 16:
-            sixteen[arm.state.name.arm, arm.state.name.implementation] += touched
-    return max(1, total + min(sixteen.values(), default=0))
+@dataclass(frozen=True)
+class _Block:
+    """What a block does to the caches: launches per pool, and the bytes of weights that it touches."""
+
+    uses: Mapping[PoolKey, int]
+    touched: int
+
+    @classmethod
+    def of(cls, arms: Sequence[_Arm]) -> _Block:
+        """A block of these arms. Of the 16-bit arms only the smallest counts as touching its weights,
+        for a block beyond the minimum has but one of them.
+        """
+        uses: dict[PoolKey, int] = defaultdict(int)
+        sixteen: dict[tuple[str, str], int] = defaultdict(int)
+        touched = 0
+        for arm in arms:
+            uses[arm.prepared.pool] += arm.state.repeats + 1
+            arm_bytes = arm.state.repeats * arm.prepared.copy_bytes
+            if arm.prepared.kernel.weight_bits == 16:
+                sixteen[arm.state.name.arm, arm.state.name.implementation] += arm_bytes
+            else:
+                touched += arm_bytes
+        return cls(uses, max(1, touched + min(sixteen.values(), default=0)))
+
+
+def _in_every_block(arm: _Arm) -> bool:
+    """Whether blocks beyond the minimum may time it too."""
+    return (
+        arm.state.name.arm in ("fused", "bypass", "unfused")
+        or arm.prepared.kernel.weight_bits == 16
+    )
 
 
 def _unfused(arms: Sequence[_Arm], planned: Mapping[ArmName, int]) -> Kernel | None:
