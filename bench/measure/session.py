@@ -265,8 +265,10 @@ class _Block:
 
     @classmethod
     def of(cls, arms: Sequence[_Arm]) -> _Block:
-        """A block of these arms. Of the 16-bit arms only the smallest counts as touching its weights,
-        for a block beyond the minimum has but one of them.
+        """A block of these arms.
+
+        Of the 16-bit arms only the smallest counts as touching its weights: a block beyond the
+        minimum has but one of them.
         """
         uses: dict[PoolKey, int] = defaultdict(int)
         sixteen: dict[tuple[str, str], int] = defaultdict(int)
