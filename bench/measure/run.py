@@ -112,9 +112,7 @@ class Run:
         self._blocks: dict[tuple[str, int], int] = {}  # fresh blocks of a format and batch
         self._block_s: dict[tuple[str, int], float] = {}
         self._estimate_s: dict[ArmName, float] = {}
-        self._lean: dict[
-            tuple[str, int], set[ArmName]
-        ] = {}  # arms of the blocks beyond the minimum
+        self._lean: dict[tuple[str, int], set[ArmName]] = {}  # arms of blocks beyond the minimum
         self._cells_done = 0
         self._deaths = 0
 
@@ -162,7 +160,7 @@ class Run:
     def _begin(self, worker: Worker, weight_format: WeightFormat, process: int) -> Worker:
         """Verifies a format's arms; a kernel that kills the worker is skipped and the rest verified again."""
         doing = f"process {process + 1}: verifying {weight_format.name}"
-        self._report(Progress(doing, self._left_s(process), self._done()))
+        self._report(Progress(doing, self._left_s(), self._done()))
         while True:
             try:
                 begun = worker.begin(weight_format.name, self.plan.batches, self._repeats)
@@ -237,7 +235,7 @@ class Run:
         doing = (
             f"process {process + 1}: {weight_format.name}, batch {batch}, {phase} {block + 1}{of}"
         )
-        self._report(Progress(doing, self._left_s(process), self._done()))
+        self._report(Progress(doing, self._left_s(), self._done()))
         seed = (self.plan.seed, process, batch, block, int(phase == "fresh"))
         while True:
             try:
@@ -313,7 +311,7 @@ class Run:
     def _share(self, blocks: int) -> int:
         return blocks // self.plan.protocol.processes
 
-    def _left_s(self, process: int) -> float | None:
+    def _left_s(self) -> float | None:
         """Seconds of timing left, from the blocks known so far; None before the first."""
         if not self._block_s:
             return None

@@ -22,7 +22,6 @@ from kernels.packing import Weights
 _FORMATS = ("int8-ch", "int8-g128", "int4-g128", "int4-g128-zp")
 _NO_ZEROS = np.zeros((0, 0), np.uint8)
 _NO_SUMS = np.zeros(0, np.int32)
-_NO_PRODUCTS = np.zeros((0, 0), np.uint16)
 
 
 @lru_cache(maxsize=32)

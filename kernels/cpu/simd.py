@@ -166,8 +166,6 @@ def _immediate(build):
 
 shift_left = _immediate(lambda builder, vector, amount: builder.shl(vector, amount))
 shift_right = _immediate(lambda builder, vector, amount: builder.lshr(vector, amount))
-shift_right_signed = _immediate(lambda builder, vector, amount: builder.ashr(vector, amount))
-xor = _immediate(lambda builder, vector, mask: builder.xor(vector, mask))
 and_ = _immediate(lambda builder, vector, mask: builder.and_(vector, mask))
 
 
