@@ -1,0 +1,261 @@
+"""Runs a kernel: every thread of many CTAs is one lane of NumPy vectors.
+
+Each lane has the index of its basic block. The lowest index among all lanes runs next, for the
+lanes that are there; the others wait. So lanes that took different branches meet again at the first
+block that both reach (min-PC reconvergence), and a barrier is passed when no lane of the CTA is
+left that could still come.
+
+    block   lanes of one warp (x runs, . waits)
+      0     xxxxxxxx        setp; @p bra 2
+      1     xx..xx..        where not p
+      2     xxxxxxxx        together again
+
+Before the run every instruction is *bound*: looked up in the whitelist, its operands resolved, and
+made a function without arguments, `step`. Running is then calling steps in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.static.ptx import opcodes
+from bench.static.ptx.errors import Fault, PtxError, UnsupportedError
+from bench.static.ptx.memory import GlobalMemory, LocalMemory, SharedMemory
+from bench.static.ptx.parser import Instruction, Kernel, Negated, Operand
+from bench.static.ptx.registers import WARP_LANES, Registers
+
+if TYPE_CHECKING:
+    from bench.static.ptx.counters import Counters
+    from bench.static.ptx.tensor_core import Rounding
+
+Array = npt.NDArray[Any]
+Step = Callable[[], None]
+
+MOST_BLOCKS_RUN = 200_000
+BLOCKS_RUN_PER_TURN = 64  # after which the CTA that has waited longest gets one, for spin locks
+
+
+class Launch(NamedTuple):
+    """What all CTAs share.
+
+    Attributes:
+        kernel: the program.
+        grid: CTAs along x, y, z.
+        block: threads of a CTA along x, y, z.
+        arguments: one per parameter: an int (addresses too), a float, or the bytes of a struct.
+        memory: the buffers.
+        shared_bytes: dynamic shared memory per CTA.
+        race: whether to look for shared-memory races.
+        strict: whether a barrier must be reached by whole warps and at one place.
+        rounding: how tensor cores round.
+        counters: where accesses are counted.
+    """
+
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    arguments: tuple[int | float | bytes, ...]
+    memory: GlobalMemory
+    shared_bytes: int
+    race: bool
+    strict: bool
+    rounding: Rounding | None
+    counters: Counters
+
+
+class Machine(Registers):
+    """Some CTAs of a launch, run together."""
+
+    def __init__(self, launch: Launch, ctas: Array) -> None:
+        super().__init__(launch.kernel, ctas, launch.grid, launch.block)
+        self.launch = launch
+        self.place_variables()
+        self.end = len(self.kernel.blocks)
+        self.block = np.where(self.thread < self.threads, 0, self.end)
+        self.next_block = self.block.copy()
+        self.waiting = np.zeros(self.size, bool)
+        self.waits_at = np.full(self.size, -1)
+        self.copies: list[tuple[Array, Array, Array, Array]] = []  # lanes, groups, positions, data
+        self.groups = np.zeros(self.size, np.int64)  # of asynchronous copies, committed
+        self.blocks_run = np.zeros(self.end, np.int64)  # by warps
+        self.program = [
+            [self.bind(self.kernel.instructions[i]) for i in range(first, end)]
+            for first, end in self.kernel.blocks
+        ]
+
+    def place_variables(self) -> None:
+        """Shared and local memory, and the address of each variable in them."""
+        kernel, launch = self.kernel, self.launch
+        dynamic = -(-kernel.shared_bytes // 128) * 128
+        size = dynamic + launch.shared_bytes if launch.shared_bytes else kernel.shared_bytes
+        self.symbols = kernel.shared | kernel.local | dict.fromkeys(kernel.dynamic, dynamic)
+        self.shared = SharedMemory(len(self.ctas), size, launch.race)
+        self.local = LocalMemory(self.size, kernel.local_bytes)
+        self.arguments = dict(
+            zip((p.name for p in kernel.parameters), launch.arguments, strict=True)
+        )
+
+    def bind(
+        self, instruction: Instruction
+    ) -> tuple[Instruction, Callable[[], Array] | None, Step]:
+        """An instruction with its guard and its step.
+
+        Raises:
+            UnsupportedError: the opcode is not on the whitelist, or an operand not of its form.
+        """
+        operation = opcodes.find(instruction)
+        guard = None
+        if instruction.guard is not None:
+            operand: Operand = instruction.guard
+            if instruction.guard_negated:
+                operand = Negated(instruction.guard)
+            guard = self.reader(operand, "pred", instruction)
+        try:
+            return instruction, guard, operation.bind(self, instruction)
+        except (AssertionError, AttributeError, IndexError, TypeError, ValueError) as error:
+            raise UnsupportedError(
+                instruction.text, instruction.line, f"its operands are of another form ({error!r})."
+            ) from error
+
+    def run(self) -> None:
+        """Run all lanes to their end.
+
+        Raises:
+            FaultError: the kernel did something wrong.
+        """
+        turns = 0
+        waited = np.zeros(len(self.ctas), np.int64)  # turn of each CTA's last block
+        while True:
+            ready = np.where(self.waiting, self.end, self.block)
+            earliest = ready.reshape(len(self.ctas), -1).min(axis=1)
+            current = int(earliest.min())
+            if current == self.end:
+                break
+            turns += 1
+            if turns % BLOCKS_RUN_PER_TURN == 0:
+                hungry = np.where(earliest < self.end, waited, turns)
+                current = int(earliest[hungry.argmin()])
+            waited[earliest == current] = turns
+            turn = np.repeat(earliest == current, self.size // len(self.ctas))
+            self.run_block(current, (ready == current) & turn)
+            if turns > MOST_BLOCKS_RUN:
+                instruction = self.kernel.instructions[self.kernel.blocks[current][0]]
+                detail = f"still running after {turns} basic blocks"
+                self.fault(
+                    Fault.ENDLESS, instruction, np.flatnonzero(self.block < self.end), detail
+                )
+        if self.waiting.any():
+            lanes = np.flatnonzero(self.waiting)
+            instruction = self.kernel.instructions[self.waits_at[lanes[0]]]
+            self.fault(Fault.DEADLOCK, instruction, lanes, "threads wait here for ever")
+
+    def run_block(self, index: int, active: Array) -> None:
+        """Run one basic block for the lanes that stand before it."""
+        everyone = bool(active.all())
+        self.next_block[active] = index + 1
+        self.mask = None if everyone else active
+        self.lanes = self.all_lanes if everyone else np.flatnonzero(active)
+        self.blocks_run[index] += active.reshape(-1, WARP_LANES).any(axis=1).sum()
+        for _, guard, step in self.program[index]:
+            if guard is None:
+                step()
+            else:
+                self.run_guarded(guard, step)
+        self.block[active] = self.next_block[active]
+        if self.waiting.any():
+            self.release()
+
+    def run_guarded(self, guard: Callable[[], Array], step: Step) -> None:
+        """Run a step for the lanes whose guard is true."""
+        outer = self.mask, self.lanes
+        allowed = guard()
+        mask = allowed if self.mask is None else allowed & self.mask
+        if not mask.all():
+            self.mask, self.lanes = mask, np.flatnonzero(mask)
+        if len(self.lanes):
+            step()
+        self.mask, self.lanes = outer
+
+    def jump(self, block: int) -> None:
+        """Lanes that run now go on at this block."""
+        self.next_block[self.lanes] = block
+
+    def alive(self) -> Array:
+        """Lanes that have not exited."""
+        return self.block < self.end
+
+    def wait(self, instruction: Instruction) -> None:
+        """Lanes that run now wait at the CTA's barrier.
+
+        Raises:
+            FaultError: in a strict launch, if other lanes of a warp are elsewhere.
+        """
+        self.waiting[self.lanes] = True
+        self.waits_at[self.lanes] = instruction.index
+        if not self.launch.strict:
+            return
+        here = np.zeros(self.size, bool)
+        here[self.lanes] = True
+        by_warp = here.reshape(-1, WARP_LANES)
+        absent = self.alive().reshape(-1, WARP_LANES) & ~by_warp
+        partly = np.any(by_warp, axis=1) & np.any(absent, axis=1)
+        if partly.any():
+            lanes = np.flatnonzero(here & np.repeat(partly, WARP_LANES))
+            detail = "other threads of the warp do not come to this barrier with it"
+            self.fault(Fault.DIVERGENT_BARRIER, instruction, lanes, detail)
+
+    def release(self) -> None:
+        """Let the CTAs go on whose living lanes all wait.
+
+        Raises:
+            FaultError: in a strict launch, if they wait at different barriers.
+        """
+        shape = (len(self.ctas), -1)
+        waiting = self.waiting.reshape(shape)
+        arrived = waiting | ~self.alive().reshape(shape)
+        complete = np.all(arrived, axis=1) & np.any(waiting, axis=1)
+        if not complete.any():
+            return
+        if self.launch.strict:
+            at = np.where(waiting, self.waits_at.reshape(shape), -1)
+            latest = at.max(axis=1)
+            apart = waiting & (at != latest[:, None]) & complete[:, None]
+            if apart.any():
+                lanes = np.flatnonzero(apart.ravel())
+                instruction = self.kernel.instructions[self.waits_at[lanes[0]]]
+                detail = "other threads of the CTA wait at another barrier"
+                self.fault(Fault.DIVERGENT_BARRIER, instruction, lanes, detail)
+        self.shared.barrier(complete)
+        self.waiting &= ~np.repeat(complete, self.size // len(self.ctas))
+
+
+def run(launch: Launch, most_lanes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Run all CTAs, as many together as fit into `most_lanes`.
+
+    Returns:
+        how many warps ran each basic block.
+
+    Raises:
+        PtxError: the arguments do not fit the kernel; or as `Machine.run` does.
+    """
+    kernel = launch.kernel
+    if len(launch.arguments) != len(kernel.parameters):
+        raise PtxError(
+            f"{kernel.name} has {len(kernel.parameters)} parameters, "
+            f"but {len(launch.arguments)} arguments were given."
+        )
+    threads = int(np.prod(launch.block))
+    together = max(1, most_lanes // (-(-threads // WARP_LANES) * WARP_LANES))
+    count = int(np.prod(launch.grid))
+    blocks_run = np.zeros(len(kernel.blocks), np.int64)
+    with np.errstate(all="ignore"):
+        for first, end in pairwise([*range(0, count, together), count]):
+            machine = Machine(launch, np.arange(first, end))
+            machine.run()
+            blocks_run += machine.blocks_run
+    return blocks_run

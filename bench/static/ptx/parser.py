@@ -1,0 +1,399 @@
+"""PTX text to a `Kernel`: instructions, registers, variables, basic blocks.
+
+Reads what Triton and NVRTC write (PTX ISA, "Syntax", "State Spaces, Types, and Variables",
+"Directives"): scopes, vectors, predicates, register ranges, shared and local arrays, parameters,
+debug lines. What it does not know it refuses, by line.
+
+    @%p1 ld.global.v2.b32 {%r1, %r2}, [%rd3+16];
+     |         |                |         |
+    guard    opcode          Vector     Address(base, offset)
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from bench.static.ptx.errors import PtxError, UnsupportedError
+
+NAME = r"[%$A-Za-z_][\w$.]*"
+COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
+ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)([^{;]*)\{")
+PARAMETER = re.compile(
+    r"\.param\s+(?:\.align\s+\d+\s+)?\.([busf]\d+)\b.*?([\w$]+)(?:\[(\d+)\])?$", re.S
+)
+ARRAY = re.compile(
+    r"(?:\.extern\s+)?\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.[busf](\d+)\s+([\w$]+)"
+    r"(?:\[(\d*)\])?$"
+)
+REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)$", re.S)
+RANGE = re.compile(rf"({NAME})<(\d+)>$")
+STATEMENT = re.compile(rf"(?:@(!?)({NAME})\s+)?([a-z][\w.:]*)\s*(.*)$", re.S)
+LABEL = re.compile(r"([$\w]+)\s*:(?!:)")
+LOCATION = re.compile(r"\.loc\s+(\d+)\s+(\d+)[^\n]*?(?:inlined_at\s+(\d+)\s+(\d+)[^\n]*)?\n")
+FILE = re.compile(r"\.file\s+(\d+)\s+(?:\"[^\"]*\"\s+)?\"([^\"]*)\"")
+INTEGER = re.compile(r"-?(0[xX][0-9a-fA-F]+|\d+)U?$")
+FLOAT = re.compile(r"0([fFdD])([0-9a-fA-F]{8}|[0-9a-fA-F]{16})$")
+END_OF_SPACE = re.compile(r"\s*")
+ENDS_BLOCK = ("bra", "ret", "exit", "bar")  # the first part of an opcode
+
+
+@dataclass(frozen=True)
+class Register:
+    """A virtual or special register; virtual ones of inner scopes carry their scope's number."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Negated:
+    """`!%p1` (a predicate's opposite) or `-%r1`."""
+
+    register: Register
+
+
+@dataclass(frozen=True)
+class Immediate:
+    """A constant: an integer, or the bits of a float with their width in `float_bits`."""
+
+    value: int
+    float_bits: int | None = None
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A variable's or label's name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Address:
+    """`[base + offset]`, in bytes."""
+
+    base: Register | Symbol | Immediate
+    offset: int
+
+
+@dataclass(frozen=True)
+class Vector:
+    """`{a, b, ...}`."""
+
+    items: tuple[Operand, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`a|b`: two destinations."""
+
+    first: Operand
+    second: Operand
+
+
+Operand = Register | Negated | Immediate | Symbol | Address | Vector | Pair
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+        index: among the kernel's instructions.
+        opcode: with all modifiers: "cvt.rn.f16.f32".
+        operands: as written, the destination first.
+        guard: the predicate it runs under, or None.
+        guard_negated: whether it runs where the guard is false.
+        text: as written, on one line.
+        line: in the PTX, counted from 1.
+        source: "gemv.py:108" from the debug lines, or None.
+    """
+
+    index: int
+    opcode: str
+    operands: tuple[Operand, ...]
+    guard: Register | None
+    guard_negated: bool
+    text: str
+    line: int
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A kernel parameter. `size_bytes` is that of a struct passed by value, else 0."""
+
+    name: str
+    type: str
+    size_bytes: int
+
+
+@dataclass
+class Kernel:
+    """One entry point of a PTX module.
+
+    Attributes:
+        name: of the entry.
+        target: "sm_90a".
+        parameters: in order.
+        required_block: threads per CTA that the entry demands (`.reqntid`), or None.
+        instructions: in the order of the text.
+        labels: index of the instruction that follows each.
+        registers: width in bits of each, 1 for predicates.
+        shared: offset in bytes of each shared array.
+        shared_bytes: of the static arrays.
+        dynamic: shared arrays of unknown size, which start after the static ones.
+        local: offset in bytes of each local array, within one thread.
+        local_bytes: per thread.
+        blocks: (first, end) instruction index of each basic block.
+    """
+
+    name: str
+    target: str
+    parameters: tuple[Parameter, ...]
+    required_block: tuple[int, ...] | None
+    instructions: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    registers: dict[str, int] = field(default_factory=dict)
+    shared: dict[str, int] = field(default_factory=dict)
+    shared_bytes: int = 0
+    dynamic: list[str] = field(default_factory=list)
+    local: dict[str, int] = field(default_factory=dict)
+    local_bytes: int = 0
+    blocks: tuple[tuple[int, int], ...] = ()
+
+    def block_of(self, label: str) -> int:
+        """Index of the block that a label starts; one past the last for a label at the end."""
+        first = self.labels[label]
+        return next(
+            (i for i, (start, _) in enumerate(self.blocks) if start == first), len(self.blocks)
+        )
+
+
+def parse(ptx: str, entry: str | None = None) -> Kernel:
+    """Read one entry point.
+
+    Args:
+        ptx: the text of a module.
+        entry: its name as it stands in the text; None if the module has only one.
+
+    Raises:
+        PtxError: no such entry, or text that is not PTX.
+        UnsupportedError: a directive or operand outside what is emulated.
+    """
+    files = {number: path.rsplit("/", 1)[-1] for number, path in FILE.findall(ptx)}
+    text = COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), ptx)
+    found = {m[1]: m for m in ENTRY.finditer(text)}
+    if entry is None and len(found) == 1:
+        (entry,) = found
+    if entry is None or entry not in found:
+        wanted = "one entry to be named" if entry is None else f"an entry named {entry}"
+        raise PtxError(f"expected {wanted}; the PTX has {', '.join(found) or 'none'}.")
+    match = found[entry]
+    target = re.search(r"\.target\s+(\w+)", text)
+    required = re.search(r"\.reqntid\s+([\d,\s]+)", match[3])
+    kernel = Kernel(
+        name=entry,
+        target=target[1] if target else "unknown",
+        parameters=parse_parameters(match[2]),
+        required_block=tuple(int(n) for n in required[1].split(",")) if required else None,
+    )
+    for variable in re.findall(
+        r"^\s*((?:\.extern\s+)?\.shared\b[^;{]*);", text[: match.start()], re.M
+    ):
+        declare_array(kernel, variable, text.count("\n", 0, match.start()))
+    Body(kernel, text, files).read(match.end())
+    kernel.blocks = basic_blocks(kernel)
+    return kernel
+
+
+def parse_parameters(text: str) -> tuple[Parameter, ...]:
+    """The parameters between an entry's parentheses."""
+    parameters = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = PARAMETER.match(part)
+        if match is None:
+            raise PtxError(f"expected a kernel parameter, found `{part}`.")
+        parameters.append(Parameter(match[2], match[1], int(match[3] or 0)))
+    return tuple(parameters)
+
+
+def declare_array(kernel: Kernel, text: str, line: int) -> None:
+    """Give a shared or local array its place."""
+    match = ARRAY.match(" ".join(text.split()))
+    if match is None:
+        raise UnsupportedError(text, line, "only plain shared and local arrays are.")
+    space, align, bits, name, count = match.groups()
+    if count == "":
+        kernel.dynamic.append(name)
+        return
+    size = int(count or 1) * int(bits) // 8
+    alignment = int(align or int(bits) // 8)
+    if space == "shared":
+        kernel.shared[name] = -(-kernel.shared_bytes // alignment) * alignment
+        kernel.shared_bytes = kernel.shared[name] + size
+    else:
+        kernel.local[name] = -(-kernel.local_bytes // alignment) * alignment
+        kernel.local_bytes = kernel.local[name] + size
+
+
+class Body:
+    """Reads the statements between an entry's braces, one after the other."""
+
+    def __init__(self, kernel: Kernel, text: str, files: dict[str, str]) -> None:
+        self.kernel = kernel
+        self.text = text
+        self.files = files
+        self.source: str | None = None
+        self.scopes: list[dict[str, str]] = [{}]  # a register's name here -> its unique name
+        self.scopes_opened = 0
+
+    def read(self, position: int) -> None:
+        """Read from just after the opening brace to the brace that closes it."""
+        line = self.text.count("\n", 0, position) + 1
+        while self.scopes:
+            start = END_OF_SPACE.match(self.text, position).end()  # type: ignore[union-attr]
+            line += self.text.count("\n", position, start)
+            end = self.statement(start, line)
+            line += self.text.count("\n", start, end)
+            position = end
+
+    def statement(self, start: int, line: int) -> int:
+        """Read the one thing that starts here; where it ends."""
+        text = self.text
+        if start >= len(text):
+            raise PtxError(f"{self.kernel.name} has no closing brace.")
+        if text[start] == "{":
+            self.scopes_opened += 1
+            self.scopes.append({})
+            return start + 1
+        if text[start] == "}":
+            self.scopes.pop()
+            return start + 1
+        if text[start] == ";":
+            return start + 1
+        if location := LOCATION.match(text, start):
+            file, number = location[3] or location[1], location[4] or location[2]
+            if number != "0":
+                self.source = f"{self.files.get(file, 'file ' + file)}:{number}"
+            return location.end()
+        if label := LABEL.match(text, start):
+            self.kernel.labels[label[1]] = len(self.kernel.instructions)
+            return label.end()
+        end = text.find(";", start)
+        if end < 0:
+            raise PtxError(f"PTX line {line}: a statement without a semicolon.")
+        self.declare_or_append(" ".join(text[start:end].split()), line)
+        return end + 1
+
+    def declare_or_append(self, statement: str, line: int) -> None:
+        """A directive, or an instruction."""
+        if match := REGISTERS.match(statement):
+            self.declare_registers(match[1], match[2])
+        elif statement.startswith((".shared", ".local")):
+            declare_array(self.kernel, statement, line)
+        elif statement.startswith(".pragma"):
+            pass  # hints such as "nounroll"
+        elif statement.startswith("."):
+            raise UnsupportedError(statement, line, "the directive has no meaning here.")
+        else:
+            self.append(statement, line)
+
+    def declare_registers(self, kind: str, names: str) -> None:
+        """`.reg .b32 %r<10>, %x;`."""
+        bits = 1 if kind == "pred" else 32 if kind.endswith("16x2") else int(kind.lstrip("busf"))
+        inner = f"#{self.scopes_opened}" if len(self.scopes) > 1 else ""
+        for name in (name.strip() for name in names.split(",")):
+            match = RANGE.match(name)
+            each = [f"{match[1]}{i}" for i in range(int(match[2]))] if match else [name]
+            for one in each:
+                self.scopes[-1][one] = one + inner
+                self.kernel.registers[one + inner] = bits
+
+    def append(self, statement: str, line: int) -> None:
+        """An instruction."""
+        match = STATEMENT.match(statement)
+        if match is None:
+            raise PtxError(f"PTX line {line}: expected an instruction, found `{statement}`.")
+        negated, guard, opcode, operands = match.groups()
+        self.kernel.instructions.append(
+            Instruction(
+                index=len(self.kernel.instructions),
+                opcode=opcode,
+                operands=tuple(self.operand(part, line) for part in split(operands)),
+                guard=Register(self.unique(guard)) if guard else None,
+                guard_negated=bool(negated),
+                text=statement,
+                line=line,
+                source=self.source,
+            )
+        )
+
+    def unique(self, name: str) -> str:
+        """A register's unique name, from the innermost scope that declares it."""
+        return next((scope[name] for scope in reversed(self.scopes) if name in scope), name)
+
+    def operand(self, text: str, line: int) -> Operand:
+        """One operand.
+
+        Raises:
+            UnsupportedError: none of the forms above.
+        """
+        if text in self.scopes[-1]:
+            return Register(self.scopes[-1][text])
+        if text.startswith("{"):
+            return Vector(tuple(self.operand(part, line) for part in split(text.strip("{} "))))
+        if text.startswith("["):
+            return self.address(text.strip("[] "), line)
+        if "|" in text:
+            first, second = text.split("|")
+            return Pair(self.operand(first.strip(), line), self.operand(second.strip(), line))
+        if match := FLOAT.match(text):
+            return Immediate(int(match[2], 16), 32 if match[1] in "fF" else 64)
+        if INTEGER.match(text):
+            return Immediate(integer(text))
+        if text[0] in "!-" and re.fullmatch(NAME, text[1:]):
+            return Negated(Register(self.unique(text[1:])))
+        if re.fullmatch(NAME, text) or text == "_":
+            name = self.unique(text)
+            is_register = name in self.kernel.registers or text[0] == "%" or text == "WARP_SZ"
+            return Register(name) if is_register else Symbol(name)
+        raise UnsupportedError(text, line, "it is not a form of operand that is.")
+
+    def address(self, text: str, line: int) -> Address:
+        """What stands between brackets: `%rd1`, `%rd1+16`, `name+4` or `16`."""
+        match = re.fullmatch(rf"({NAME}|\d+)\s*(?:\+\s*(-?\w+))?", text)
+        if match is None:
+            raise UnsupportedError(f"[{text}]", line, "it is not a form of address that is.")
+        base = self.operand(match[1], line)
+        assert isinstance(base, Register | Symbol | Immediate)
+        return Address(base, integer(match[2] or "0"))
+
+
+def integer(text: str) -> int:
+    """An integer constant: decimal, or hexadecimal after 0x, perhaps unsigned by a final U."""
+    return int(text.rstrip("U"), 16 if "x" in text.lower() else 10)
+
+
+def split(text: str) -> list[str]:
+    """Operands between commas that are outside every bracket."""
+    parts, depth, current = [], 0, ""
+    for character in text:
+        depth += (character in "{[") - (character in "}]")
+        if character == "," and depth == 0:
+            parts.append(current.strip())
+            current = ""
+        else:
+            current += character
+    return [*parts, current.strip()] if current.strip() else parts
+
+
+def basic_blocks(kernel: Kernel) -> tuple[tuple[int, int], ...]:
+    """Stretches that are entered at their first instruction and left after their last."""
+    count = len(kernel.instructions)
+    cuts = {0, count, *kernel.labels.values()}
+    for index, instruction in enumerate(kernel.instructions):
+        if instruction.opcode.split(".")[0] in ENDS_BLOCK:
+            cuts.add(index + 1)
+    ordered = sorted(cuts)
+    return tuple(pairwise(ordered))

@@ -1,0 +1,170 @@
+"""mma.sync: D = A B + C on the fragments of a warp ("Warp-level matrix multiply-accumulate").
+
+All shapes m16n8kK share one layout. With lane = 4 g + t and e elements in a 32-bit register:
+
+    A, register j, element q    row g + 8 (j & 1)      column 4 e (j >> 1) + e t + q
+    B, register j, element q    row 4 e j + e t + q    column g
+    C and D, number j           row g + 8 (j >> 1)     column 2 t + (j & 1)
+
+The hardware's own rounding is undocumented. Here products are exact and their sum is rounded once,
+or, with `Rounding`, aligned and truncated as Fasi, Higham, Mikaitis and Pranesh found it
+("Numerical behavior of NVIDIA tensor cores", 2021). Results should therefore be compared with a
+tolerance, never bit for bit.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.static.ptx import numerics
+from bench.static.ptx.parser import Operand, Vector
+from bench.static.ptx.warp import check_warps
+
+if TYPE_CHECKING:
+    from bench.static.ptx.machine import Machine, Step
+    from bench.static.ptx.parser import Instruction
+
+Array = npt.NDArray[Any]
+
+SHAPE = re.compile(r"\.m16n8k(\d+)\.")
+ROWS, COLUMNS, WARP_LANES = 16, 8, 32
+FLOAT32_MANTISSA_BITS = 23
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A model of how tensor cores add.
+
+    Per block of `terms` products, the products and the accumulator are aligned to the largest of
+    them, what lies more than 23 + `extra_bits` bits below it is cut off, and the sum is truncated
+    to fp32. Fasi et al. found 4 terms and no extra bit on V100, 8 and 1 on A100; 16 and 2 on H100
+    are as reported later.
+    """
+
+    terms: int
+    extra_bits: int
+
+
+def bind_mma(machine: Machine, instruction: Instruction) -> Step:
+    """mma.sync.aligned.m16n8kK.row.col.D.A.B.C of any type in the whitelist."""
+    shape = SHAPE.search(instruction.opcode)
+    assert shape is not None
+    depth = int(shape[1])
+    kinds = instruction.opcode.split(".")[-4:]
+    d, a, b, c = (operand_items(o) for o in instruction.operands)
+    reads = {
+        name: [machine.reader(r, "b32", instruction) for r in registers]
+        for name, registers in (("a", a), ("b", b), ("c", c))
+    }
+    writes = [machine.writer(r, "b32") for r in d]
+
+    def step() -> None:
+        check_warps(machine, instruction)
+        warps = np.unique(machine.lanes // WARP_LANES)
+
+        def fragment(name: str) -> Array:
+            whole = [np.broadcast_to(read(), (machine.size,)) for read in reads[name]]
+            return np.stack([r.reshape(-1, WARP_LANES)[warps] for r in whole], axis=2)
+
+        left = matrix_a(numbers(fragment("a"), kinds[1]), depth)
+        right = matrix_b(numbers(fragment("b"), kinds[2]), depth)
+        accumulator = matrix_c(accumulators(fragment("c"), kinds[3]))
+        result = multiply(left, right, accumulator, kinds[0], machine.launch.rounding)
+        for write, register in zip(writes, fragment_d(result, kinds[0]), strict=True):
+            whole = np.zeros((machine.warps, WARP_LANES), np.uint32)
+            whole[warps] = register
+            write(whole.reshape(-1))
+
+    return step
+
+
+def operand_items(operand: Operand) -> tuple[Operand, ...]:
+    """The registers of a fragment."""
+    assert isinstance(operand, Vector)
+    return operand.items
+
+
+def numbers(registers: Array, kind: str) -> Array:
+    """Elements of fragments uint32 [warps, 32, registers] as float64 [warps, 32, registers, e]."""
+    registers = np.ascontiguousarray(registers)
+    if kind in ("f16", "bf16"):
+        bits = registers.view(np.uint16).reshape(*registers.shape, 2)
+        return numerics.decode(bits, kind)
+    if kind in ("e4m3", "e5m2"):
+        codes = registers.view(np.uint8).reshape(*registers.shape, 4)
+        return np.asarray(numerics.fp8_values(kind)[codes])
+    dtype = {"s8": np.int8, "u8": np.uint8}[kind]
+    return registers.view(dtype).reshape(*registers.shape, 4).astype(np.float64)
+
+
+def accumulators(registers: Array, kind: str) -> Array:
+    """Numbers of the C fragment uint32 [warps, 32, registers], float64 [warps, 32, 4]."""
+    registers = np.ascontiguousarray(registers)
+    if kind == "s32":
+        return registers.view(np.int32).astype(np.float64)
+    if kind == "f16":
+        return numerics.decode(registers.view(np.uint16), "f16")
+    return numerics.decode(registers, "f32")
+
+
+def matrix_a(elements: Array, depth: int) -> Array:
+    """A, [warps, 16, depth]."""
+    warps, _, registers, e = elements.shape
+    parts = elements.reshape(warps, 8, 4, registers // 2, 2, e)  # g, t, column half, row half, q
+    return np.ascontiguousarray(parts.transpose(0, 4, 1, 3, 2, 5)).reshape(warps, ROWS, depth)
+
+
+def matrix_b(elements: Array, depth: int) -> Array:
+    """B, [warps, depth, 8]."""
+    warps, _, registers, e = elements.shape
+    parts = elements.reshape(warps, 8, 4, registers, e)  # g, t, j, q
+    return np.ascontiguousarray(parts.transpose(0, 3, 2, 4, 1)).reshape(warps, depth, COLUMNS)
+
+
+def matrix_c(values: Array) -> Array:
+    """C, [warps, 16, 8]."""
+    parts = values.reshape(-1, 8, 4, 2, 2)  # g, t, row half, column
+    return np.ascontiguousarray(parts.transpose(0, 3, 1, 2, 4)).reshape(-1, ROWS, COLUMNS)
+
+
+def fragment_d(result: Array, kind: str) -> list[Array]:
+    """Registers uint32 [warps, 32] of D: float64 or int64 [warps, 16, 8]."""
+    parts = result.reshape(-1, 2, 8, 4, 2).transpose(0, 2, 3, 1, 4)  # warp, g, t, row half, column
+    values = np.ascontiguousarray(parts).reshape(-1, WARP_LANES, 4)
+    if kind == "s32":
+        bits = values.astype(np.int64).astype(np.int32).view(np.uint32)
+    elif kind == "f16":
+        bits = numerics.encode(values, "f16").view(np.uint32)
+    else:
+        bits = numerics.encode(values, "f32")
+    return [bits[..., j] for j in range(bits.shape[-1])]
+
+
+def multiply(a: Array, b: Array, c: Array, kind: str, rounding: Rounding | None) -> Array:
+    """A B + C in float64, before the last rounding.
+
+    Sums of products that span more than 53 bits are rounded once more, in float64.
+    """
+    if kind != "f32" or rounding is None:
+        return numerics.add(a @ b, c)
+    result = c
+    for first in range(0, a.shape[-1], rounding.terms):
+        part = slice(first, first + rounding.terms)
+        products = a[:, :, part, None] * b[:, None, part, :]
+        result = truncated_sum(products, result, rounding.extra_bits)
+    return result
+
+
+def truncated_sum(products: Array, accumulator: Array, extra_bits: int) -> Array:
+    """Sum over axis 2 of [warps, 16, terms, 8] and of [warps, 16, 8], aligned and truncated."""
+    terms = np.concatenate([products, accumulator[:, :, None, :]], axis=2)
+    largest = np.abs(terms).max(axis=2, keepdims=True)
+    unit = np.ldexp(1.0, np.frexp(largest)[1] - 1 - FLOAT32_MANTISSA_BITS - extra_bits)
+    total = (np.trunc(terms / unit) * unit).sum(axis=2)
+    last = np.ldexp(1.0, np.frexp(np.abs(total))[1] - 1 - FLOAT32_MANTISSA_BITS)
+    return np.where(np.isfinite(total), np.trunc(total / last) * last, total)

@@ -1,0 +1,203 @@
+"""Instructions in which the lanes of a warp exchange values.
+
+PTX ISA, "Parallel Synchronization and Communication Instructions", and shfl.sync among "Data
+Movement and Conversion Instructions".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.static.ptx.errors import Fault
+from bench.static.ptx.parser import Pair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.static.ptx.machine import Machine, Step
+    from bench.static.ptx.parser import Instruction, Operand
+
+Array = npt.NDArray[Any]
+
+WARP_LANES = 32
+REDUCTIONS: dict[str, Callable[..., Array]] = {
+    "add": np.add.reduce,
+    "min": np.minimum.reduce,
+    "max": np.maximum.reduce,
+    "and": np.bitwise_and.reduce,
+    "or": np.bitwise_or.reduce,
+    "xor": np.bitwise_xor.reduce,
+}
+IDENTITIES: dict[str, Callable[[np.iinfo[Any]], int]] = {
+    "add": lambda _: 0,
+    "min": lambda info: info.max,
+    "max": lambda info: info.min,
+    "and": lambda info: -1 if info.min < 0 else info.max,
+    "or": lambda _: 0,
+    "xor": lambda _: 0,
+}
+
+
+def running(machine: Machine) -> Array:
+    """Which lanes run now, bool [warps, 32]."""
+    return machine.running().reshape(-1, WARP_LANES)
+
+
+def members(words: Array) -> Array:
+    """The lanes named by membermasks uint32 [n], bool [n, 32]."""
+    return (words[:, None] >> np.arange(WARP_LANES, dtype=np.uint32) & np.uint32(1)) == 1
+
+
+def check_members(machine: Machine, instruction: Instruction, masks: Array) -> None:
+    """Check a membermask uint32 [lanes] against the lanes that run.
+
+    Raises:
+        FaultError: a living lane that is named is not here, or a lane is here unnamed.
+    """
+    here = running(machine)
+    alive = machine.alive().reshape(-1, WARP_LANES)
+    named = members(masks).reshape(-1, WARP_LANES, WARP_LANES)  # warp, lane that asks, lane named
+    absent = np.any(named & (alive & ~here)[:, None, :], axis=2) & here
+    if absent.any():
+        detail = "lanes named in its mask are elsewhere"
+        machine.fault(Fault.MISSING_LANES, instruction, np.flatnonzero(absent.ravel()), detail)
+    unnamed = ~np.diagonal(named, axis1=1, axis2=2) & here
+    if unnamed.any():
+        detail = "a lane runs it that its own mask does not name"
+        machine.fault(Fault.MISSING_LANES, instruction, np.flatnonzero(unnamed.ravel()), detail)
+
+
+def check_warps(machine: Machine, instruction: Instruction) -> None:
+    """Check that whole warps run, as `.aligned` demands.
+
+    Raises:
+        FaultError: lanes of a warp are elsewhere, or have exited.
+    """
+    if machine.mask is None:
+        return
+    here = running(machine)
+    partly = here.any(axis=1) & ~here.all(axis=1)
+    if partly.any():
+        lanes = np.flatnonzero((here & partly[:, None]).ravel())
+        detail = "lanes of the warp are elsewhere, but all must run it together"
+        machine.fault(Fault.MISSING_LANES, instruction, lanes, detail)
+
+
+def mask_checker(machine: Machine, instruction: Instruction, operand: Operand) -> Step:
+    """A step that checks the membermask operand of an instruction."""
+    read = machine.reader(operand, "b32", instruction)
+
+    def check() -> None:
+        masks = read()
+        if machine.mask is None and (masks == np.uint32(0xFFFFFFFF)).all():
+            return
+        check_members(machine, instruction, np.broadcast_to(masks, (machine.size,)))
+
+    return check
+
+
+def bind_warp_barrier(machine: Machine, instruction: Instruction) -> Step:
+    """bar.warp.sync."""
+    return mask_checker(machine, instruction, instruction.operands[0])
+
+
+def bind_shuffle(machine: Machine, instruction: Instruction) -> Step:
+    """shfl.sync.{up,down,bfly,idx}.b32 d[|p], a, b, c, membermask.
+
+    c packs a clamp (bits 0 to 4) and the mask (bits 8 to 12) that splits the warp into segments.
+    """
+    target, *sources, mask = instruction.operands
+    mode = instruction.opcode.split(".")[2]
+    first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
+    write = machine.writer(first, "b32")
+    write_inside = machine.writer(second, "pred") if second else None
+    read, read_b, read_c = (machine.reader(s, "b32", instruction) for s in sources)
+    check = mask_checker(machine, instruction, mask)
+    lane = machine.lane
+
+    def step() -> None:
+        check()
+        value = np.broadcast_to(read(), (machine.size,))
+        b, c = read_b().astype(np.int64) & 31, read_c().astype(np.int64)
+        segment, clamp = c >> 8 & 31, c & 31
+        last = (lane & segment) | (clamp & ~segment)
+        source = {
+            "up": lane - b,
+            "down": lane + b,
+            "bfly": lane ^ b,
+            "idx": (lane & segment) | (b & ~segment),
+        }[mode]
+        inside = source >= last if mode == "up" else source <= last
+        chosen = machine.all_lanes - lane + np.where(inside, source, lane)
+        check_sources(machine, instruction, chosen)
+        write(value[chosen])
+        if write_inside is not None:
+            write_inside(np.broadcast_to(inside, (machine.size,)))
+
+    return step
+
+
+def check_sources(machine: Machine, instruction: Instruction, chosen: Array) -> None:
+    """Fault if a lane takes its value from one that does not run the shuffle."""
+    if machine.mask is None:
+        return
+    bad = machine.mask & ~machine.mask[chosen]
+    if bad.any():
+        detail = "takes the value of a lane that does not run it"
+        machine.fault(Fault.MISSING_LANES, instruction, np.flatnonzero(bad), detail)
+
+
+def bind_vote(machine: Machine, instruction: Instruction) -> Step:
+    """vote.sync.{all,any,uni}.pred and vote.sync.ballot.b32, over the lanes that run."""
+    target, source, mask = instruction.operands
+    mode = instruction.opcode.split(".")[2]
+    read = machine.reader(source, "pred", instruction)
+    write = machine.writer(target, "b32" if mode == "ballot" else "pred")
+    check = mask_checker(machine, instruction, mask)
+
+    def step() -> None:
+        check()
+        here = running(machine)
+        true = np.broadcast_to(read(), (machine.size,)).reshape(-1, WARP_LANES) & here
+        every = (true | ~here).all(axis=1)
+        if mode == "ballot":
+            result = (true.astype(np.uint32) << np.arange(WARP_LANES, dtype=np.uint32)).sum(axis=1)
+        else:
+            some = true.any(axis=1)
+            result = {"all": every, "any": some, "uni": every | ~some}[mode]
+        write(np.repeat(result, WARP_LANES))
+
+    return step
+
+
+def bind_reduce(machine: Machine, instruction: Instruction) -> Step:
+    """redux.sync, over the lanes that run."""
+    _, _, name, kind = instruction.opcode.split(".")
+    target, source, mask = instruction.operands
+    read, write = machine.reader(source, kind, instruction), machine.writer(target, kind)
+    check = mask_checker(machine, instruction, mask)
+    function, identity = REDUCTIONS[name], IDENTITIES[name]
+
+    def step() -> None:
+        check()
+        values = np.broadcast_to(read(), (machine.size,)).reshape(-1, WARP_LANES)
+        neutral = values.dtype.type(identity(np.iinfo(values.dtype)))
+        values = np.where(running(machine), values, neutral)
+        result = function(values, axis=1, dtype=values.dtype)
+        write(np.repeat(result, WARP_LANES))
+
+    return step
+
+
+def bind_active_mask(machine: Machine, instruction: Instruction) -> Step:
+    """activemask.b32."""
+    write = machine.writer(instruction.operands[0], "b32")
+
+    def step() -> None:
+        bits = running(machine).astype(np.uint32) << np.arange(WARP_LANES, dtype=np.uint32)
+        write(np.repeat(bits.sum(axis=1, dtype=np.uint32), WARP_LANES))
+
+    return step
