@@ -16,10 +16,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bench.static import sass
 from bench.static.compile import CompiledKernel, compile_kernel
 from bench.static.occupancy import resident_warps
+
+if TYPE_CHECKING:
+    from kernels.triton.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 WORKERS = 2
@@ -68,19 +72,25 @@ class Report:
     loads: dict[str, int]
 
 
-def compile_job(job: Job) -> tuple[CompiledKernel, int]:
-    """The compiled kernel, and the weights per lane and step."""
+def plan_of(job: Job) -> Plan:
+    """What is compiled and launched for a job."""
     from kernels.formats import find_format
     from kernels.triton import dequantize, gemm, gemv, native
 
     weight_format = find_format(job.format_name)
     shape = (job.activation, job.n, job.k, job.batch)
     if job.arm == "native":
-        plan = {"gemv": native.plan_gemv, "gemm": native.plan_gemm}[job.regime](*shape)
-    elif job.arm == "dequantize":
-        plan = dequantize.plan(weight_format, *shape[:3])
-    else:
-        plan = {"gemv": gemv, "gemm": gemm}[job.regime].plan(job.arm, weight_format, *shape)
+        return {"gemv": native.plan_gemv, "gemm": native.plan_gemm}[job.regime](*shape)
+    if job.arm == "dequantize":
+        return dequantize.plan(weight_format, *shape[:3])
+    return {"gemv": gemv, "gemm": gemm}[job.regime].plan(job.arm, weight_format, *shape)
+
+
+def compile_job(job: Job) -> tuple[CompiledKernel, int]:
+    """The compiled kernel, and the weights per lane and step."""
+    from kernels.formats import find_format
+
+    weight_format, plan = find_format(job.format_name), plan_of(job)
     compiled = compile_kernel(
         plan.fn, plan.signature, plan.constexprs, job.capability, **plan.options
     )
@@ -112,19 +122,20 @@ def report(job: Job) -> Report:
     )
 
 
-def compile_all(jobs: list[Job], cache: Path) -> dict[Job, Report]:
-    """Every job's report, from worker processes that do not interpret.
+def in_workers(module: str, jobs: list[Job], cache: Path) -> dict[Job, dict[str, Any]]:
+    """What a module prints for every job, from worker processes that do not interpret.
 
     Args:
+        module: run with the jobs as JSON on its input; prints a line of JSON for each.
         jobs: what to compile.
         cache: an empty folder; Triton would otherwise reuse a stale binary.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(cache)
 
-    def work(share: list[Job]) -> list[Report]:
+    def work(share: list[Job]) -> list[dict[str, Any]]:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.aot_triton"],
+            [sys.executable, "-m", module],
             input=json.dumps([[*asdict(job).values()] for job in share]),
             cwd=ROOT,
             env=environment,
@@ -132,16 +143,22 @@ def compile_all(jobs: list[Job], cache: Path) -> dict[Job, Report]:
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        return [Report(**json.loads(line)) for line in done.stdout.splitlines()]
+        return [json.loads(line) for line in done.stdout.splitlines()]
 
     shares = [jobs[i::WORKERS] for i in range(WORKERS)]
     with ThreadPoolExecutor(WORKERS) as pool:
         results = list(pool.map(work, shares))
     return {
-        job: report
-        for share, reports in zip(shares, results, strict=True)
-        for job, report in zip(share, reports, strict=True)
+        job: answer
+        for share, answers in zip(shares, results, strict=True)
+        for job, answer in zip(share, answers, strict=True)
     }
+
+
+def compile_all(jobs: list[Job], cache: Path) -> dict[Job, Report]:
+    """Every job's report, from worker processes."""
+    answers = in_workers("tests.aot_triton", jobs, cache)
+    return {job: Report(**answer) for job, answer in answers.items()}
 
 
 if __name__ == "__main__":

@@ -75,14 +75,14 @@ def tool(name: str) -> Path:
     return path
 
 
-def compile_kernel(
+def build_kernel(
     fn: Any,
     signature: Mapping[str, str | None],
     constexprs: Mapping[str, object],
     capability: int,
     **options: object,
-) -> CompiledKernel:
-    """Compile one Triton function.
+) -> Any:
+    """Compile one Triton function: Triton's own compiled kernel, with `.asm` and `.metadata`.
 
     Args:
         fn: the function decorated with `triton.jit`.
@@ -125,7 +125,21 @@ def compile_kernel(
         },
     )
     target = GPUTarget("cuda", capability, WARP_LANES)
-    binary = triton.compile(source, target=target, options=dict(options))
+    return triton.compile(source, target=target, options=dict(options))
+
+
+def compile_kernel(
+    fn: Any,
+    signature: Mapping[str, str | None],
+    constexprs: Mapping[str, object],
+    capability: int,
+    **options: object,
+) -> CompiledKernel:
+    """Compile one Triton function and read its machine code.
+
+    Arguments and errors are those of `build_kernel`.
+    """
+    binary = build_kernel(fn, signature, constexprs, capability, **options)
     cubin = binary.asm["cubin"]
     usage = resource_usage(cubin)
     sass = disassemble(cubin, tool("nvdisasm"))[binary.metadata.name]

@@ -296,7 +296,8 @@ def bind_matrix_load(machine: Machine, instruction: Instruction) -> Step:
 def bind_matrix_store(machine: Machine, instruction: Instruction) -> Step:
     """stmatrix: the inverse of ldmatrix."""
     matrices, transposed = matrix_form(instruction.opcode)
-    reads = [machine.reader(r, "b32", instruction) for r in items(instruction.operands[1])]
+    sources = items(instruction.operands[1])
+    reads = [machine.reader(source, "b32", instruction, used=True) for source in sources]
     rows = row_locator(machine, instruction, instruction.operands[0], matrices)
 
     def step() -> None:

@@ -20,11 +20,12 @@ from bench.static.ptx import integers, numerics
 from bench.static.ptx.conversions import conversion
 from bench.static.ptx.errors import Fault
 from bench.static.ptx.parser import Immediate, Pair, Symbol, Vector
+from bench.static.ptx.registers import ALL_PARTS
 from bench.static.ptx.types import KINDS
 
 if TYPE_CHECKING:
     from bench.static.ptx.machine import Machine, Step
-    from bench.static.ptx.parser import Instruction
+    from bench.static.ptx.parser import Instruction, Operand
 
 Array = npt.NDArray[Any]
 Bind = Callable[["Machine", "Instruction"], "Step"]
@@ -71,8 +72,19 @@ def compute(
     kinds: tuple[str, ...],
     *,
     wide: bool = False,
+    apart: bool = False,
 ) -> Step:
-    """The step of an instruction that maps operands to a result, lane by lane."""
+    """The step of an instruction that maps operands to a result, lane by lane.
+
+    Args:
+        machine: to run it.
+        instruction: with as many source operands as there are kinds.
+        function: of arrays.
+        result: type.
+        kinds: types of the operands.
+        wide: whether registers may be wider than their operand's type.
+        apart: whether every part of the result depends on the same part of the operands only.
+    """
     target, *sources = instruction.operands
     if len(sources) != len(kinds):
         raise ValueError(f"{len(kinds)} source operands are expected")
@@ -81,10 +93,14 @@ def compute(
         machine.reader(source, kind, instruction, wide=wide)
         for source, kind in zip(sources, kinds, strict=True)
     ]
-    if len(reads) == 2:
-        first, second = reads
-        return lambda: write(function(first(), second()))
-    return lambda: write(function(*[read() for read in reads]))
+
+    def step() -> None:
+        values = [read() for read in reads]
+        if machine.taint is not None and not apart:
+            machine.smear()
+        write(function(*values))
+
+    return step
 
 
 def integer(
@@ -103,7 +119,8 @@ def integer(
     for opcode in expand(pattern):
         kind = opcode.split(".")[-1]
         kinds = (kind,) * arity + ("u32",) * amounts
-        bind = partial(compute, function=function, result=kind, kinds=kinds)
+        apart = opcode.startswith(("and.", "or.", "xor.", "not."))
+        bind = partial(compute, function=function, result=kind, kinds=kinds, apart=apart)
         operations[opcode] = Operation(group, bind)
     return operations
 
@@ -130,6 +147,7 @@ def floating(pattern: str, function: Callable[..., Array], arity: int) -> dict[s
             function=partial(rounded, function=function, opcode=opcode),
             result=kind,
             kinds=(kind,) * arity,
+            apart=kind.endswith("x2"),
         )
         group = "fp32" if kind.startswith("f32") else "half"
         operations[opcode] = Operation(group, bind)
@@ -181,21 +199,56 @@ def bind_move(machine: Machine, instruction: Instruction) -> Step:
     kind = instruction.opcode.split(".")[-1]
     if isinstance(source, Vector):
         part = f"b{KINDS[kind].bits // len(source.items)}"
-        reads = [machine.reader(item, part, instruction) for item in source.items]
-        write = machine.writer(target, kind)
-        return lambda: write(np.stack(np.broadcast_arrays(*[read() for read in reads]), axis=1))
+        return bind_pack(machine, instruction, source.items, part, machine.writer(target, kind))
     if isinstance(target, Vector):
         part = f"b{KINDS[kind].bits // len(target.items)}"
         writes = [machine.writer(item, part) for item in target.items]
-        read, dtype = machine.reader(source, kind, instruction), KINDS[part].dtype
+        return bind_unpack(machine, machine.reader(source, kind, instruction), part, writes)
+    return compute(machine, instruction, lambda a: a, kind, (kind,), apart=True)
 
-        def unpack() -> None:
-            parts = np.ascontiguousarray(read()).view(dtype).reshape(-1, len(writes))
-            for i, write in enumerate(writes):
-                write(np.ascontiguousarray(parts[:, i]))
 
-        return unpack
-    return compute(machine, instruction, lambda a: a, kind, (kind,))
+def bind_pack(
+    machine: Machine,
+    instruction: Instruction,
+    items: tuple[Operand, ...],
+    part: str,
+    write: Callable[[Array], None],
+) -> Step:
+    """Mov d, {a, b}: the first item becomes the lowest bits."""
+    reads = [machine.reader(item, part, instruction) for item in items]
+    shift = KINDS[part].bits // 16
+
+    def pack() -> None:
+        values: list[Array] = []
+        taints: list[Array] = []
+        for i, read in enumerate(reads):
+            machine.taint = None
+            values.append(read())
+            if machine.taint is not None:
+                taints.append(machine.taint << np.uint8(i * shift))
+        machine.taint = np.bitwise_or.reduce(taints) if taints else None
+        write(np.stack(np.broadcast_arrays(*values), axis=1))
+
+    return pack
+
+
+def bind_unpack(
+    machine: Machine,
+    read: Callable[[], Array],
+    part: str,
+    writes: list[Callable[[Array], None]],
+) -> Step:
+    """Mov {d, e}, a."""
+    dtype, shift = KINDS[part].dtype, KINDS[part].bits // 16
+
+    def unpack() -> None:
+        values = np.ascontiguousarray(read()).view(dtype).reshape(-1, len(writes))
+        taint = machine.taint
+        for i, write in enumerate(writes):
+            machine.taint = None if taint is None else taint >> np.uint8(i * shift)
+            write(np.ascontiguousarray(values[:, i]))
+
+    return unpack
 
 
 def bind_lookup(machine: Machine, instruction: Instruction) -> Step:
@@ -205,11 +258,15 @@ def bind_lookup(machine: Machine, instruction: Instruction) -> Step:
     write, number = machine.writer(target, "b32"), constant.value
     reads = [machine.reader(source, "b32", instruction) for source in sources]
     first, second, third = reads
-    return lambda: write(integers.lookup(first(), second(), third(), number))
+
+    def step() -> None:
+        write(integers.lookup(first(), second(), third(), number))
+
+    return step
 
 
 def bind_select(machine: Machine, instruction: Instruction) -> Step:
-    """selp d, a, b, p: a where p, else b. Only the one chosen must be defined."""
+    """selp d, a, b, p: a where p, else b. The one that is not chosen may be undefined."""
     kind = instruction.opcode.split(".")[-1]
     target, a, b, predicate = instruction.operands
     write = machine.writer(target, kind)
@@ -218,15 +275,22 @@ def bind_select(machine: Machine, instruction: Instruction) -> Step:
 
     def step() -> None:
         chosen = read_p()
-        outer, running = machine.mask, machine.running()
-        machine.mask = running & chosen
+        taint, machine.taint = machine.taint, None
         value_a = read_a()
-        machine.mask = running & ~chosen
+        taint_a, machine.taint = machine.taint, None
         value_b = read_b()
-        machine.mask = outer
+        if not (taint is taint_a is machine.taint is None):
+            machine.taint = select_taint(chosen, taint, taint_a, machine.taint)
         write(np.where(chosen, value_a, value_b))
 
     return step
+
+
+def select_taint(chosen: Array, predicate: Array | None, a: Array | None, b: Array | None) -> Array:
+    """Lanes in which a selection is undefined: the predicate is, or the value it chose."""
+    never = np.zeros(1, np.uint8)
+    predicate, a, b = (never if taint is None else taint for taint in (predicate, a, b))
+    return np.where(chosen, a, b) | np.where(predicate != 0, np.uint8(ALL_PARTS), never)
 
 
 def bind_compare(machine: Machine, instruction: Instruction) -> Step:
@@ -244,8 +308,9 @@ def bind_compare(machine: Machine, instruction: Instruction) -> Step:
     def step() -> None:
         result = compare(read_a(), read_b())
         other = ~result
-        if read_c is not None:
-            c = read_c()
+        c = read_c() if read_c is not None else None
+        machine.smear()
+        if c is not None:
             result, other = join[modifiers[1]](result, c), join[modifiers[1]](other, c)
         write(result)
         if write_other is not None:
@@ -318,8 +383,8 @@ def bind_policy(machine: Machine, instruction: Instruction) -> Step:
     return lambda: write(np.zeros(1, np.uint64))
 
 
-def native_float32(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """fp32 in NumPy's own fp32, which rounds as the GPU does; NaN made canonical."""
+def native_float32(pattern: str, function: Callable[[Array, Array], Array]) -> dict[str, Operation]:
+    """Operations of two fp32 in NumPy's own fp32, which rounds as the GPU does; NaN canonical."""
 
     def compute32(a: Array, b: Array) -> Array:
         result = function(a.view(np.float32), b.view(np.float32))
@@ -327,7 +392,12 @@ def native_float32(function: Callable[[Array, Array], Array]) -> Callable[[Array
         nan = np.isnan(result)
         return np.where(nan, np.uint32(numerics.NAN_BITS["f32"]), bits) if nan.any() else bits
 
-    return compute32
+    operations = {}
+    for opcode in expand(pattern):
+        kind = opcode.split(".")[-1]
+        bind = partial(compute, function=compute32, result=kind, kinds=(kind, kind), apart=True)
+        operations[opcode] = Operation("fp32", bind)
+    return operations
 
 
 def predicate(pattern: str, function: Callable[..., Array], arity: int) -> dict[str, Operation]:

@@ -60,16 +60,22 @@ def float_function(
 
 
 def rounding_function(to: str, source: str, modifiers: list[str]) -> Callable[[Array], Array]:
-    """Float to integer: rounded, clamped to the range of the integer; NaN becomes 0."""
+    """Float to integer: rounded, clamped to the range of the integer.
+
+    NaN becomes 0, or the number with only its highest bit set where the integer has 64 bits.
+    """
     whole = next(TO_INTEGER[m] for m in modifiers if m in TO_INTEGER)
     dtype = KINDS[to].dtype
     limits = np.iinfo(dtype)
+    of_nan = np.array(1 << 63 if limits.bits == 64 else 0, np.uint64).astype(dtype)
 
     def convert(a: Array) -> Array:
         value = whole(numerics.decode(a, source))
-        inside = np.where(np.isnan(value), 0.0, np.clip(value, float(limits.min), None))
-        high = inside >= 2.0 ** (limits.bits - (limits.min < 0))  # float(limits.max) may round up
-        return np.where(high, dtype.type(limits.max), np.where(high, 0.0, inside).astype(dtype))
+        nan = np.isnan(value)
+        high = value >= 2.0 ** (limits.bits - (limits.min < 0))  # float(limits.max) may round up
+        inside = np.where(nan | high, 0.0, np.maximum(value, float(limits.min)))
+        whole_number = np.where(high, dtype.type(limits.max), inside.astype(dtype))
+        return np.where(nan, of_nan, whole_number)
 
     return convert
 

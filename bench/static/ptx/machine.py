@@ -114,7 +114,7 @@ class Machine(Registers):
             operand: Operand = instruction.guard
             if instruction.guard_negated:
                 operand = Negated(instruction.guard)
-            guard = self.reader(operand, "pred", instruction)
+            guard = self.reader(operand, "pred", instruction, used=True)
         try:
             return instruction, guard, operation.bind(self, instruction)
         except (AssertionError, AttributeError, IndexError, TypeError, ValueError) as error:
@@ -162,6 +162,7 @@ class Machine(Registers):
         self.lanes = self.all_lanes if everyone else np.flatnonzero(active)
         self.blocks_run[index] += active.reshape(-1, WARP_LANES).any(axis=1).sum()
         for _, guard, step in self.program[index]:
+            self.taint = None
             if guard is None:
                 step()
             else:

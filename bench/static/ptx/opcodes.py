@@ -30,7 +30,6 @@ from bench.static.ptx.compute import (
     bind_trap,
     compute,
     conversions,
-    expand,
     floating,
     integer,
     native_float32,
@@ -118,14 +117,9 @@ OPCODES: dict[str, Operation] = {
     **table("logic", "selp.f32", bind_select),
     # Floating-Point and Half Precision Floating-Point Instructions
     **{
-        opcode: Operation("fp32", partial(compute, function=f, result=kind, kinds=(kind, kind)))
-        for name, f in (
-            ("add", native_float32(np.add)),
-            ("sub", native_float32(np.subtract)),
-            ("mul", native_float32(np.multiply)),
-        )
-        for kind in ("f32", "f32x2")
-        for opcode in expand(f"{name}{{,.rn}}.{kind}")
+        opcode: operation
+        for name, f in (("add", np.add), ("sub", np.subtract), ("mul", np.multiply))
+        for opcode, operation in native_float32(f"{name}{{,.rn}}.{{f32,f32x2}}", f).items()
     },
     **floating(f"add{{,.rn}}.{HALVES}", numerics.add, 2),
     **floating(f"sub{{,.rn}}.{HALVES}", numerics.subtract, 2),
@@ -152,9 +146,17 @@ OPCODES: dict[str, Operation] = {
     **table("move", "mov.{f32,pred}", bind_move),
     **integer("move", "cvta.to.{global,shared}.u64", lambda a: a, 1),
     **conversions(
-        "cvt{,.sat}.{u,s}{8,16,32,64}.{u,s}{8,16,32,64}",
+        "cvt.{u,s}{8,16,32,64}.{u,s}{8,16,32,64}",
+        "cvt.sat.{u,s}8.{u,s}{16,32,64}",
+        "cvt.sat.{u,s}16.{u,s}{32,64}",
+        "cvt.sat.{u,s}32.{u,s}64",
+        "cvt.sat.u{8,16,32,64}.s{8,16,32,64}",
+        "cvt.sat.s8.u8",
+        "cvt.sat.s16.u16",
+        "cvt.sat.s32.u32",
+        "cvt.sat.s64.u64",
         "cvt.rn.{f16,f32}.{u,s}{8,16,32,64}",
-        "cvt.rn.bf16.{u,s}{8,16,32}",
+        "cvt.rn.bf16.{u,s}{16,32}",
         "cvt.{rni,rzi,rmi,rpi}.{u,s}{8,16,32,64}.{f16,f32}",
         "cvt.{rni,rzi,rmi,rpi}.{f16.f16,f32.f32}",
         "cvt.f32.{f16,bf16}",
@@ -167,11 +169,11 @@ OPCODES: dict[str, Operation] = {
     **table("parameter", "ld.param.f32", access.bind_load_parameter),
     **table(
         "global",
-        "ld{,.relaxed.gpu}.global{,.nc}{,.L1::evict_first,.L1::evict_last,.L1::no_allocate}"
+        "ld{,.relaxed.gpu}.global{,.nc}{,.ca,.cg,.cs,.L1::evict_first,.L1::evict_last,.L1::no_allocate}"
         "{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}",
         access.bind_load,
     ),
-    **table("global", "st.global{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_store),
+    **table("global", "st.global{,.cs,.wt}{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_store),
     **table("shared", "ld.shared{,::cta}{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_load),
     **table("shared", "st.shared{,::cta}{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_store),
     **table("local", "ld.local{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_load),

@@ -31,7 +31,12 @@ REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)$", re.S)
 RANGE = re.compile(rf"({NAME})<(\d+)>$")
 STATEMENT = re.compile(rf"(?:@(!?)({NAME})\s+)?([a-z][\w.:]*)\s*(.*)$", re.S)
 LABEL = re.compile(r"([$\w]+)\s*:(?!:)")
-LOCATION = re.compile(r"\.loc\s+(\d+)\s+(\d+)[^\n]*?(?:inlined_at\s+(\d+)\s+(\d+)[^\n]*)?\n")
+LOCATION = re.compile(
+    r"\.loc[ \t]+(\d+)[ \t]+(\d+)(?:[^\n]*inlined_at[ \t]+(\d+)[ \t]+(\d+))?[^\n]*"
+)
+PLACE = re.compile(r"([\w.+-]+):(\d+):\d+")  # in the comments that Triton puts behind .loc
+NAMED_LOCATION = re.compile(r'\.loc "([^"]*)"')
+INLINE_ASM = re.compile(r"// begin inline asm.*?// end inline asm", re.S)
 FILE = re.compile(r"\.file\s+(\d+)\s+(?:\"[^\"]*\"\s+)?\"([^\"]*)\"")
 INTEGER = re.compile(r"-?(0[xX][0-9a-fA-F]+|\d+)U?$")
 FLOAT = re.compile(r"0([fFdD])([0-9a-fA-F]{8}|[0-9a-fA-F]{16})$")
@@ -181,8 +186,7 @@ def parse(ptx: str, entry: str | None = None) -> Kernel:
         PtxError: no such entry, or text that is not PTX.
         UnsupportedError: a directive or operand outside what is emulated.
     """
-    files = {number: path.rsplit("/", 1)[-1] for number, path in FILE.findall(ptx)}
-    text = COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), ptx)
+    text = COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), name_locations(ptx))
     found = {m[1]: m for m in ENTRY.finditer(text)}
     if entry is None and len(found) == 1:
         (entry,) = found
@@ -202,9 +206,28 @@ def parse(ptx: str, entry: str | None = None) -> Kernel:
         r"^\s*((?:\.extern\s+)?\.shared\b[^;{]*);", text[: match.start()], re.M
     ):
         declare_array(kernel, variable, text.count("\n", 0, match.start()))
-    Body(kernel, text, files).read(match.end())
+    Body(kernel, text).read(match.end())
     kernel.blocks = basic_blocks(kernel)
     return kernel
+
+
+def name_locations(ptx: str) -> str:
+    """Every `.loc 1 108 17 ...` as `.loc "gemv.py:108"`, the outermost place where it was inlined.
+
+    Within inline assembly LLVM counts a source line for every line of assembly; those go.
+    """
+    files = {number: path.rsplit("/", 1)[-1] for number, path in FILE.findall(ptx)}
+
+    def name(match: re.Match[str]) -> str:
+        places = PLACE.findall(match[0])
+        if not places:
+            file, line = match[3] or match[1], match[4] or match[2]
+            places = [(files.get(file, f"file {file}"), line)]
+        file, line = places[-1]
+        return f'.loc "{file}:{line}"' if line != "0" else ""
+
+    without = INLINE_ASM.sub(lambda match: LOCATION.sub("", match[0]), ptx)
+    return LOCATION.sub(name, without)
 
 
 def parse_parameters(text: str) -> tuple[Parameter, ...]:
@@ -240,10 +263,9 @@ def declare_array(kernel: Kernel, text: str, line: int) -> None:
 class Body:
     """Reads the statements between an entry's braces, one after the other."""
 
-    def __init__(self, kernel: Kernel, text: str, files: dict[str, str]) -> None:
+    def __init__(self, kernel: Kernel, text: str) -> None:
         self.kernel = kernel
         self.text = text
-        self.files = files
         self.source: str | None = None
         self.scopes: list[dict[str, str]] = [{}]  # a register's name here -> its unique name
         self.scopes_opened = 0
@@ -272,10 +294,8 @@ class Body:
             return start + 1
         if text[start] == ";":
             return start + 1
-        if location := LOCATION.match(text, start):
-            file, number = location[3] or location[1], location[4] or location[2]
-            if number != "0":
-                self.source = f"{self.files.get(file, 'file ' + file)}:{number}"
+        if location := NAMED_LOCATION.match(text, start):
+            self.source = location[1]
             return location.end()
         if label := LABEL.match(text, start):
             self.kernel.labels[label[1]] = len(self.kernel.instructions)

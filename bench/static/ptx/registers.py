@@ -1,11 +1,13 @@
 """The lanes of some CTAs and their registers: reading operands, writing results, raising faults.
 
 Every thread is a *lane* of NumPy vectors; a register is an unsigned array with a number per lane.
-Under a mask only some lanes run: the others keep their values. What no lane has written yet is
-undefined, and reading it is a fault.
+Under a mask only some lanes run: the others keep their values. What a lane has not written is
+undefined, and so is whatever is computed from it. Compilers move such values about, so it is no
+fault to compute with them, but it is one to use them: as an address, in a branch, or to be stored.
+This is kept for every 16 bits of a register, so that half of a pair may be undefined.
 
     %r7    values     3   1   4   1   5   9   2   6
-           undefined  .   .   .   .   x   x   x   x       read by lane 5: uninitialised register
+           undefined  .   .   .   .   x   x   x   x       stored by lane 5: uninitialised register
 """
 
 from __future__ import annotations
@@ -31,6 +33,12 @@ from bench.static.ptx.types import KINDS, UNSIGNED, Kind
 Array = npt.NDArray[Any]
 
 WARP_LANES = 32
+ALL_PARTS = 0b1111  # of 16 bits, in a register of 64
+
+
+def parts(bits: int) -> int:
+    """A bit for every 16 bits of a register, one at least."""
+    return (1 << max(1, bits // 16)) - 1
 
 
 class Registers:
@@ -65,9 +73,12 @@ class Registers:
         self.symbols: dict[str, int] = {}  # addresses of variables
         self.values: list[Array] = []
         self.undefined: list[Array | None] = []
+        self.origins: list[str] = []  # which register made each one undefined
         self.slots: dict[str, int] = {}
+        self.taint: Array | None = None  # undefined parts that the current step has read, by lane
+        self.taint_origin = ""
         self.nothing = {bits: np.zeros(self.size, dtype) for bits, dtype in UNSIGNED.items()}
-        self.nowhere = np.ones(self.size, bool)
+        self.nowhere = np.full(self.size, ALL_PARTS, np.uint8)
 
     def special_registers(self, grid: tuple[int, ...], block: tuple[int, ...]) -> dict[str, Array]:
         """Registers that say where a lane is; uint32 [lanes] ("Special Registers")."""
@@ -105,10 +116,17 @@ class Registers:
             self.slots[name] = len(self.values)
             self.values.append(self.nothing[bits])
             self.undefined.append(self.nowhere)
+            self.origins.append(name.split("#")[0])
         return self.slots[name]
 
     def reader(
-        self, operand: Operand, kind: str, instruction: Instruction, *, wide: bool = False
+        self,
+        operand: Operand,
+        kind: str,
+        instruction: Instruction,
+        *,
+        wide: bool = False,
+        used: bool = False,
     ) -> Callable[[], Array]:
         """A function that gives an operand's values.
 
@@ -118,6 +136,7 @@ class Registers:
             instruction: it belongs to.
             wide: whether the register may be wider than the type ("Operand Size Exceeding
                 Instruction-Type Size").
+            used: whether an undefined value is a fault, rather than passed on to the result.
 
         Returns:
             a function to an array [lanes], or [1] for a constant; [lanes, 2] for packed types.
@@ -125,12 +144,12 @@ class Registers:
         form = KINDS[kind]
         match operand:
             case Negated(register) if kind == "pred":
-                positive = self.reader(register, kind, instruction)
+                positive = self.reader(register, kind, instruction, used=used)
                 return lambda: ~positive()
             case Register(name) if name in self.specials:
                 return self.constant(self.specials[name], form)
             case Register(name) if name in self.kernel.registers:
-                return self.register_reader(name, form, instruction, wide)
+                return self.register_reader(name, form, instruction, wide, used)
             case Immediate(value, float_bits):
                 if float_bits is not None and float_bits != form.bits:
                     raise ValueError(f"a {float_bits}-bit constant for .{kind}")
@@ -148,9 +167,9 @@ class Registers:
         return lambda: shaped
 
     def register_reader(
-        self, name: str, form: Kind, instruction: Instruction, wide: bool
+        self, name: str, form: Kind, instruction: Instruction, wide: bool, used: bool
     ) -> Callable[[], Array]:
-        """A reader of a register, which faults where nothing was written to it."""
+        """A reader of a register."""
         slot, declared = self.slot(name), self.kernel.registers[name]
         if declared != form.bits and not (wide and declared > form.bits):
             raise ValueError(f"{name} has {declared} bits, the instruction {form.bits}")
@@ -158,21 +177,32 @@ class Registers:
 
         def read() -> Array:
             if undefined[slot] is not None:
-                self.check_defined(slot, name, instruction)
+                self.note_undefined(slot, form.bits, instruction, used)
             if declared != form.bits:
                 return form.shape(values[slot].astype(UNSIGNED[form.bits]))
             return form.shape(values[slot])
 
         return read
 
-    def check_defined(self, slot: int, name: str, instruction: Instruction) -> None:
-        """Fault if a lane that runs now reads a register it has not written."""
+    def note_undefined(self, slot: int, bits: int, instruction: Instruction, used: bool) -> None:
+        """Remember what the step reads that was never written; a fault if it is used."""
         missing = self.undefined[slot]
         assert missing is not None
-        bad = missing if self.mask is None else missing & self.mask
-        if bad.any():
-            detail = f"{name.split('#')[0]} is read before it was ever written"
-            self.fault(Fault.UNINITIALISED_REGISTER, instruction, np.flatnonzero(bad), detail)
+        missing = missing & np.uint8(parts(bits))
+        if used:
+            bad = missing != 0 if self.mask is None else (missing != 0) & self.mask
+            if bad.any():
+                detail = f"uses what comes from {self.origins[slot]}, which was never written"
+                lanes = np.flatnonzero(bad)
+                self.fault(Fault.UNINITIALISED_REGISTER, instruction, lanes, detail)
+            return
+        self.taint = missing if self.taint is None else self.taint | missing
+        self.taint_origin = self.origins[slot]
+
+    def smear(self) -> None:
+        """What the step has read undefined in part makes all of its result undefined."""
+        if self.taint is not None:
+            self.taint = np.where(self.taint != 0, np.uint8(ALL_PARTS), np.uint8(0))
 
     def writer(self, operand: Operand, kind: str) -> Callable[[Array], None]:
         """A function that puts values [lanes] (or [1]) of a type into a register, where lanes run.
@@ -197,14 +227,22 @@ class Registers:
                 flat = np.full(self.size, flat[0])
             if self.mask is None:
                 values[slot], undefined[slot] = flat, None
-                return
-            values[slot] = np.where(self.mask, flat, values[slot])
-            missing = undefined[slot]
-            if missing is not None:
-                missing = missing & ~self.mask
-                undefined[slot] = missing if missing.any() else None
+            else:
+                values[slot] = np.where(self.mask, flat, values[slot])
+            if self.taint is not None or undefined[slot] is not None:
+                self.update_undefined(slot, declared)
 
         return write
+
+    def update_undefined(self, slot: int, bits: int) -> None:
+        """After a write: lanes that ran are defined, except for what the step read undefined."""
+        before, taint = self.undefined[slot], self.taint
+        after = self.nothing[8] if taint is None else taint & np.uint8(parts(bits))
+        if self.mask is not None:
+            after = np.where(self.mask, after, np.uint8(0) if before is None else before)
+        self.undefined[slot] = after if after.any() else None
+        if taint is not None:
+            self.origins[slot] = self.taint_origin
 
     def lane_writer(self, operand: Operand, kind: str) -> Callable[[Array], None]:
         """Like `writer`, for results that exist only for the lanes that run: [len(self.lanes)]."""
@@ -222,8 +260,8 @@ class Registers:
     def lane_reader(
         self, operand: Operand, kind: str, instruction: Instruction, *, wide: bool = False
     ) -> Callable[[], Array]:
-        """Like `reader`, for the lanes that run only: [len(self.lanes)]."""
-        read = self.reader(operand, kind, instruction, wide=wide)
+        """Like `reader`, for the lanes that run only, and values that are used: [len(self.lanes)]."""
+        read = self.reader(operand, kind, instruction, wide=wide, used=True)
 
         def gather() -> Array:
             values = read()

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from bench.static.ptx import numerics
 from bench.static.ptx.parser import Operand, Vector
-from bench.static.ptx.warp import check_warps
+from bench.static.ptx.warp import check_warps, taint_warps
 
 if TYPE_CHECKING:
     from bench.static.ptx.machine import Machine, Step
@@ -74,6 +74,7 @@ def bind_mma(machine: Machine, instruction: Instruction) -> Step:
         left = matrix_a(numbers(fragment("a"), kinds[1]), depth)
         right = matrix_b(numbers(fragment("b"), kinds[2]), depth)
         accumulator = matrix_c(accumulators(fragment("c"), kinds[3]))
+        taint_warps(machine)
         result = multiply(left, right, accumulator, kinds[0], machine.launch.rounding)
         for write, register in zip(writes, fragment_d(result, kinds[0]), strict=True):
             whole = np.zeros((machine.warps, WARP_LANES), np.uint32)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from bench.static.ptx.errors import Fault
 from bench.static.ptx.parser import Pair
+from bench.static.ptx.registers import ALL_PARTS, WARP_LANES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-WARP_LANES = 32
 REDUCTIONS: dict[str, Callable[..., Array]] = {
     "add": np.add.reduce,
     "min": np.minimum.reduce,
@@ -61,10 +61,10 @@ def check_members(machine: Machine, instruction: Instruction, masks: Array) -> N
     alive = machine.alive().reshape(-1, WARP_LANES)
     named = members(masks).reshape(-1, WARP_LANES, WARP_LANES)  # warp, lane that asks, lane named
     absent = np.any(named & (alive & ~here)[:, None, :], axis=2) & here
-    if absent.any():
+    if np.any(absent):
         detail = "lanes named in its mask are elsewhere"
-        machine.fault(Fault.MISSING_LANES, instruction, np.flatnonzero(absent.ravel()), detail)
-    unnamed = ~np.diagonal(named, axis1=1, axis2=2) & here
+        machine.fault(Fault.MISSING_LANES, instruction, np.flatnonzero(absent), detail)
+    unnamed = np.logical_not(np.diagonal(named, axis1=1, axis2=2)) & here
     if unnamed.any():
         detail = "a lane runs it that its own mask does not name"
         machine.fault(Fault.MISSING_LANES, instruction, np.flatnonzero(unnamed.ravel()), detail)
@@ -78,17 +78,25 @@ def check_warps(machine: Machine, instruction: Instruction) -> None:
     """
     if machine.mask is None:
         return
-    here = running(machine)
-    partly = here.any(axis=1) & ~here.all(axis=1)
-    if partly.any():
+    here: Array = running(machine)
+    partly = np.any(here, axis=1) & ~np.all(here, axis=1)
+    if np.any(partly):
         lanes = np.flatnonzero((here & partly[:, None]).ravel())
         detail = "lanes of the warp are elsewhere, but all must run it together"
         machine.fault(Fault.MISSING_LANES, instruction, lanes, detail)
 
 
+def taint_warps(machine: Machine) -> None:
+    """What a lane has read undefined makes the result of its whole warp undefined."""
+    if machine.taint is not None:
+        here = (machine.taint != 0) & machine.running()
+        warps = here.reshape(-1, WARP_LANES).any(axis=1)
+        machine.taint = np.repeat(warps, WARP_LANES) * np.uint8(ALL_PARTS)
+
+
 def mask_checker(machine: Machine, instruction: Instruction, operand: Operand) -> Step:
     """A step that checks the membermask operand of an instruction."""
-    read = machine.reader(operand, "b32", instruction)
+    read = machine.reader(operand, "b32", instruction, used=True)
 
     def check() -> None:
         masks = read()
@@ -133,6 +141,8 @@ def bind_shuffle(machine: Machine, instruction: Instruction) -> Step:
         inside = source >= last if mode == "up" else source <= last
         chosen = machine.all_lanes - lane + np.where(inside, source, lane)
         check_sources(machine, instruction, chosen)
+        if machine.taint is not None:
+            machine.taint = machine.taint[chosen]
         write(value[chosen])
         if write_inside is not None:
             write_inside(np.broadcast_to(inside, (machine.size,)))
@@ -162,6 +172,7 @@ def bind_vote(machine: Machine, instruction: Instruction) -> Step:
         check()
         here = running(machine)
         true = np.broadcast_to(read(), (machine.size,)).reshape(-1, WARP_LANES) & here
+        taint_warps(machine)
         every = (true | ~here).all(axis=1)
         if mode == "ballot":
             result = (true.astype(np.uint32) << np.arange(WARP_LANES, dtype=np.uint32)).sum(axis=1)
@@ -184,6 +195,7 @@ def bind_reduce(machine: Machine, instruction: Instruction) -> Step:
     def step() -> None:
         check()
         values = np.broadcast_to(read(), (machine.size,)).reshape(-1, WARP_LANES)
+        taint_warps(machine)
         neutral = values.dtype.type(identity(np.iinfo(values.dtype)))
         values = np.where(running(machine), values, neutral)
         result = function(values, axis=1, dtype=values.dtype)

@@ -1,0 +1,99 @@
+"""The suite's Triton kernels, emulated: which, on which targets and shapes, and a table of them.
+
+python -m tests.ptx_kernels          the covering subset that `make test` runs
+python -m tests.ptx_kernels --all    everything that `make proof` runs
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from itertools import product
+from pathlib import Path
+
+from kernels.kernel import LADDER
+from tests.aot_ptx import compile_ptx, run_job
+from tests.aot_triton import Job
+
+CAPABILITIES = (80, 89, 90, 120)
+FORMATS = ("int4-g128", "int4-g128-zp", "int8-ch", "int8-g128")
+ACTIVATIONS = ("fp16", "bf16")
+SMALL, RAGGED = (64, 512), (41, 1280)  # n, k: whole tiles; rows and a last step that are not
+BATCHES = {"gemv": (1, 2, 5, 16), "gemm": (16, 33, 64)}
+WIDEST_WITHOUT_WGMMA = 32  # rows of x; wider sm_90 builds of gemm use wgmma
+
+
+def all_jobs() -> list[Job]:
+    """Every arm, regime, format, activation, target, shape and batch."""
+    ladder = [
+        Job(arm, regime, name, activation, n, k, batch, capability)
+        for arm, regime, name, activation, (n, k), capability in product(
+            LADDER, BATCHES, FORMATS, ACTIVATIONS, (SMALL, RAGGED), CAPABILITIES
+        )
+        for batch in BATCHES[regime]
+        if batch == BATCHES[regime][0] or arm in ("fused", "bypass")
+    ]
+    others = [
+        Job("dequantize", "gemv", name, activation, n, k, 1, capability)
+        for name, activation, (n, k), capability in product(
+            FORMATS, ACTIVATIONS, (SMALL, RAGGED), CAPABILITIES
+        )
+    ]
+    native = [
+        Job("native", regime, activation, activation, n, k, batch, capability)
+        for regime, activation, (n, k), capability in product(
+            BATCHES, ACTIVATIONS, (SMALL, RAGGED), CAPABILITIES
+        )
+        for batch in BATCHES[regime]
+    ]
+    return [*ladder, *others, *native]
+
+
+def pairs(job: Job) -> list[tuple[str, object]]:
+    """What a job covers: its target, with each of its other values."""
+    return [(f"sm_{job.capability} {field}", value) for field, value in vars(job).items()]
+
+
+def covering_jobs() -> list[Job]:
+    """One job for every kernel, format and batch: each time the one that adds the most."""
+    choices: dict[tuple[str, str, str, int], list[Job]] = {}
+    for job in filter(emulated, all_jobs()):
+        choices.setdefault((job.arm, job.regime, job.format_name, job.batch), []).append(job)
+    seen: Counter[tuple[str, object]] = Counter()
+    chosen = []
+    for jobs in choices.values():
+        job = max(jobs, key=lambda job: sum(1 / (1 + seen[pair]) for pair in pairs(job)))
+        chosen.append(job)
+        seen.update(pairs(job))
+    return chosen
+
+
+def emulated(job: Job) -> bool:
+    """Whether all instructions of the job's build are emulated; else its other targets are."""
+    wgmma = job.regime == "gemm" and job.arm in ("fused", "bypass", "native")
+    return not (wgmma and job.capability == 90 and job.batch > WIDEST_WITHOUT_WGMMA)
+
+
+def print_table(jobs: list[Job]) -> None:
+    """Error, time and counts of every job, in Markdown."""
+    with tempfile.TemporaryDirectory() as cache:
+        compiled = compile_ptx(jobs, Path(cache))
+    print("Executed in our PTX emulator, not on hardware. Error: of the largest |reference|.\n")
+    print("| kernel | format | act. | n x k | B | sm | error | s | PTX/weight | conflicts |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for job, ptx in compiled.items():
+        row = f"| {job.arm} {job.regime} | {job.format_name} | {job.activation} "
+        row += f"| {job.n} x {job.k} | {job.batch} | {job.capability} "
+        start = time.perf_counter()
+        error, report = run_job(job, ptx)
+        seconds = time.perf_counter() - start
+        per_weight = report.per_weight(job.n * job.k)
+        print(f"{row}| {error:.1e} | {seconds:.2f} | {per_weight:.1f} | {report.bank_conflicts} |")
+
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)
+    print_table([*filter(emulated, all_jobs())] if "--all" in sys.argv[1:] else covering_jobs())
