@@ -61,7 +61,7 @@ def violations(path: Path) -> list[str]:
         if within(name, "pynvml") and module != "bench.measure.power":
             wrong.append("only bench.measure.power talks to NVML")
         if within(name, *TORCH) and not (
-            within(module, "kernels", "bench.measure.devices", "bench.static")
+            within(module, "kernels", "bench.measure.devices", "bench.static", "bench.examples")
         ):
             wrong.append("only devices, kernels and the static tools import torch or compilers")
         if within(name, "bench") and name.count(".") == 1 and not command:

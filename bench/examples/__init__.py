@@ -1,0 +1,1 @@
+"""Small kernels with their problems, to read and to try `bench.emulate` on."""
