@@ -665,6 +665,23 @@ def float_arithmetic(parts: Modifiers) -> Reference:
     return Reference(parts.opcode, (kind,) * arity, kind, compute, any_nan=element == "f64")
 
 
+def fused_multiply_add(parts: Modifiers) -> Reference:
+    """9.7.3 fma, and 9.7.5 mixed precision: fma.rn.f32.f16 multiplies two fp16 and adds an fp32."""
+    if len(parts.parts) < 2 or parts.parts[-2] != "f32":
+        return float_arithmetic(parts)
+    parts.choice("rn")
+    wide, narrow = parts.types(2)
+    if narrow not in ("f16", "bf16"):
+        raise parts.fail()
+    factor, addend = decoder(narrow, False), decoder(wide, False)
+    encode = encoder(wide, Finish("rn", False, False, False))
+
+    def scalar(a: int, b: int, c: int) -> int:
+        return encode(add(multiply(factor(a), factor(b)), addend(c), "rn"))
+
+    return Reference(parts.opcode, (narrow, narrow, wide), wide, scalar)
+
+
 def float_sign(parts: Modifiers) -> Reference:
     """9.7.3.9 abs, .10 neg and 9.7.4.5 neg, .6 abs: a NaN gives an unspecified NaN."""
     kind = parts.parts[-1]
@@ -896,7 +913,8 @@ FAMILIES: dict[str, Rule] = {
     **dict.fromkeys(("add", "sub", "div"), by_type(integer_binary, float_arithmetic)),
     "rem": integer_binary,
     **dict.fromkeys(("mul", "mad"), by_type(integer_multiply, float_arithmetic)),
-    **dict.fromkeys(("fma", "rcp", "sqrt"), float_arithmetic),
+    "fma": fused_multiply_add,
+    **dict.fromkeys(("rcp", "sqrt"), float_arithmetic),
     **dict.fromkeys(("min", "max"), by_type(integer_binary, float_extremum)),
     **dict.fromkeys(("neg", "abs"), by_type(integer_unary, float_sign)),
     **dict.fromkeys(("popc", "clz", "brev"), bit_count),

@@ -11,7 +11,8 @@ It answers "is it right", and counts what it did; it says nothing about time. Re
 
     parser.py       text to instructions
     opcodes.py      the whitelist, and what each opcode does; the rest raises
-    machine.py      registers, divergence, barriers
+    machine.py      divergence and barriers; registers.py: operands, and which of them are undefined
+    arguments.py    checks and lays out what a launch is given
     memory.py       global, shared and local memory, and what is checked there
     access.py warp.py tensor_core.py      loads and copies, shuffles and votes, mma
     numerics.py integers.py conversions.py types.py       arithmetic, exact
@@ -21,17 +22,16 @@ It answers "is it right", and counts what it did; it says nothing about time. Re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bench.static.ptx.arguments import Argument, check_block, lay_out, three
 from bench.static.ptx.counters import Access, Counters, Report
 from bench.static.ptx.errors import Fault, FaultError, PtxError, UnsupportedError
 from bench.static.ptx.machine import Launch, run
-from bench.static.ptx.memory import GlobalMemory
 from bench.static.ptx.opcodes import OPCODES
-from bench.static.ptx.parser import Kernel, parse
+from bench.static.ptx.parser import parse
 from bench.static.ptx.tensor_core import Rounding
 
 __all__ = [
@@ -46,8 +46,6 @@ __all__ = [
 ]
 
 MOST_LANES = 1 << 15  # run together: more no longer makes a lane cheaper
-
-Argument = npt.NDArray[Any] | int | float | bytes
 
 
 def launch(
@@ -81,51 +79,28 @@ def launch(
         what was executed and accessed.
 
     Raises:
-        FaultError: the kernel did something wrong. Buffers are then left as they were.
-        UnsupportedError: an opcode is not on the whitelist.
+        FaultError: the kernel did something wrong. Arrays are then left as they were.
+        UnsupportedError: an opcode is not on the whitelist, or an operand not of its form.
         PtxError: no such entry, or arguments that do not fit it.
     """
     kernel = parse(ptx, entry)
-    buffers = [arg for arg in args if isinstance(arg, np.ndarray)]
-    memory, counters = GlobalMemory(buffers), Counters()
-    pointers = iter(range(len(buffers)))
-    values = tuple(
-        memory.address(next(pointers)) if isinstance(arg, np.ndarray) else arg for arg in args
-    )
+    parameters, memory = lay_out(kernel, args)
     started = Launch(
         kernel=kernel,
         grid=three(grid),
         block=three(block),
-        arguments=values,
+        parameters=parameters,
         memory=memory,
         shared_bytes=shared_bytes,
         race=race,
         strict=strict,
         rounding=rounding,
-        counters=counters,
+        counters=Counters(),
     )
-    check_block(kernel, started.block)
+    check_block(kernel, started.block, shared_bytes)
     blocks_run = run(started, MOST_LANES)
     memory.copy_back()
     return make_report(started, blocks_run)
-
-
-def three(sizes: int | Sequence[int]) -> tuple[int, int, int]:
-    """A size along x, y and z."""
-    given = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    x, y, z = (*given, 1, 1, 1)[:3]
-    return int(x), int(y), int(z)
-
-
-def check_block(kernel: Kernel, block: tuple[int, int, int]) -> None:
-    """Refuse a CTA that the kernel was not compiled for.
-
-    Raises:
-        PtxError: it demands another number of threads (`.reqntid`).
-    """
-    if kernel.required_block and three(kernel.required_block) != block:
-        wanted = " x ".join(map(str, kernel.required_block))
-        raise PtxError(f"{kernel.name} is compiled for CTAs of {wanted} threads, not {block}.")
 
 
 def make_report(launched: Launch, blocks_run: npt.NDArray[np.int64]) -> Report:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.static.ptx.counters import count_global, count_shared
+from bench.static.ptx.errors import Fault
 from bench.static.ptx.memory import IN_FLIGHT, POISON
 from bench.static.ptx.parser import Address, Immediate, Operand, Register, Symbol, Vector
 from bench.static.ptx.types import KINDS, UNSIGNED
@@ -47,6 +48,15 @@ def address_reader(
 def items(operand: Operand) -> tuple[Operand, ...]:
     """The registers of a vector, or the one register."""
     return operand.items if isinstance(operand, Vector) else (operand,)
+
+
+def vector_items(opcode: str, operand: Operand) -> tuple[Operand, ...]:
+    """The registers of a load or store: as many as its opcode says."""
+    found = items(operand)
+    vector = re.search(r"\.v([24])\b", opcode)
+    if len(found) != (int(vector[1]) if vector else 1):
+        raise ValueError(f"{len(found)} registers")
+    return found
 
 
 def count(
@@ -85,7 +95,7 @@ def memory_of(machine: Machine, space: str) -> GlobalMemory | SharedMemory | Loc
 def bind_load(machine: Machine, instruction: Instruction) -> Step:
     """ld from global, shared or local memory."""
     space, kind = space_and_kind(instruction.opcode)
-    targets = items(instruction.operands[0])
+    targets = vector_items(instruction.opcode, instruction.operands[0])
     writes = [machine.lane_writer(target, kind) for target in targets]
     address = address_reader(machine, instruction.operands[1], instruction)
     memory, each = memory_of(machine, space), KINDS[kind].bits // 8
@@ -107,7 +117,7 @@ def bind_load(machine: Machine, instruction: Instruction) -> Step:
 def bind_store(machine: Machine, instruction: Instruction) -> Step:
     """st to global, shared or local memory."""
     space, kind = space_and_kind(instruction.opcode)
-    sources = items(instruction.operands[1])
+    sources = vector_items(instruction.opcode, instruction.operands[1])
     reads = [machine.lane_reader(s, kind, instruction, wide=True) for s in sources]
     address = address_reader(machine, instruction.operands[0], instruction)
     memory, each = memory_of(machine, space), KINDS[kind].bits // 8
@@ -133,31 +143,23 @@ def bind_load_parameter(machine: Machine, instruction: Instruction) -> Step:
     """ld.param: a kernel's argument, or a part of a struct passed by value."""
     kind = instruction.opcode.split(".")[-1]
     form = KINDS[kind]
-    targets, source = items(instruction.operands[0]), instruction.operands[1]
+    targets = vector_items(instruction.opcode, instruction.operands[0])
+    source = instruction.operands[1]
     assert isinstance(source, Address)
     assert isinstance(source.base, Symbol)
-    raw = argument_bytes(machine.arguments[source.base.name])
+    raw = machine.launch.parameters[source.base.name]
     size = form.bits // 8
     parts = [
         np.frombuffer(raw, UNSIGNED[form.bits], 1, source.offset + i * size)
         for i in range(len(targets))
     ]
-    writes = [machine.writer(target, kind) for target in targets]
+    writes = [machine.writer(target, kind, wide=True) for target in targets]
 
     def step() -> None:
         for write, part in zip(writes, parts, strict=True):
             write(form.shape(part))
 
     return step
-
-
-def argument_bytes(argument: int | float | bytes) -> bytes:
-    """An argument as it lies in parameter memory, padded with zeros; floats are fp32."""
-    if isinstance(argument, bytes):
-        return argument
-    if isinstance(argument, float):
-        return np.float32(argument).tobytes() + bytes(4)
-    return (int(argument) & (1 << 64) - 1).to_bytes(8, "little")
 
 
 # Asynchronous copies ("Data Movement and Conversion Instructions: Asynchronous copy")
@@ -173,6 +175,8 @@ def bind_copy_async(machine: Machine, instruction: Instruction) -> Step:
     constant = instruction.operands[2]
     assert isinstance(constant, Immediate)
     size = constant.value
+    if size not in ((16,) if ".cg." in instruction.opcode else (4, 8, 16)):
+        raise ValueError(f"copies of {size} bytes")
     wanted = None
     if len(instruction.operands) > 3:
         wanted = machine.lane_reader(instruction.operands[3], "u32", instruction)
@@ -204,9 +208,9 @@ def read_partly(
         some = np.flatnonzero(length == bytes_read)
         memory, width = machine.launch.memory, int(bytes_read)
         if width > size:
-            raise ValueError(f"cp.async reads {width} bytes into {size}")
-        positions = memory.locate(machine, instruction, addresses[some], lanes[some], width)
-        machine.check_alignment(instruction, addresses[some], lanes[some], size)
+            detail = f"asks to read {width} bytes into {size}"
+            machine.fault(Fault.OUT_OF_BOUNDS, instruction, lanes[some], detail)
+        positions = memory.locate(machine, instruction, addresses[some], lanes[some], width, size)
         count(machine, instruction, "global", positions, lanes[some], width, write=False)
         data[some, :width] = memory.bytes[positions[:, None] + np.arange(width)]
     return data
@@ -275,6 +279,8 @@ def bind_matrix_load(machine: Machine, instruction: Instruction) -> Step:
     """
     matrices, transposed = matrix_form(instruction.opcode)
     writes = [machine.writer(r, "b32") for r in items(instruction.operands[0])]
+    if len(writes) != matrices:
+        raise ValueError(f"{len(writes)} registers for {matrices} matrices")
     rows = row_locator(machine, instruction, instruction.operands[1], matrices)
 
     def step() -> None:
@@ -298,6 +304,8 @@ def bind_matrix_store(machine: Machine, instruction: Instruction) -> Step:
     matrices, transposed = matrix_form(instruction.opcode)
     sources = items(instruction.operands[1])
     reads = [machine.reader(source, "b32", instruction, used=True) for source in sources]
+    if len(reads) != matrices:
+        raise ValueError(f"{len(reads)} registers for {matrices} matrices")
     rows = row_locator(machine, instruction, instruction.operands[0], matrices)
 
     def step() -> None:

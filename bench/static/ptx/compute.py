@@ -88,7 +88,7 @@ def compute(
     target, *sources = instruction.operands
     if len(sources) != len(kinds):
         raise ValueError(f"{len(kinds)} source operands are expected")
-    write = machine.writer(target, result)
+    write = machine.writer(target, result, wide=wide)
     reads = [
         machine.reader(source, kind, instruction, wide=wide)
         for source, kind in zip(sources, kinds, strict=True)
@@ -154,6 +154,24 @@ def floating(pattern: str, function: Callable[..., Array], arity: int) -> dict[s
     return operations
 
 
+def mixed(pattern: str) -> dict[str, Operation]:
+    """fma.rn.f32.f16 and its like: a product of two 16-bit floats is added to an fp32."""
+    operations = {}
+    for opcode in expand(pattern):
+        *_, wide_kind, narrow = opcode.split(".")
+
+        def fused(
+            a: Array, b: Array, c: Array, kinds: tuple[str, str] = (narrow, wide_kind)
+        ) -> Array:
+            factors = numerics.decode(a, kinds[0]), numerics.decode(b, kinds[0])
+            return numerics.encode(numerics.fma(*factors, numerics.decode(c, kinds[1])), kinds[1])
+
+        kinds = (narrow, narrow, wide_kind)
+        bind = partial(compute, function=fused, result=wide_kind, kinds=kinds)
+        operations[opcode] = Operation("fp32", bind)
+    return operations
+
+
 def rounded(*bits: Array, function: Callable[..., Array], opcode: str) -> Array:
     """A float operation from bits to bits, with the modifiers of its opcode."""
     _, *modifiers, kind = opcode.split(".")
@@ -214,7 +232,7 @@ def bind_pack(
     part: str,
     write: Callable[[Array], None],
 ) -> Step:
-    """Mov d, {a, b}: the first item becomes the lowest bits."""
+    """mov d, {a, b}: the first item becomes the lowest bits."""
     reads = [machine.reader(item, part, instruction) for item in items]
     shift = KINDS[part].bits // 16
 
@@ -238,7 +256,7 @@ def bind_unpack(
     part: str,
     writes: list[Callable[[Array], None]],
 ) -> Step:
-    """Mov {d, e}, a."""
+    """mov {d, e}, a."""
     dtype, shift = KINDS[part].dtype, KINDS[part].bits // 16
 
     def unpack() -> None:
@@ -255,6 +273,8 @@ def bind_lookup(machine: Machine, instruction: Instruction) -> Step:
     """lop3.b32 d, a, b, c, table."""
     target, *sources, constant = instruction.operands
     assert isinstance(constant, Immediate)
+    if not 0 <= constant.value < 256:
+        raise ValueError(f"{constant.value} is no table of eight bits")
     write, number = machine.writer(target, "b32"), constant.value
     reads = [machine.reader(source, "b32", instruction) for source in sources]
     first, second, third = reads
@@ -348,6 +368,8 @@ def bind_branch(machine: Machine, instruction: Instruction) -> Step:
 
 def bind_exit(machine: Machine, instruction: Instruction) -> Step:
     """ret and exit: a kernel's threads end."""
+    if instruction.operands:
+        raise ValueError("it takes none")
     return lambda: machine.jump(machine.end)
 
 

@@ -25,7 +25,6 @@ class Fault(StrEnum):
     ASYNC_COPY = "asynchronous copy before its wait"
     MISSING_LANES = "missing lanes"
     DIVERGENT_BARRIER = "divergent barrier"
-    DEADLOCK = "deadlock"
     TRAP = "trap"
     ENDLESS = "endless loop"
 

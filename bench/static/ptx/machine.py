@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.static.ptx import opcodes
-from bench.static.ptx.errors import Fault, PtxError, UnsupportedError
+from bench.static.ptx.errors import Fault, UnsupportedError
 from bench.static.ptx.memory import GlobalMemory, LocalMemory, SharedMemory
 from bench.static.ptx.parser import Instruction, Kernel, Negated, Operand
 from bench.static.ptx.registers import WARP_LANES, Registers
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Step = Callable[[], None]
 
-MOST_BLOCKS_RUN = 200_000
+MOST_BLOCKS_RUN = 50_000
 BLOCKS_RUN_PER_TURN = 64  # after which the CTA that has waited longest gets one, for spin locks
 
 
@@ -47,7 +47,7 @@ class Launch(NamedTuple):
         kernel: the program.
         grid: CTAs along x, y, z.
         block: threads of a CTA along x, y, z.
-        arguments: one per parameter: an int (addresses too), a float, or the bytes of a struct.
+        parameters: the bytes of each.
         memory: the buffers.
         shared_bytes: dynamic shared memory per CTA.
         race: whether to look for shared-memory races.
@@ -59,7 +59,7 @@ class Launch(NamedTuple):
     kernel: Kernel
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
-    arguments: tuple[int | float | bytes, ...]
+    parameters: dict[str, bytes]
     memory: GlobalMemory
     shared_bytes: int
     race: bool
@@ -96,9 +96,6 @@ class Machine(Registers):
         self.symbols = kernel.shared | kernel.local | dict.fromkeys(kernel.dynamic, dynamic)
         self.shared = SharedMemory(len(self.ctas), size, launch.race)
         self.local = LocalMemory(self.size, kernel.local_bytes)
-        self.arguments = dict(
-            zip((p.name for p in kernel.parameters), launch.arguments, strict=True)
-        )
 
     def bind(
         self, instruction: Instruction
@@ -109,18 +106,21 @@ class Machine(Registers):
             UnsupportedError: the opcode is not on the whitelist, or an operand not of its form.
         """
         operation = opcodes.find(instruction)
-        guard = None
-        if instruction.guard is not None:
-            operand: Operand = instruction.guard
-            if instruction.guard_negated:
-                operand = Negated(instruction.guard)
-            guard = self.reader(operand, "pred", instruction, used=True)
         try:
-            return instruction, guard, operation.bind(self, instruction)
-        except (AssertionError, AttributeError, IndexError, TypeError, ValueError) as error:
+            return instruction, self.guard(instruction), operation.bind(self, instruction)
+        except (AssertionError, LookupError, TypeError, ValueError) as error:
             raise UnsupportedError(
                 instruction.text, instruction.line, f"its operands are of another form ({error!r})."
             ) from error
+
+    def guard(self, instruction: Instruction) -> Callable[[], Array] | None:
+        """A reader of the predicate that an instruction runs under."""
+        if instruction.guard is None:
+            return None
+        operand: Operand = instruction.guard
+        if instruction.guard_negated:
+            operand = Negated(instruction.guard)
+        return self.reader(operand, "pred", instruction, used=True)
 
     def run(self) -> None:
         """Run all lanes to their end.
@@ -149,10 +149,6 @@ class Machine(Registers):
                 self.fault(
                     Fault.ENDLESS, instruction, np.flatnonzero(self.block < self.end), detail
                 )
-        if self.waiting.any():
-            lanes = np.flatnonzero(self.waiting)
-            instruction = self.kernel.instructions[self.waits_at[lanes[0]]]
-            self.fault(Fault.DEADLOCK, instruction, lanes, "threads wait here for ever")
 
     def run_block(self, index: int, active: Array) -> None:
         """Run one basic block for the lanes that stand before it."""
@@ -242,14 +238,9 @@ def run(launch: Launch, most_lanes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         how many warps ran each basic block.
 
     Raises:
-        PtxError: the arguments do not fit the kernel; or as `Machine.run` does.
+        PtxError: as `Machine.bind` and `Machine.run` do.
     """
     kernel = launch.kernel
-    if len(launch.arguments) != len(kernel.parameters):
-        raise PtxError(
-            f"{kernel.name} has {len(kernel.parameters)} parameters, "
-            f"but {len(launch.arguments)} arguments were given."
-        )
     threads = int(np.prod(launch.block))
     together = max(1, most_lanes // (-(-threads // WARP_LANES) * WARP_LANES))
     count = int(np.prod(launch.grid))

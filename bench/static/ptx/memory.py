@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.static.ptx.errors import Fault
+from bench.static.ptx.errors import Fault, PtxError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,15 +61,37 @@ class GlobalMemory:
         return FIRST_ADDRESS + (index << REGION_BITS)
 
     def copy_back(self) -> None:
-        """Put what the kernel wrote into the buffers it was given."""
+        """Put what the kernel wrote into the buffers it was given.
+
+        Raises:
+            PtxError: it wrote into a read-only one.
+        """
         for start, buffer in zip(self.starts, self.buffers, strict=False):
             written = self.bytes[start : start + buffer.nbytes]
-            buffer[...] = written.view(buffer.dtype).reshape(buffer.shape)
+            after = written.view(buffer.dtype).reshape(buffer.shape)
+            if buffer.flags.writeable:
+                buffer[...] = after
+            elif after.tobytes() != buffer.tobytes():
+                raise PtxError("the kernel wrote into an array that is read-only.")
 
     def locate(
-        self, machine: Machine, instruction: Instruction, addresses: Array, lanes: Array, size: int
+        self,
+        machine: Machine,
+        instruction: Instruction,
+        addresses: Array,
+        lanes: Array,
+        size: int,
+        alignment: int | None = None,
     ) -> Array:
         """Positions in `bytes` of an access of `size` bytes by each lane, checked.
+
+        Args:
+            machine: for faults.
+            instruction: that accesses.
+            addresses: of the lanes.
+            lanes: that run.
+            size: bytes per lane.
+            alignment: that is demanded; None for the size.
 
         Raises:
             FaultError: out of bounds or misaligned.
@@ -82,7 +104,7 @@ class GlobalMemory:
         outside = offset + size > self.sizes[index]
         if outside.any():
             self.report_outside(machine, instruction, lanes, outside, addresses, size)
-        machine.check_alignment(instruction, addresses, lanes, size)
+        machine.check_alignment(instruction, addresses, lanes, alignment or size)
         located: Array = self.starts[index] + offset
         return located
 
@@ -135,6 +157,7 @@ class SharedMemory:
         outside = (offset < 0) | (offset + size > self.size)
         if outside.any():
             first = int(offset[outside][0])
+            first -= (first >= 1 << 31) << 32  # addresses of 32 bits wrap below 0
             detail = f"shared access to bytes {first} to {first + size} of {self.size}"
             machine.fault(Fault.OUT_OF_BOUNDS, instruction, lanes[outside], detail)
         machine.check_alignment(instruction, addresses, lanes, size)
@@ -165,9 +188,8 @@ class SharedMemory:
             before = reader[rows]
             now = np.where((before >= oldest) & (before != own), oldest + machine.warps, own)
             reader[rows] = now
-            mixed = reader[rows] != now  # several warps in this very instruction
-            if mixed.any():
-                reader[rows] = np.where(mixed, oldest + machine.warps, now)
+            lane, byte = np.nonzero(reader[rows] != now)  # several warps in this very instruction
+            reader[rows[lane], byte] = oldest[lane, 0] + machine.warps
 
     def report_state(
         self, machine: Machine, instruction: Instruction, state: Array, lanes: Array

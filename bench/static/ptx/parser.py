@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from bench.static.ptx.errors import PtxError, UnsupportedError
+from bench.static.ptx.types import KINDS
 
 NAME = r"[%$A-Za-z_][\w$.]*"
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
@@ -38,7 +39,7 @@ PLACE = re.compile(r"([\w.+-]+):(\d+):\d+")  # in the comments that Triton puts 
 NAMED_LOCATION = re.compile(r'\.loc "([^"]*)"')
 INLINE_ASM = re.compile(r"// begin inline asm.*?// end inline asm", re.S)
 FILE = re.compile(r"\.file\s+(\d+)\s+(?:\"[^\"]*\"\s+)?\"([^\"]*)\"")
-INTEGER = re.compile(r"-?(0[xX][0-9a-fA-F]+|\d+)U?$")
+INTEGER = re.compile(r"-?(0[xX][0-9a-fA-F]+|0[bB][01]+|0[0-7]*|[1-9]\d*)U?$")
 FLOAT = re.compile(r"0([fFdD])([0-9a-fA-F]{8}|[0-9a-fA-F]{16})$")
 END_OF_SPACE = re.compile(r"\s*")
 ENDS_BLOCK = ("bra", "ret", "exit", "bar")  # the first part of an opcode
@@ -298,6 +299,8 @@ class Body:
             self.source = location[1]
             return location.end()
         if label := LABEL.match(text, start):
+            if label[1] in self.kernel.labels:
+                raise PtxError(f"PTX line {line}: the label {label[1]} is there already.")
             self.kernel.labels[label[1]] = len(self.kernel.instructions)
             return label.end()
         end = text.find(";", start)
@@ -309,7 +312,7 @@ class Body:
     def declare_or_append(self, statement: str, line: int) -> None:
         """A directive, or an instruction."""
         if match := REGISTERS.match(statement):
-            self.declare_registers(match[1], match[2])
+            self.declare_registers(match[1], match[2], line)
         elif statement.startswith((".shared", ".local")):
             declare_array(self.kernel, statement, line)
         elif statement.startswith(".pragma"):
@@ -319,28 +322,41 @@ class Body:
         else:
             self.append(statement, line)
 
-    def declare_registers(self, kind: str, names: str) -> None:
-        """`.reg .b32 %r<10>, %x;`."""
-        bits = 1 if kind == "pred" else 32 if kind.endswith("16x2") else int(kind.lstrip("busf"))
+    def declare_registers(self, kind: str, names: str, line: int) -> None:
+        """`.reg .b32 %r<10>, %x;`.
+
+        Raises:
+            UnsupportedError: of a type that is not emulated.
+            PtxError: a register of this name is there already.
+        """
+        if kind not in KINDS:
+            raise UnsupportedError(f".reg .{kind}", line, "registers of that type are not.")
         inner = f"#{self.scopes_opened}" if len(self.scopes) > 1 else ""
         for name in (name.strip() for name in names.split(",")):
             match = RANGE.match(name)
             each = [f"{match[1]}{i}" for i in range(int(match[2]))] if match else [name]
             for one in each:
+                if one in self.scopes[-1]:
+                    raise PtxError(f"PTX line {line}: the register {one} is there already.")
                 self.scopes[-1][one] = one + inner
-                self.kernel.registers[one + inner] = bits
+                self.kernel.registers[one + inner] = KINDS[kind].bits
 
     def append(self, statement: str, line: int) -> None:
         """An instruction."""
         match = STATEMENT.match(statement)
         if match is None:
             raise PtxError(f"PTX line {line}: expected an instruction, found `{statement}`.")
-        negated, guard, opcode, operands = match.groups()
+        negated, guard, opcode, text = match.groups()
+        try:
+            operands = tuple(self.operand(part, line) for part in split(text))
+        except UnsupportedError as error:
+            advice = f"its operand `{error.opcode}` is of no form that is."
+            raise UnsupportedError(opcode, line, advice) from None
         self.kernel.instructions.append(
             Instruction(
                 index=len(self.kernel.instructions),
                 opcode=opcode,
-                operands=tuple(self.operand(part, line) for part in split(operands)),
+                operands=operands,
                 guard=Register(self.unique(guard)) if guard else None,
                 guard_negated=bool(negated),
                 text=statement,
@@ -366,8 +382,10 @@ class Body:
         if text.startswith("["):
             return self.address(text.strip("[] "), line)
         if "|" in text:
-            first, second = text.split("|")
-            return Pair(self.operand(first.strip(), line), self.operand(second.strip(), line))
+            halves = [part.strip() for part in text.split("|")]
+            if len(halves) != 2 or not all(halves):
+                raise UnsupportedError(text, line, "it is no operand.")
+            return Pair(self.operand(halves[0], line), self.operand(halves[1], line))
         if match := FLOAT.match(text):
             return Immediate(int(match[2], 16), 32 if match[1] in "fF" else 64)
         if INTEGER.match(text):
@@ -378,21 +396,23 @@ class Body:
             name = self.unique(text)
             is_register = name in self.kernel.registers or text[0] == "%" or text == "WARP_SZ"
             return Register(name) if is_register else Symbol(name)
-        raise UnsupportedError(text, line, "it is not a form of operand that is.")
+        raise UnsupportedError(text, line, "it is no operand.")
 
     def address(self, text: str, line: int) -> Address:
         """What stands between brackets: `%rd1`, `%rd1+16`, `name+4` or `16`."""
         match = re.fullmatch(rf"({NAME}|\d+)\s*(?:\+\s*(-?\w+))?", text)
         if match is None:
-            raise UnsupportedError(f"[{text}]", line, "it is not a form of address that is.")
+            raise UnsupportedError(f"[{text}]", line, "it is no address.")
         base = self.operand(match[1], line)
         assert isinstance(base, Register | Symbol | Immediate)
         return Address(base, integer(match[2] or "0"))
 
 
 def integer(text: str) -> int:
-    """An integer constant: decimal, or hexadecimal after 0x, perhaps unsigned by a final U."""
-    return int(text.rstrip("U"), 16 if "x" in text.lower() else 10)
+    """An integer constant as in C: 0x1F, 0b11, 017 (octal) or 31, perhaps with a final U."""
+    digits = text.rstrip("U").lstrip("-").lower()
+    base = {"0x": 16, "0b": 2}.get(digits[:2], 8 if digits[0] == "0" else 10)
+    return -int(digits, base) if text[0] == "-" else int(digits, base)
 
 
 def split(text: str) -> list[str]:

@@ -109,8 +109,10 @@ class Registers:
         """Where a register's values are kept.
 
         Raises:
-            KeyError: it was not declared.
+            LookupError: it was not declared.
         """
+        if name not in self.kernel.registers:
+            raise LookupError(f"{name} is not declared")
         if name not in self.slots:
             bits = self.kernel.registers[name]
             self.slots[name] = len(self.values)
@@ -153,6 +155,8 @@ class Registers:
             case Immediate(value, float_bits):
                 if float_bits is not None and float_bits != form.bits:
                     raise ValueError(f"a {float_bits}-bit constant for .{kind}")
+                if not -(1 << form.bits - 1) <= value < 1 << form.bits:
+                    raise ValueError(f"{value} does not fit into .{kind}")
                 value &= (1 << form.bits) - 1
                 return self.constant(np.array([value], UNSIGNED[form.bits]), form)
             case Symbol(name) if name in self.symbols:
@@ -204,17 +208,21 @@ class Registers:
         if self.taint is not None:
             self.taint = np.where(self.taint != 0, np.uint8(ALL_PARTS), np.uint8(0))
 
-    def writer(self, operand: Operand, kind: str) -> Callable[[Array], None]:
+    def writer(self, operand: Operand, kind: str, *, wide: bool = False) -> Callable[[Array], None]:
         """A function that puts values [lanes] (or [1]) of a type into a register, where lanes run.
 
-        A register wider than the type is filled with the sign of signed types, else with zeros.
+        Args:
+            operand: the register, or `_`.
+            kind: type of the values.
+            wide: whether the register may be wider than the type; it is then filled with the sign
+                of signed types, else with zeros.
         """
         if operand in (Register("_"), Symbol("_")):
             return lambda _: None
         assert isinstance(operand, Register), f"{operand} is no register"
         slot, declared = self.slot(operand.name), self.kernel.registers[operand.name]
         form, dtype = KINDS[kind], UNSIGNED[declared]
-        if declared < form.bits:
+        if declared != form.bits and not (wide and declared > form.bits):
             raise ValueError(f"{operand.name} has {declared} bits, the result {form.bits}")
         signed = np.dtype(f"i{form.bits // 8}") if kind[0] == "s" else None
         values, undefined = self.values, self.undefined
@@ -245,8 +253,8 @@ class Registers:
             self.origins[slot] = self.taint_origin
 
     def lane_writer(self, operand: Operand, kind: str) -> Callable[[Array], None]:
-        """Like `writer`, for results that exist only for the lanes that run: [len(self.lanes)]."""
-        write, form = self.writer(operand, kind), KINDS[kind]
+        """Like a wide `writer`, for results of the lanes that run only: [len(self.lanes)]."""
+        write, form = self.writer(operand, kind, wide=True), KINDS[kind]
 
         def scatter(result: Array) -> None:
             if self.mask is not None:

@@ -62,6 +62,18 @@ def bind_mma(machine: Machine, instruction: Instruction) -> Step:
         for name, registers in (("a", a), ("b", b), ("c", c))
     }
     writes = [machine.writer(r, "b32") for r in d]
+    size = {"f16": 2, "bf16": 2, "f32": 4, "s32": 4}  # and 1 byte for all others
+    wanted = [
+        rows * columns * size.get(kind, 1) // (4 * WARP_LANES)
+        for kind, rows, columns in zip(
+            kinds,
+            (ROWS, ROWS, depth, ROWS),
+            (COLUMNS, depth, COLUMNS, COLUMNS),
+            strict=True,
+        )
+    ]
+    if [len(registers) for registers in (d, a, b, c)] != wanted:
+        raise ValueError(f"{wanted} registers are expected")
 
     def step() -> None:
         check_warps(machine, instruction)

@@ -40,6 +40,7 @@ class Kind:
 
     def flatten(self, typed: Array) -> Array:
         """The inverse of `shape`."""
+        assert typed.nbytes * 8 == len(typed) * max(self.bits, 8), (typed.dtype, typed.shape)
         return np.ascontiguousarray(typed).reshape(-1).view(UNSIGNED[self.bits])
 
 

@@ -140,9 +140,10 @@ def bind_shuffle(machine: Machine, instruction: Instruction) -> Step:
         }[mode]
         inside = source >= last if mode == "up" else source <= last
         chosen = machine.all_lanes - lane + np.where(inside, source, lane)
-        check_sources(machine, instruction, chosen)
         if machine.taint is not None:
             machine.taint = machine.taint[chosen]
+        if machine.mask is not None:
+            taint_absent(machine, ~machine.mask[chosen])
         write(value[chosen])
         if write_inside is not None:
             write_inside(np.broadcast_to(inside, (machine.size,)))
@@ -150,14 +151,12 @@ def bind_shuffle(machine: Machine, instruction: Instruction) -> Step:
     return step
 
 
-def check_sources(machine: Machine, instruction: Instruction, chosen: Array) -> None:
-    """Fault if a lane takes its value from one that does not run the shuffle."""
-    if machine.mask is None:
-        return
-    bad = machine.mask & ~machine.mask[chosen]
-    if bad.any():
-        detail = "takes the value of a lane that does not run it"
-        machine.fault(Fault.MISSING_LANES, instruction, np.flatnonzero(bad), detail)
+def taint_absent(machine: Machine, absent: Array) -> None:
+    """What is taken from a lane that does not run the shuffle is undefined."""
+    if (absent & machine.running()).any():
+        parts = absent * np.uint8(ALL_PARTS)
+        machine.taint = parts if machine.taint is None else machine.taint | parts
+        machine.taint_origin = "a lane that did not run a shuffle"
 
 
 def bind_vote(machine: Machine, instruction: Instruction) -> Step:
@@ -175,7 +174,8 @@ def bind_vote(machine: Machine, instruction: Instruction) -> Step:
         taint_warps(machine)
         every = (true | ~here).all(axis=1)
         if mode == "ballot":
-            result = (true.astype(np.uint32) << np.arange(WARP_LANES, dtype=np.uint32)).sum(axis=1)
+            bits = true.astype(np.uint32) << np.arange(WARP_LANES, dtype=np.uint32)
+            result = bits.sum(axis=1, dtype=np.uint32)
         else:
             some = true.any(axis=1)
             result = {"all": every, "any": some, "uni": every | ~some}[mode]
