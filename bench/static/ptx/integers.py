@@ -52,6 +52,24 @@ def multiply_add_wide(a: Array, b: Array, c: Array) -> Array:
     return multiply_wide(a, b) + c
 
 
+def magnitude(a: Array) -> Array:
+    """|a|, unsigned; the lowest number too has one."""
+    bits = a.view(f"u{a.dtype.itemsize}")
+    return np.where(a < 0, np.negative(bits), bits)
+
+
+def divide(a: Array, b: Array) -> Array:
+    """div: rounded toward zero; by zero, all ones (the ISA leaves it open)."""
+    quotient = magnitude(a) // np.maximum(magnitude(b), 1)
+    signed = np.where((a < 0) != (b < 0), np.negative(quotient), quotient).astype(a.dtype)
+    return np.where(b == 0, ~a.dtype.type(0), signed)
+
+
+def remainder(a: Array, b: Array) -> Array:
+    """rem: a - b * (a div b), of the sign of a."""
+    return a - divide(a, b) * b
+
+
 def negate(a: Array) -> Array:
     """neg: the lowest number stays what it is."""
     return np.negative(a)

@@ -65,6 +65,8 @@ OPCODES: dict[str, Operation] = {
     **integer("integer", f"mad.lo.{INTEGERS}", integers.multiply_add_low, 3),
     **wide("mul.wide.{u,s}{16,32}", integers.multiply_wide, 2),
     **wide("mad.wide.{u,s}{16,32}", integers.multiply_add_wide, 3),
+    **integer("integer", f"div.{INTEGERS}", integers.divide, 2),
+    **integer("integer", f"rem.{INTEGERS}", integers.remainder, 2),
     **integer("integer", f"min.{INTEGERS}", np.minimum, 2),
     **integer("integer", f"max.{INTEGERS}", np.maximum, 2),
     **integer("integer", "neg.s{16,32,64}", integers.negate, 1),
