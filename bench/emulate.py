@@ -77,7 +77,8 @@ def check(
         typer.echo(as_json(title, done, seed, race))
     else:
         Console(highlight=False).print(render(title, done, seed, race))
-    return 0 if all(trial.verdict == "right" for trial in done) else 1
+    verdicts = {trial.verdict for trial in done}
+    return 1 if verdicts - {"right", "not emulated"} else 2 if "not emulated" in verdicts else 0
 
 
 def main(

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.static.build import Built, SourceError
-from bench.static.ptx import FaultError, PtxError, Report, launch
+from bench.static.ptx import FaultError, PtxError, Report, UnsupportedError, launch
 from bench.static.ptx.problem import KINDS, Bfloat16, Draw, Problem
 from bench.static.source import Kernel
 
-Verdict = Literal["right", "wrong", "fault", "input changed"]
+Verdict = Literal["right", "wrong", "fault", "input changed", "not emulated"]
 Value = NDArray[Any] | int | float
 BF16_LARGEST = float(np.array(0x7F7F0000, np.uint32).view(np.float32))
 
@@ -54,12 +54,13 @@ class Trial:
     Attributes:
         target: "sm_90".
         kind: of the input, a name from `problem.KINDS`.
-        verdict: right, wrong (beyond the tolerance), fault, or input changed (an argument that is
-            not in `expected` was written).
+        verdict: right, wrong (beyond the tolerance), fault, input changed (an argument that is not
+            in `expected` was written), or not emulated (the target's code has an opcode that is not
+            on the whitelist).
         tolerance: what the problem allows.
-        worst: the furthest element; None after a fault.
+        worst: the furthest element; None if the launch did not run to its end.
         sentence: what is wrong, in one sentence; empty if nothing is.
-        report: the emulator's counts; None after a fault.
+        report: the emulator's counts; None if the launch did not run to its end.
         weights: of the launch, for counts per weight; None if the problem states none.
     """
 
@@ -76,7 +77,7 @@ class Trial:
 def trials(
     kernel: Kernel, capabilities: Sequence[int], seed: int = 0, race: bool = True
 ) -> Iterator[Trial]:
-    """Every kind of input on every target.
+    """Every kind of input on every target; one trial of a target whose code is not emulated.
 
     Args:
         kernel: from `open_kernel`.
@@ -86,7 +87,7 @@ def trials(
         race: whether to look for shared-memory races.
 
     Raises:
-        SourceError: the problem or the kernel cannot be built, or cannot be emulated.
+        SourceError: the problem or the kernel cannot be built, or the arguments do not fit.
     """
     for capability in capabilities:
         built: dict[str, Built] = {}
@@ -94,7 +95,10 @@ def trials(
             problem = kernel.problem(Draw(kind, seed))
             if (key := compile_time(problem)) not in built:
                 built[key] = kernel.build(problem, capability)
-            yield attempt(built[key], problem, kind, capability, race)
+            trial = attempt(built[key], problem, kind, capability, race)
+            yield trial
+            if trial.verdict == "not emulated":
+                break
 
 
 def compile_time(problem: Problem) -> str:
@@ -117,10 +121,10 @@ def attempt(built: Built, problem: Problem, kind: str, capability: int, race: bo
             built.ptx, built.entry, whole(problem.grid), whole(built.block), arguments,
             shared_bytes=built.shared_bytes, race=race,
         )  # fmt: skip
-    except FaultError as fault:
-        sentence = str(fault)
+    except (FaultError, UnsupportedError) as error:
+        ended: Verdict = "fault" if isinstance(error, FaultError) else "not emulated"
         return Trial(
-            target, kind, "fault", problem.tolerance, None, sentence, None, problem.weights
+            target, kind, ended, problem.tolerance, None, str(error), None, problem.weights
         )
     except PtxError as error:
         why = str(error).rstrip(".")

@@ -75,7 +75,7 @@ def complaints(trials: list[Trial]) -> Iterator[tuple[Trial, list[Trial]]]:
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
         if trial.verdict != "right":
-            how = trial.sentence if trial.verdict == "fault" else ""
+            how = "" if trial.report else trial.sentence
             groups.setdefault((trial.verdict, how), []).append(trial)
     for group in groups.values():
         yield group[0], group
@@ -86,7 +86,8 @@ def _complaints(trials: list[Trial]) -> Iterator[RenderableType]:
         others = f" ({len(alike)} launches)" if len(alike) > 1 else ""
         text = Text()
         text.append(f"{first.verdict.upper()} ", style="bold red")
-        text.append(f"on {first.target}, {first.kind} input{others}: {first.sentence}")
+        input_ = "" if first.verdict == "not emulated" else f", {first.kind} input{others}"
+        text.append(f"on {first.target}{input_}: {first.sentence}")
         yield text
 
 
