@@ -28,7 +28,8 @@ check: .venv/installed
 
 proof: .venv/installed .venv/triton-3.6/installed
 	$(PY) -m pytest -m proof
-	.venv/triton-3.6/bin/python -m pytest tests/test_kernels_triton_interpret.py tests/test_kernels_triton_compile.py
+	.venv/triton-3.6/bin/python -m pytest tests/test_kernels_triton_interpret.py tests/test_kernels_triton_compile.py \
+	  tests/test_kernels_triton_emulated.py
 
 gpu-test: .venv/installed
 	$(PY) -m pytest -m gpu

@@ -84,6 +84,28 @@ def test_threads_that_have_left_are_not_waited_for() -> None:
     assert result.tolist() == [1] * 32 + [0] * 32
 
 
+def test_a_warp_may_poll_for_what_another_stores() -> None:
+    """The polling warp stands at the lower block, but must not keep the other from running."""
+    flag, result = out(1), out(64)
+    body = f"""
+    {at(1, 4, 1)}
+    setp.ge.u32 %p0, %t, 32;
+    @%p0 bra WRITE;
+    POLL:
+    ld.global.b32 %r0, [%d0];
+    setp.eq.u32 %p1, %r0, 0;
+    @%p1 bra POLL;
+    st.global.b32 [%q1], %r0;
+    bra DONE;
+    WRITE:
+    mov.b32 %r1, 7;
+    st.global.b32 [%d0], %r1;
+    DONE:
+    """
+    run(body, [flag, result], 64)
+    assert result.tolist() == [7] * 32 + [0] * 32
+
+
 def test_guards_and_negated_guards() -> None:
     result = out(32)
     body = f"""
@@ -276,7 +298,17 @@ def test_texts_that_are_no_ptx_are_refused(body: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("31", 31), ("-31", -31), ("0x1F", 31), ("037", 31), ("0b11111", 31), ("31U", 31), ("0", 0)],
+    [
+        ("31", 31),
+        ("-31", -31),
+        ("0x1F", 31),
+        ("037", 31),
+        ("0b11111", 31),
+        ("31U", 31),
+        ("0", 0),
+        ("0xffffffffffffffe1", -31),
+        ("4294967265", -31),
+    ],
 )
 def test_constants_are_read_as_in_c(text: str, number: int) -> None:
     result = out(1)

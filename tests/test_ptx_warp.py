@@ -144,6 +144,52 @@ def test_vote_and_active_mask(density: float) -> None:
         assert outs[4][lanes].tolist() == [ballot if bit else 0 for bit in true]
 
 
+GROUPS = """
+    setp.lt.u32 %p0, %t, 16;
+    selp.b32 %r1, 0xFFFF, 0xFFFF0000, %p0;
+"""
+
+
+def test_groups_with_masks_of_their_own() -> None:
+    """One instruction, two masks: each half of the warp has its own sum, ballot and vote."""
+    outs = [np.zeros(32, np.uint32) for _ in range(3)]
+    body = f"""
+    {" ".join(at(i, 4, i) for i in range(3))} {GROUPS}
+    redux.sync.add.u32 %r2, %t, %r1;
+    vote.sync.ballot.b32 %r3, %p0, %r1;
+    vote.sync.any.pred %p1, %p0, %r1; selp.b32 %r4, 1, 0, %p1;
+    st.global.b32 [%q0], %r2; st.global.b32 [%q1], %r3; st.global.b32 [%q2], %r4;
+    """
+    run(body, outs, 32)
+    assert outs[0].tolist() == [120] * 16 + [376] * 16
+    assert outs[1].tolist() == [0xFFFF] * 16 + [0] * 16
+    assert outs[2].tolist() == [1] * 16 + [0] * 16
+
+
+def test_lanes_of_one_group_must_agree_on_their_mask() -> None:
+    body = (
+        "setp.lt.u32 %p0, %t, 16; selp.b32 %r1, 0xFFFF, -1, %p0; redux.sync.add.u32 %r2, %t, %r1;"
+    )
+    with pytest.raises(FaultError, match="a lane named in its mask has another mask") as caught:
+        run(body, [np.zeros(1, np.uint32)], 32)
+    assert (caught.value.kind, caught.value.thread) == (Fault.MISSING_LANES, 16)
+
+
+def test_a_shuffle_from_outside_the_mask_is_undefined() -> None:
+    body = (
+        f"{at(0, 4, 0)} {GROUPS} shfl.sync.bfly.b32 %r2, %t, 16, 31, %r1; st.global.b32 [%q0], %r2;"
+    )
+    with pytest.raises(FaultError, match="comes from a lane that did not run a shuffle"):
+        run(body, [np.zeros(32, np.uint32)], 32)
+
+
+def test_a_uniform_branch_must_be_uniform() -> None:
+    body = "setp.lt.u32 %p0, %t, {}; @%p0 bra.uni OUT; OUT:"
+    run(body.format(32), [np.zeros(1, np.uint32)], 64)
+    with pytest.raises(FaultError, match="other threads of the warp take another way"):
+        run(body.format(40), [np.zeros(1, np.uint32)], 64)
+
+
 def test_lanes_of_a_branch_may_shuffle_among_themselves() -> None:
     out = np.zeros(32, np.uint32)
     body = f"""

@@ -359,11 +359,17 @@ def comparison(name: str, kind: str) -> Callable[[Array, Array], Array]:
 
 
 def bind_branch(machine: Machine, instruction: Instruction) -> Step:
-    """bra."""
+    """bra; with .uni all lanes of a warp must take it, or none."""
     (label,) = instruction.operands
     assert isinstance(label, Symbol)
-    block = machine.kernel.block_of(label.name)
-    return lambda: machine.jump(block)
+    block, uniform = machine.kernel.block_of(label.name), instruction.opcode == "bra.uni"
+
+    def step() -> None:
+        if uniform:
+            machine.check_together(instruction, Fault.MISSING_LANES, "take another way")
+        machine.jump(block)
+
+    return step
 
 
 def bind_exit(machine: Machine, instruction: Instruction) -> Step:

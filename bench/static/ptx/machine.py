@@ -1,9 +1,10 @@
 """Runs a kernel: every thread of many CTAs is one lane of NumPy vectors.
 
-Each lane has the index of its basic block. The lowest index among all lanes runs next, for the
-lanes that are there; the others wait. So lanes that took different branches meet again at the first
-block that both reach (min-PC reconvergence), and a barrier is passed when no lane of the CTA is
-left that could still come.
+Each lane has the index of its basic block. Of a warp the lowest index among its lanes runs next, for
+the lanes that are there; the others wait. So lanes that took different branches meet again at the
+first block that both reach (min-PC reconvergence). Of all warps those run whose index is the lowest,
+so that they stay together; now and then the one that has waited longest. A barrier is passed when
+all living lanes of the CTA have come.
 
     block   lanes of one warp (x runs, . waits)
       0     xxxxxxxx        setp; @p bra 2
@@ -37,7 +38,7 @@ Array = npt.NDArray[Any]
 Step = Callable[[], None]
 
 MOST_BLOCKS_RUN = 50_000
-BLOCKS_RUN_PER_TURN = 64  # after which the CTA that has waited longest gets one, for spin locks
+BLOCKS_RUN_PER_TURN = 64  # after which the warp that has waited longest gets one, for spin locks
 
 
 class Launch(NamedTuple):
@@ -129,10 +130,10 @@ class Machine(Registers):
             FaultError: the kernel did something wrong.
         """
         turns = 0
-        waited = np.zeros(len(self.ctas), np.int64)  # turn of each CTA's last block
+        waited = np.zeros(self.warps, np.int64)  # turn of each warp's last block
         while True:
             ready = np.where(self.waiting, self.end, self.block)
-            earliest = ready.reshape(len(self.ctas), -1).min(axis=1)
+            earliest = ready.reshape(-1, WARP_LANES).min(axis=1)
             current = int(earliest.min())
             if current == self.end:
                 break
@@ -141,7 +142,7 @@ class Machine(Registers):
                 hungry = np.where(earliest < self.end, waited, turns)
                 current = int(earliest[hungry.argmin()])
             waited[earliest == current] = turns
-            turn = np.repeat(earliest == current, self.size // len(self.ctas))
+            turn = np.repeat(earliest == current, WARP_LANES)
             self.run_block(current, (ready == current) & turn)
             if turns > MOST_BLOCKS_RUN:
                 instruction = self.kernel.instructions[self.kernel.blocks[current][0]]
@@ -194,17 +195,19 @@ class Machine(Registers):
         """
         self.waiting[self.lanes] = True
         self.waits_at[self.lanes] = instruction.index
-        if not self.launch.strict:
-            return
-        here = np.zeros(self.size, bool)
-        here[self.lanes] = True
+        if self.launch.strict:
+            detail = "do not come to this barrier"
+            self.check_together(instruction, Fault.DIVERGENT_BARRIER, detail)
+
+    def check_together(self, instruction: Instruction, kind: Fault, detail: str) -> None:
+        """Fault if a warp is here without some of its living lanes."""
+        here = self.running()
         by_warp = here.reshape(-1, WARP_LANES)
         absent = self.alive().reshape(-1, WARP_LANES) & ~by_warp
         partly = np.any(by_warp, axis=1) & np.any(absent, axis=1)
         if partly.any():
             lanes = np.flatnonzero(here & np.repeat(partly, WARP_LANES))
-            detail = "other threads of the warp do not come to this barrier with it"
-            self.fault(Fault.DIVERGENT_BARRIER, instruction, lanes, detail)
+            self.fault(kind, instruction, lanes, f"other threads of the warp {detail}")
 
     def release(self) -> None:
         """Let the CTAs go on whose living lanes all wait.

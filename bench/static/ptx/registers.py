@@ -41,6 +41,18 @@ def parts(bits: int) -> int:
     return (1 << max(1, bits // 16)) - 1
 
 
+def fit(value: int, bits: int) -> int:
+    """A constant as the bits of a type: constants have 64 bits and are cut to the type they meet.
+
+    Raises:
+        ValueError: more than signs would be lost.
+    """
+    signed = value - (1 << 64) if value >= 1 << 63 and bits < 64 else value
+    if not -(1 << max(bits, 2) - 1) <= signed < 1 << bits:
+        raise ValueError(f"{value} does not fit into {bits} bits")
+    return signed & (1 << bits) - 1
+
+
 class Registers:
     """Lanes and their registers.
 
@@ -155,10 +167,7 @@ class Registers:
             case Immediate(value, float_bits):
                 if float_bits is not None and float_bits != form.bits:
                     raise ValueError(f"a {float_bits}-bit constant for .{kind}")
-                if not -(1 << form.bits - 1) <= value < 1 << form.bits:
-                    raise ValueError(f"{value} does not fit into .{kind}")
-                value &= (1 << form.bits) - 1
-                return self.constant(np.array([value], UNSIGNED[form.bits]), form)
+                return self.constant(np.array([fit(value, form.bits)], UNSIGNED[form.bits]), form)
             case Symbol(name) if name in self.symbols:
                 return self.constant(np.array([self.symbols[name]], UNSIGNED[form.bits]), form)
         raise UnsupportedError(str(operand), instruction.line, f"in `{instruction.text}`.")

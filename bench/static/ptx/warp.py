@@ -55,7 +55,8 @@ def check_members(machine: Machine, instruction: Instruction, masks: Array) -> N
     """Check a membermask uint32 [lanes] against the lanes that run.
 
     Raises:
-        FaultError: a living lane that is named is not here, or a lane is here unnamed.
+        FaultError: a living lane that is named is not here or has another mask, or a lane is here
+            unnamed.
     """
     here = running(machine)
     alive = machine.alive().reshape(-1, WARP_LANES)
@@ -64,6 +65,12 @@ def check_members(machine: Machine, instruction: Instruction, masks: Array) -> N
     if np.any(absent):
         detail = "lanes named in its mask are elsewhere"
         machine.fault(Fault.MISSING_LANES, instruction, np.flatnonzero(absent), detail)
+    by_warp = masks.reshape(-1, WARP_LANES)
+    differ = named & here[:, None, :] & (by_warp[:, None, :] != by_warp[:, :, None])
+    unlike = np.any(differ, axis=2) & here
+    if np.any(unlike):
+        detail = "a lane named in its mask has another mask"
+        machine.fault(Fault.MISSING_LANES, instruction, np.flatnonzero(unlike), detail)
     unnamed = np.logical_not(np.diagonal(named, axis1=1, axis2=2)) & here
     if unnamed.any():
         detail = "a lane runs it that its own mask does not name"
@@ -94,22 +101,36 @@ def taint_warps(machine: Machine) -> None:
         machine.taint = np.repeat(warps, WARP_LANES) * np.uint8(ALL_PARTS)
 
 
-def mask_checker(machine: Machine, instruction: Instruction, operand: Operand) -> Step:
-    """A step that checks the membermask operand of an instruction."""
+def mask_checker(
+    machine: Machine, instruction: Instruction, operand: Operand
+) -> Callable[[], Array | None]:
+    """A function that checks the membermask operand.
+
+    It gives the lanes that each lane has to do with, bool [warps, lane, lane named]; None if those
+    are all 32.
+    """
     read = machine.reader(operand, "b32", instruction, used=True)
 
-    def check() -> None:
+    def check() -> Array | None:
         masks = read()
         if machine.mask is None and (masks == np.uint32(0xFFFFFFFF)).all():
-            return
-        check_members(machine, instruction, np.broadcast_to(masks, (machine.size,)))
+            return None
+        masks = np.broadcast_to(masks, (machine.size,))
+        check_members(machine, instruction, masks)
+        named = members(masks).reshape(-1, WARP_LANES, WARP_LANES)
+        return named & running(machine)[:, None, :]
 
     return check
 
 
 def bind_warp_barrier(machine: Machine, instruction: Instruction) -> Step:
     """bar.warp.sync."""
-    return mask_checker(machine, instruction, instruction.operands[0])
+    check = mask_checker(machine, instruction, instruction.operands[0])
+
+    def step() -> None:
+        check()
+
+    return step
 
 
 def bind_shuffle(machine: Machine, instruction: Instruction) -> Step:
@@ -127,7 +148,7 @@ def bind_shuffle(machine: Machine, instruction: Instruction) -> Step:
     lane = machine.lane
 
     def step() -> None:
-        check()
+        named = check()
         value = np.broadcast_to(read(), (machine.size,))
         b, c = read_b().astype(np.int64) & 31, read_c().astype(np.int64)
         segment, clamp = c >> 8 & 31, c & 31
@@ -139,11 +160,13 @@ def bind_shuffle(machine: Machine, instruction: Instruction) -> Step:
             "idx": (lane & segment) | (b & ~segment),
         }[mode]
         inside = source >= last if mode == "up" else source <= last
-        chosen = machine.all_lanes - lane + np.where(inside, source, lane)
+        source = np.where(inside, source, lane)
+        chosen = machine.all_lanes - lane + source
         if machine.taint is not None:
             machine.taint = machine.taint[chosen]
-        if machine.mask is not None:
-            taint_absent(machine, ~machine.mask[chosen])
+        if named is not None:
+            there = np.take_along_axis(named, source.reshape(-1, WARP_LANES, 1), axis=2)
+            taint_absent(machine, ~there.ravel())
         write(value[chosen])
         if write_inside is not None:
             write_inside(np.broadcast_to(inside, (machine.size,)))
@@ -152,15 +175,28 @@ def bind_shuffle(machine: Machine, instruction: Instruction) -> Step:
 
 
 def taint_absent(machine: Machine, absent: Array) -> None:
-    """What is taken from a lane that does not run the shuffle is undefined."""
+    """What is taken from a lane that does not run the shuffle, or is not named, is undefined."""
     if (absent & machine.running()).any():
         parts = absent * np.uint8(ALL_PARTS)
         machine.taint = parts if machine.taint is None else machine.taint | parts
         machine.taint_origin = "a lane that did not run a shuffle"
 
 
+def by_group(machine: Machine, values: Array, named: Array | None) -> tuple[Array, Array]:
+    """Which lanes count and their values: [warps, 32], or [warps, lane, 32] where masks differ."""
+    rows = values.reshape(-1, WARP_LANES)
+    if named is None:
+        return running(machine), rows
+    return named, np.broadcast_to(rows[:, None, :], named.shape)
+
+
+def whole(machine: Machine, result: Array) -> Array:
+    """A result of each warp, or of each lane, as a register."""
+    return np.repeat(result, WARP_LANES) if result.size == machine.warps else result.reshape(-1)
+
+
 def bind_vote(machine: Machine, instruction: Instruction) -> Step:
-    """vote.sync.{all,any,uni}.pred and vote.sync.ballot.b32, over the lanes that run."""
+    """vote.sync.{all,any,uni}.pred and vote.sync.ballot.b32, over the lanes of the mask."""
     target, source, mask = instruction.operands
     mode = instruction.opcode.split(".")[2]
     read = machine.reader(source, "pred", instruction)
@@ -168,24 +204,23 @@ def bind_vote(machine: Machine, instruction: Instruction) -> Step:
     check = mask_checker(machine, instruction, mask)
 
     def step() -> None:
-        check()
-        here = running(machine)
-        true = np.broadcast_to(read(), (machine.size,)).reshape(-1, WARP_LANES) & here
+        named = check()
+        values = np.broadcast_to(read(), (machine.size,))
         taint_warps(machine)
-        every = (true | ~here).all(axis=1)
+        groups, true = by_group(machine, values, named)
         if mode == "ballot":
-            bits = true.astype(np.uint32) << np.arange(WARP_LANES, dtype=np.uint32)
-            result = bits.sum(axis=1, dtype=np.uint32)
+            bits = (true & groups).astype(np.uint32) << np.arange(WARP_LANES, dtype=np.uint32)
+            result = bits.sum(axis=-1, dtype=np.uint32)
         else:
-            some = true.any(axis=1)
+            every, some = (true | ~groups).all(axis=-1), (true & groups).any(axis=-1)
             result = {"all": every, "any": some, "uni": every | ~some}[mode]
-        write(np.repeat(result, WARP_LANES))
+        write(whole(machine, result))
 
     return step
 
 
 def bind_reduce(machine: Machine, instruction: Instruction) -> Step:
-    """redux.sync, over the lanes that run."""
+    """redux.sync, over the lanes of the mask."""
     _, _, name, kind = instruction.opcode.split(".")
     target, source, mask = instruction.operands
     read, write = machine.reader(source, kind, instruction), machine.writer(target, kind)
@@ -193,13 +228,13 @@ def bind_reduce(machine: Machine, instruction: Instruction) -> Step:
     function, identity = REDUCTIONS[name], IDENTITIES[name]
 
     def step() -> None:
-        check()
-        values = np.broadcast_to(read(), (machine.size,)).reshape(-1, WARP_LANES)
+        named = check()
+        given = np.broadcast_to(read(), (machine.size,))
         taint_warps(machine)
+        groups, values = by_group(machine, given, named)
         neutral = values.dtype.type(identity(np.iinfo(values.dtype)))
-        values = np.where(running(machine), values, neutral)
-        result = function(values, axis=1, dtype=values.dtype)
-        write(np.repeat(result, WARP_LANES))
+        reduced = function(np.where(groups, values, neutral), axis=-1, dtype=values.dtype)
+        write(whole(machine, reduced))
 
     return step
 
