@@ -420,6 +420,25 @@ def test_a_fault_leaves_the_buffers_alone_and_says_where() -> None:
     assert not result.any()
 
 
+def test_places_are_followed_to_where_they_were_inlined() -> None:
+    """A reduction in a library, called by a helper, called by the kernel; then the helper itself."""
+    files = """
+    .file 1 "/home/kernel.py"
+    .file 2 "/usr/lib/standard.py"
+    """
+    body = """
+    .loc 2 20 5, function_name $L__info_string0, inlined_at 1 40 9 // standard.py:20:5
+    .loc 2 10 7, function_name $L__info_string1, inlined_at 2 20 5 // standard.py:10:7
+    setp.eq.u32 %p0, %t, 3; @%p0 trap;
+    """
+    with pytest.raises(FaultError) as caught:
+        run(body, [out(1)], 32, variables=files)
+    assert caught.value.source == "kernel.py:40"
+    with pytest.raises(FaultError) as caught:
+        run(body + ".loc 2 20 5 // standard.py:20:5\n trap;", [out(1)], 2, variables=files)
+    assert caught.value.source == "standard.py:20"
+
+
 def test_lines_within_inline_assembly_are_those_of_the_call() -> None:
     body = """
     .loc 1 17 0 // kernel.py:17:5

@@ -33,7 +33,8 @@ RANGE = re.compile(rf"({NAME})<(\d+)>$")
 STATEMENT = re.compile(rf"(?:@(!?)({NAME})\s+)?([a-z][\w.:]*)\s*(.*)$", re.S)
 LABEL = re.compile(r"([$\w]+)\s*:(?!:)")
 LOCATION = re.compile(
-    r"\.loc[ \t]+(\d+)[ \t]+(\d+)(?:[^\n]*inlined_at[ \t]+(\d+)[ \t]+(\d+))?[^\n]*"
+    r"\.loc[ \t]+(\d+)[ \t]+(\d+)[ \t]+(\d+)"
+    r"(?:[^\n]*inlined_at[ \t]+(\d+)[ \t]+(\d+)[ \t]+(\d+))?[^\n]*"
 )
 PLACE = re.compile(r"([\w.+-]+):(\d+):\d+")  # in the comments that Triton puts behind .loc
 NAMED_LOCATION = re.compile(r'\.loc "([^"]*)"')
@@ -213,18 +214,28 @@ def parse(ptx: str, entry: str | None = None) -> Kernel:
 
 
 def name_locations(ptx: str) -> str:
-    """Every `.loc 1 108 17 ...` as `.loc "gemv.py:108"`, the outermost place where it was inlined.
+    """Every `.loc` as `.loc "gemv.py:108"`: the outermost place where its code was inlined.
 
-    Within inline assembly LLVM counts a source line for every line of assembly; those go.
+    A place is inlined at another, which an earlier `.loc` may have inlined in turn; Triton 3.6 says
+    the same in comments. Within inline assembly LLVM counts a source line for every line of
+    assembly; those go.
     """
     files = {number: path.rsplit("/", 1)[-1] for number, path in FILE.findall(ptx)}
+    inlined: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def name(match: re.Match[str]) -> str:
-        places = PLACE.findall(match[0])
-        if not places:
-            file, line = match[3] or match[1], match[4] or match[2]
-            places = [(files.get(file, f"file {file}"), line)]
-        file, line = places[-1]
+        place, parent = match.groups()[:3], match.groups()[3:]
+        if parent[0] is not None and parent != place:
+            inlined[place] = parent
+        else:
+            inlined.pop(place, None)
+        seen = set()
+        while place in inlined and place not in seen:
+            seen.add(place)
+            place = inlined[place]
+        file, line = files.get(place[0], f"file {place[0]}"), place[1]
+        if len(chain := PLACE.findall(match[0])) > 1:
+            file, line = chain[-1]
         return f'.loc "{file}:{line}"' if line != "0" else ""
 
     without = INLINE_ASM.sub(lambda match: LOCATION.sub("", match[0]), ptx)
