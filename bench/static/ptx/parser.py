@@ -234,7 +234,8 @@ def name_locations(ptx: str) -> str:
             seen.add(place)
             place = inlined[place]
         file, line = files.get(place[0], f"file {place[0]}"), place[1]
-        if len(chain := PLACE.findall(match[0])) > 1:
+        chain = PLACE.findall(match[0])
+        if len(chain) > 1 or (chain and place[0] not in files):
             file, line = chain[-1]
         return f'.loc "{file}:{line}"' if line != "0" else ""
 
