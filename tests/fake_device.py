@@ -98,6 +98,9 @@ class FakeDevice:
     def rotate(self, copies: Mapping[PoolKey, int]) -> None:
         self.copies = dict(copies)
 
+    def start_block(self, seed: tuple[int, ...], elapsed_s: float) -> None:
+        pass
+
     def sample(self, prepared: Prepared, repeats: int, mode: str) -> Sample:
         arm = prepared.kernel.arm
         if arm in self.deadly:

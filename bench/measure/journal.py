@@ -18,6 +18,7 @@ class Journal:
     Attributes:
         path: the journal's file.
         rows: every sample so far, as columns by name (profiles.schema.SAMPLE_COLUMNS).
+        elapsed_s: of all samples so far.
 
     Raises:
         OSError: from the constructor and from add: the place cannot be written, or is full.
@@ -26,12 +27,14 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
+        self.elapsed_s = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w", encoding="utf-8")
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Appends one block's samples and waits until they are on disk."""
         self.rows += rows
+        self.elapsed_s += sum(row["time_s"] * row["calls"] for row in rows)
         self._file.write("".join(json.dumps(row) + "\n" for row in rows))
         self._file.flush()
         os.fsync(self._file.fileno())

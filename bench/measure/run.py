@@ -239,7 +239,7 @@ class Run:
         seed = (self.plan.seed, process, batch, block, int(phase == "fresh"))
         while True:
             try:
-                timed = worker.block(batch, seed, only)
+                timed = worker.block(batch, seed, only, self.journal.elapsed_s)
                 break
             except WorkerLostError as death:
                 worker = self._replace(worker, death)

@@ -165,7 +165,11 @@ class Session:
         return [arm.state for arms in self._arms.values() for arm in arms] + failed
 
     def block(
-        self, batch: int, seed: tuple[int, ...], only: Collection[ArmName] | None = None
+        self,
+        batch: int,
+        seed: tuple[int, ...],
+        only: Collection[ArmName] | None = None,
+        elapsed_s: float = 0.0,
     ) -> list[Timed]:
         """Times every arm of every operator once, or those named in `only`.
 
@@ -173,6 +177,7 @@ class Session:
         neighbours in time, because what is compared should see the same moment of the machine.
         """
         rng = np.random.default_rng(seed)
+        self.device.start_block(seed, elapsed_s)
         timed: list[Timed] = []
         for index in rng.permutation(len(self.operators)):
             operator = self.operators[index].name

@@ -109,10 +109,14 @@ class Worker:
         return answer
 
     def block(
-        self, batch: int, seed: tuple[int, ...], only: Collection[ArmName] | None
+        self,
+        batch: int,
+        seed: tuple[int, ...],
+        only: Collection[ArmName] | None,
+        elapsed_s: float,
     ) -> list[Timed]:
         """Session.block."""
-        self._send("block", (batch, seed, only))
+        self._send("block", (batch, seed, only, elapsed_s))
         answer: list[Timed] = self._answer(BLOCK_DEADLINE_S)
         return answer
 

@@ -152,6 +152,14 @@ class Device(Protocol):
         """Gives each pool that many copies of its weights."""
         ...
 
+    def start_block(self, seed: tuple[int, ...], elapsed_s: float) -> None:
+        """A block begins: its seed, and the seconds of all samples of the run before it.
+
+        A simulated device makes its moment from them, so that a block that is run again after a
+        crash gives the same samples. Hardware has its own moment.
+        """
+        ...
+
     def sample(self, prepared: Prepared, repeats: int, mode: Mode) -> Sample:
         """Times at least `repeats` launches."""
         ...
