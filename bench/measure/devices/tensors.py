@@ -129,7 +129,7 @@ class TensorDevice(ABC):
         for key, count in copies.items():
             self._pools[key] = self._copy(self._packed[key], count)
 
-    def start_block(self, seed: tuple[int, ...], elapsed_s: float) -> None:
+    def start_block(self, seed: tuple[int, ...], elapsed_s: float) -> None:  # noqa: B027
         """See the protocol: hardware has its own moment."""
 
     def release(self) -> None:
