@@ -41,6 +41,17 @@ class Ptx:
     block: int
     shared_bytes: int
 
+    @classmethod
+    def of(cls, built: Any, grid: tuple[int, ...]) -> Ptx:
+        """What Triton compiled, for a grid."""
+        return cls(
+            text=built.asm["ptx"],
+            entry=built.metadata.name,
+            grid=grid,
+            block=32 * built.metadata.num_warps,
+            shared_bytes=built.metadata.shared,
+        )
+
 
 def compile_ptx(jobs: list[Job], cache: Path) -> dict[Job, Ptx]:
     """The PTX of every job, from worker processes that do not interpret.
@@ -59,13 +70,7 @@ def emit(job: Job) -> Ptx:
 
     plan = plan_of(job)
     built = build_kernel(plan.fn, plan.signature, plan.constexprs, job.capability, **plan.options)
-    return Ptx(
-        text=built.asm["ptx"],
-        entry=built.metadata.name,
-        grid=plan.grid,
-        block=32 * built.metadata.num_warps,
-        shared_bytes=built.metadata.shared,
-    )
+    return Ptx.of(built, plan.grid)
 
 
 def float_bits(values: np.ndarray, activation: str) -> np.ndarray:

@@ -175,13 +175,7 @@ def launch_on_gpu(job: Job, arguments: list[Argument]) -> Ptx:
     for argument, tensor in zip(arguments, given, strict=True):
         if isinstance(argument, np.ndarray):
             unsigned(argument)[...] = from_tensor(tensor)
-    return Ptx(
-        text=built.asm["ptx"],
-        entry=built.metadata.name,
-        grid=plan.grid,
-        block=32 * built.metadata.num_warps,
-        shared_bytes=built.metadata.shared,
-    )
+    return Ptx.of(built, plan.grid)
 
 
 def to_tensor(argument: Argument, kind: str, device: str) -> torch.Tensor | int:

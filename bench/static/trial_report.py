@@ -39,8 +39,8 @@ def render(name: str, trials: list[Trial], seed: int, race: bool) -> RenderableT
     for start in range(0, len(counted), COLUMNS):
         chosen = dict(list(counted.items())[start : start + COLUMNS])
         parts += [Text(), _instructions(chosen)]
-    for target, trial in counted.items():
-        parts += [Text(), *_memory(target, trial)]
+    for alike, accesses in same_memory(counted):
+        parts += [Text(), *_memory(", ".join(alike), accesses)]
     parts += [Text(), *(Text(line) for line in _notes(trials, race))]
     return Group(*parts)
 
@@ -141,9 +141,24 @@ def by_place(accesses: Iterable[Access]) -> list[Access]:
     return list(places.values())
 
 
-def _memory(target: str, trial: Trial) -> Iterator[RenderableType]:
-    """The least efficient accesses of a target."""
-    accesses = by_place(_report(trial).accesses)
+def same_memory(counted: dict[str, Trial]) -> list[tuple[list[str], list[Access]]]:
+    """Targets whose memory accesses are the same, and those accesses."""
+    groups: list[tuple[list[str], list[Access]]] = []
+    for target, trial in counted.items():
+        accesses = [
+            replace(a, line=0 if a.source else a.line) for a in by_place(_report(trial).accesses)
+        ]
+        for targets, known in groups:
+            if known == accesses:
+                targets.append(target)
+                break
+        else:
+            groups.append(([target], accesses))
+    return groups
+
+
+def _memory(target: str, accesses: list[Access]) -> Iterator[RenderableType]:
+    """The least efficient accesses of some targets."""
     scattered = [a for a in accesses if a.sectors]
     if scattered:
         yield _sectors(target, sorted(scattered, key=lambda a: a.distinct_bytes / a.sectors))

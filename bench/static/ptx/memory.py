@@ -129,6 +129,31 @@ class GlobalMemory:
         machine.fault(Fault.OUT_OF_BOUNDS, instruction, lanes[outside], f"global access to {where}")
 
 
+def within(
+    machine: Machine,
+    instruction: Instruction,
+    addresses: Array,
+    lanes: Array,
+    size: int,
+    limit: int,
+    space: str,
+) -> Array:
+    """Addresses in a space that begins at 0 and has `limit` bytes, checked; int64.
+
+    Raises:
+        FaultError: out of bounds or misaligned.
+    """
+    offset = addresses.astype(np.int64)
+    outside = (offset < 0) | (offset + size > limit)
+    if outside.any():
+        first = int(offset[outside][0])
+        first -= (first >= 1 << 31) << 32  # addresses of 32 bits wrap below 0
+        detail = f"{space} access to bytes {first} to {first + size} of {limit}"
+        machine.fault(Fault.OUT_OF_BOUNDS, instruction, lanes[outside], detail)
+    machine.check_alignment(instruction, addresses, lanes, size)
+    return offset
+
+
 class SharedMemory:
     """Every CTA's shared memory, one after the other, with its shadow."""
 
@@ -153,14 +178,7 @@ class SharedMemory:
         Raises:
             FaultError: out of bounds or misaligned.
         """
-        offset = addresses.astype(np.int64)
-        outside = (offset < 0) | (offset + size > self.size)
-        if outside.any():
-            first = int(offset[outside][0])
-            first -= (first >= 1 << 31) << 32  # addresses of 32 bits wrap below 0
-            detail = f"shared access to bytes {first} to {first + size} of {self.size}"
-            machine.fault(Fault.OUT_OF_BOUNDS, instruction, lanes[outside], detail)
-        machine.check_alignment(instruction, addresses, lanes, size)
+        offset = within(machine, instruction, addresses, lanes, size, self.size, "shared")
         located: Array = offset + machine.cta[lanes] * self.stride
         return located
 
@@ -299,11 +317,6 @@ class LocalMemory:
         Raises:
             FaultError: out of bounds or misaligned.
         """
-        offset = addresses.astype(np.int64)
-        outside = (offset < 0) | (offset + size > self.size)
-        if outside.any():
-            detail = f"local access to byte {int(offset[outside][0])} of {self.size}"
-            machine.fault(Fault.OUT_OF_BOUNDS, instruction, lanes[outside], detail)
-        machine.check_alignment(instruction, addresses, lanes, size)
+        offset = within(machine, instruction, addresses, lanes, size, self.size, "local")
         located: Array = offset + lanes * self.stride
         return located
