@@ -34,7 +34,7 @@ BLOCK = 128
 FEW = 256  # cases for each constant, and for variants in how operands are written
 CONSTANTS = 6  # for each operand of an opcode
 TESTED_ELSEWHERE = {
-    "memory": {"ld", "st", "cp", "cvta", "createpolicy"},
+    "memory": {"ld", "st", "cp", "cvta", "createpolicy", "atom", "red", "membar", "fence"},
     "control": {"bra", "ret", "exit", "bar", "barrier", "trap"},
     "warp": {"shfl", "vote", "activemask", "redux"},
     "matrix": {"mma", "ldmatrix", "stmatrix"},

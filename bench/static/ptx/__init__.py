@@ -14,7 +14,7 @@ It answers "is it right", and counts what it did; it says nothing about time. Re
     machine.py      divergence and barriers; registers.py: operands, and which of them are undefined
     arguments.py    checks and lays out what a launch is given
     memory.py       global, shared and local memory, and what is checked there
-    access.py warp.py tensor_core.py      loads and copies, shuffles and votes, mma
+    access.py atomics.py warp.py tensor_core.py   loads and copies, atom, shuffles and votes, mma
     numerics.py integers.py conversions.py types.py       arithmetic, exact
     counters.py     instructions, sectors, bank conflicts: the `Report`
 """
@@ -84,12 +84,13 @@ def launch(
         PtxError: no such entry, or arguments that do not fit it.
     """
     kernel = parse(ptx, entry)
-    parameters, memory = lay_out(kernel, args)
+    parameters, addresses, memory = lay_out(kernel, args)
     started = Launch(
         kernel=kernel,
         grid=three(grid),
         block=three(block),
         parameters=parameters,
+        addresses=addresses,
         memory=memory,
         shared_bytes=shared_bytes,
         race=race,

@@ -69,7 +69,7 @@ def count(
     *,
     write: bool,
 ) -> None:
-    """Count one execution of a global or shared access; local memory is not counted."""
+    """Count one execution of a global or shared access; others are not counted."""
     if space == "global":
         access = machine.launch.counters.access(instruction, space, write=write)
         count_global(access, positions, lanes, size)
@@ -82,18 +82,18 @@ def count(
 def space_and_kind(opcode: str) -> tuple[str, str]:
     """The state space and the element type of an ld or st."""
     parts = opcode.replace("::cta", "").split(".")
-    return next(p for p in parts if p in ("param", "global", "shared", "local")), parts[-1]
+    return next(p for p in parts if p in ("param", "global", "const", "shared", "local")), parts[-1]
 
 
 def memory_of(machine: Machine, space: str) -> GlobalMemory | SharedMemory | LocalMemory:
     """The memory of a state space."""
-    if space == "global":
+    if space in ("global", "const"):
         return machine.launch.memory
     return machine.shared if space == "shared" else machine.local
 
 
 def bind_load(machine: Machine, instruction: Instruction) -> Step:
-    """ld from global, shared or local memory."""
+    """ld from global, constant, shared or local memory."""
     space, kind = space_and_kind(instruction.opcode)
     targets = vector_items(instruction.opcode, instruction.operands[0])
     writes = [machine.lane_writer(target, kind) for target in targets]

@@ -20,10 +20,12 @@ MOST_THREADS = 1024  # of a CTA, on every GPU
 MOST_SHARED_BYTES = 227 * 1024  # of a CTA, on sm_90 and sm_100, which have the most
 
 
-def lay_out(kernel: Kernel, args: Sequence[Argument]) -> tuple[dict[str, bytes], GlobalMemory]:
-    """The bytes of each parameter, and the memory that pointers point into.
+def lay_out(
+    kernel: Kernel, args: Sequence[Argument]
+) -> tuple[dict[str, bytes], dict[str, int], GlobalMemory]:
+    """The bytes of each parameter, the address of each of the module's arrays, and the memory.
 
-    An array given twice is one buffer.
+    An array given twice is one buffer. The module's own arrays are as new for every launch.
 
     Raises:
         PtxError: the number or a type does not fit, or two arrays overlap in part.
@@ -41,7 +43,10 @@ def lay_out(kernel: Kernel, args: Sequence[Argument]) -> tuple[dict[str, bytes],
             laid_out[parameter.name] = number_bytes(parameter, GlobalMemory.address(index))
         else:
             laid_out[parameter.name] = number_bytes(parameter, argument)
-    return laid_out, GlobalMemory(buffers)
+    module = {name: len(buffers) + i for i, name in enumerate(kernel.module)}
+    buffers += [np.frombuffer(raw, np.uint8).copy() for raw in kernel.module.values()]
+    addresses = {name: GlobalMemory.address(index) for name, index in module.items()}
+    return laid_out, addresses, GlobalMemory(buffers)
 
 
 def buffer_index(buffers: list[Array], array: Array) -> int:

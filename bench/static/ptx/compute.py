@@ -190,11 +190,13 @@ def rounded(*bits: Array, function: Callable[..., Array], opcode: str) -> Array:
     return encoded
 
 
-def approximate(pattern: str, function: Callable[[Array], Array]) -> dict[str, Operation]:
+def approximate(
+    pattern: str, function: Callable[..., Array], arity: int = 1
+) -> dict[str, Operation]:
     """Functions that hardware approximates: here they are rounded correctly, and marked."""
     return {
         opcode: Operation("fp32", operation.bind, approximate=True)
-        for opcode, operation in floating(pattern, function, 1).items()
+        for opcode, operation in floating(pattern, function, arity).items()
     }
 
 

@@ -49,6 +49,7 @@ class Launch(NamedTuple):
         grid: CTAs along x, y, z.
         block: threads of a CTA along x, y, z.
         parameters: the bytes of each.
+        addresses: of the module's own arrays.
         memory: the buffers.
         shared_bytes: dynamic shared memory per CTA.
         race: whether to look for shared-memory races.
@@ -61,6 +62,7 @@ class Launch(NamedTuple):
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     parameters: dict[str, bytes]
+    addresses: dict[str, int]
     memory: GlobalMemory
     shared_bytes: int
     race: bool
@@ -95,6 +97,7 @@ class Machine(Registers):
         dynamic = -(-kernel.shared_bytes // 128) * 128
         size = dynamic + launch.shared_bytes if launch.shared_bytes else kernel.shared_bytes
         self.symbols = kernel.shared | kernel.local | dict.fromkeys(kernel.dynamic, dynamic)
+        self.symbols |= launch.addresses
         self.shared = SharedMemory(len(self.ctas), size, launch.race)
         self.local = LocalMemory(self.size, kernel.local_bytes)
 

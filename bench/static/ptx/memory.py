@@ -169,6 +169,7 @@ class SharedMemory:
         self.epoch = np.ones(ctas, np.int64)
         self.writer = np.zeros(total if race else 0, np.int64)
         self.reader = np.zeros(total if race else 0, np.int64)
+        self.changer = np.zeros(total if race else 0, np.int64)  # by an atomic operation
 
     def locate(
         self, machine: Machine, instruction: Instruction, addresses: Array, lanes: Array, size: int
@@ -200,14 +201,9 @@ class SharedMemory:
         if (state != WRITTEN).any():
             self.report_state(machine, instruction, state, lanes)
         if self.race:
-            oldest, own = self.stamps(machine, lanes)
             self.check_other(machine, instruction, self.writer, rows, lanes, size, "wrote")
-            reader = self.reader.reshape(-1, size)
-            before = reader[rows]
-            now = np.where((before >= oldest) & (before != own), oldest + machine.warps, own)
-            reader[rows] = now
-            lane, byte = np.nonzero(reader[rows] != now)  # several warps in this very instruction
-            reader[rows[lane], byte] = oldest[lane, 0] + machine.warps
+            self.check_other(machine, instruction, self.changer, rows, lanes, size, "changed")
+            self.stamp(machine, self.reader, rows, lanes, size)
 
     def report_state(
         self, machine: Machine, instruction: Instruction, state: Array, lanes: Array
@@ -220,6 +216,34 @@ class SharedMemory:
         bad = (state == UNWRITTEN).any(axis=1)
         detail = "reads shared memory that nothing has written"
         machine.fault(Fault.UNINITIALISED_SHARED, instruction, lanes[bad], detail)
+
+    def touch_atomically(
+        self, machine: Machine, instruction: Instruction, positions: Array, lanes: Array, size: int
+    ) -> None:
+        """Note an atomic operation: it may meet others of its kind, but no plain read or write.
+
+        Raises:
+            FaultError: a byte is unwritten or in flight, or another warp read or wrote it plainly
+                since the last barrier.
+        """
+        rows = positions // size
+        state = self.state.reshape(-1, size)[rows]
+        if (state != WRITTEN).any():
+            self.report_state(machine, instruction, state, lanes)
+        if self.race:
+            self.check_other(machine, instruction, self.reader, rows, lanes, size, "read")
+            self.check_other(machine, instruction, self.writer, rows, lanes, size, "wrote")
+            self.stamp(machine, self.changer, rows, lanes, size)
+
+    def stamp(self, machine: Machine, stamps: Array, rows: Array, lanes: Array, size: int) -> None:
+        """Leave each lane's stamp, or that of several warps where another one's already is."""
+        oldest, own = self.stamps(machine, lanes)
+        several, by_row = oldest + machine.warps, stamps.reshape(-1, size)
+        before = by_row[rows]
+        now = np.where((before >= oldest) & (before != own), several, own)
+        by_row[rows] = now
+        lane, byte = np.nonzero(by_row[rows] != now)  # several warps in this very instruction
+        by_row[rows[lane], byte] = several[lane, 0]
 
     def stamps(self, machine: Machine, lanes: Array) -> tuple[Array, Array]:
         """The oldest stamp of this epoch, and each lane's own; [lanes, 1]."""
@@ -283,6 +307,7 @@ class SharedMemory:
             check = self.check_other
             same = memory[rows] == data
             check(machine, instruction, self.reader, rows, lanes, size, "read")
+            check(machine, instruction, self.changer, rows, lanes, size, "changed")
             check(machine, instruction, self.writer, rows, lanes, size, "wrote", harmless=same)
             self.writer.reshape(-1, size)[rows] = self.stamps(machine, lanes)[1]
         memory[rows] = data

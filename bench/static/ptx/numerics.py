@@ -88,7 +88,7 @@ def to_odd_float32(value: Array) -> Array:
 def make_odd(rounded: Array, error: Array, integer: type[np.signedinteger[Any]]) -> Array:
     """The odd neighbour of `rounded` on the side of `error` (exact - rounded), where inexact."""
     bits = rounded.view(integer)
-    inexact = (error != 0) & np.isfinite(rounded) & ((bits & 1) == 0)
+    inexact = (np.abs(error) > 0) & np.isfinite(rounded) & ((bits & 1) == 0)  # NaN: none
     if not inexact.any():
         return rounded
     away = np.where((error > 0) == ~np.signbit(rounded), integer(1), integer(-1))
@@ -116,6 +116,39 @@ def multiply(a: Array, b: Array) -> Array:
 def fma(a: Array, b: Array, c: Array) -> Array:
     """a * b + c rounded to odd: the product is exact."""
     return add(a * b, c)
+
+
+def divide(a: Array, b: Array) -> Array:
+    """a / b rounded to odd: the sign of the remainder a - (a / b) b says on which side it lies."""
+    quotient = np.atleast_1d(a / b)
+    product = quotient * b
+    remainder = (a - product) - product_error(quotient, b)
+    return make_odd(quotient, np.where(b < 0, -remainder, remainder), np.int64)
+
+
+def reciprocal(a: Array) -> Array:
+    """1 / a rounded to odd."""
+    return divide(np.ones(1), a)
+
+
+def square_root(a: Array) -> Array:
+    """sqrt(a) rounded to odd."""
+    root = np.atleast_1d(np.sqrt(a))
+    square = root * root
+    return make_odd(root, (a - square) - product_error(root, root), np.int64)
+
+
+def product_error(a: Array, b: Array) -> Array:
+    """a * b minus its float64 rounding, exactly (Dekker's product; Veltkamp's splitting)."""
+    (a_high, a_low), (b_high, b_low) = split_bits(a), split_bits(b)
+    return ((a_high * b_high - a * b) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def split_bits(a: Array) -> tuple[Array, Array]:
+    """The upper 26 bits of float64, and the rest."""
+    scaled = a * (2.0**27 + 1)
+    high = scaled - (scaled - a)
+    return high, a - high
 
 
 def minimum(a: Array, b: Array) -> Array:

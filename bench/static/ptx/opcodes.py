@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.static.ptx import access, integers, numerics, tensor_core, warp
+from bench.static.ptx import access, atomics, integers, numerics, tensor_core, warp
 from bench.static.ptx.compute import (
     Operation,
     approximate,
@@ -25,6 +25,7 @@ from bench.static.ptx.compute import (
     bind_exit,
     bind_lookup,
     bind_move,
+    bind_nothing,
     bind_policy,
     bind_select,
     bind_trap,
@@ -44,6 +45,12 @@ if TYPE_CHECKING:
     from bench.static.ptx.parser import Instruction
 
 INTEGERS = "{u,s}{16,32,64}"
+ORDERS = "{relaxed,acquire,release,acq_rel}"
+SCOPES = "{cta,gpu,sys}"
+ATOMIC = (  # nvcc's form, the ISA's and the two orders that Triton writes
+    f"{{.{{global,shared}},.{ORDERS}.{SCOPES}.{{global,shared}},"
+    f".{{global,shared}}.{ORDERS}.{SCOPES},.{{global,shared}}.{SCOPES}.{ORDERS}}}"
+)
 HALVES = "{f16,bf16,f16x2,bf16x2}"
 FLOATS = "{f32,f16,bf16,f16x2,bf16x2}"
 
@@ -140,6 +147,13 @@ OPCODES: dict[str, Operation] = {
     **floating(f"max.NaN.{FLOATS}", numerics.maximum_nan, 2),
     **floating(f"neg.{FLOATS}", np.negative, 1),
     **floating(f"abs.{FLOATS}", np.abs, 1),
+    **floating("div.rn{,.ftz}.f32", numerics.divide, 2),
+    **floating("rcp.rn{,.ftz}.f32", numerics.reciprocal, 1),
+    **floating("sqrt.rn{,.ftz}.f32", numerics.square_root, 1),
+    **approximate("div.{approx,full}{,.ftz}.f32", np.divide, 2),
+    **approximate("sin.approx{,.ftz}.f32", np.sin),
+    **approximate("cos.approx{,.ftz}.f32", np.cos),
+    **approximate("tanh.approx.f32", np.tanh),
     **approximate("ex2.approx{,.ftz}.f32", np.exp2),
     **approximate("lg2.approx{,.ftz}.f32", np.log2),
     **approximate("rcp.approx{,.ftz}.f32", np.reciprocal),
@@ -177,6 +191,7 @@ OPCODES: dict[str, Operation] = {
         "{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}",
         access.bind_load,
     ),
+    **table("constant", "ld.const{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_load),
     **table("global", "st.global{,.cs,.wt}{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_store),
     **table("shared", "ld.shared{,::cta}{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_load),
     **table("shared", "st.shared{,::cta}{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_store),
@@ -219,6 +234,13 @@ OPCODES: dict[str, Operation] = {
     ),
     # Parallel Synchronization and Communication Instructions
     **table("control", "{bar.sync,barrier.sync.aligned}", bind_barrier),
+    **table("atomic", f"{{atom,red}}{ATOMIC}.add.{{u32,s32,u64,f32}}", atomics.bind_atomic),
+    **table("atomic", f"{{atom,red}}{ATOMIC}.{{min,max}}.{{u32,s32,u64,s64}}", atomics.bind_atomic),
+    **table("atomic", f"{{atom,red}}{ATOMIC}.{{inc,dec}}.u32", atomics.bind_atomic),
+    **table("atomic", f"{{atom,red}}{ATOMIC}.{{and,or,xor}}.{{b32,b64}}", atomics.bind_atomic),
+    **table("atomic", f"atom{ATOMIC}.{{exch,cas}}.{{b32,b64}}", atomics.bind_atomic),
+    **table("control", "membar.{cta,gl,sys}", bind_nothing),
+    **table("control", "fence.{sc,acq_rel}.{cta,gpu,sys}", bind_nothing),
     **table("warp", "bar.warp.sync", warp.bind_warp_barrier),
     **table("warp", "shfl.sync.{up,down,bfly,idx}.b32", warp.bind_shuffle),
     **table("warp", "vote.sync.{all,any,uni}.pred", warp.bind_vote),

@@ -28,6 +28,11 @@ ARRAY = re.compile(
     r"(?:\.extern\s+)?\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.[busf](\d+)\s+([\w$]+)"
     r"(?:\[(\d*)\])?$"
 )
+MODULE_ARRAY = re.compile(
+    r"^\s*(?:\.visible\s+)?\.(?:const|global)\s+(?:\.align\s+\d+\s+)?\.[busf](\d+)\s+([\w$]+)"
+    r"(?:\[(\d+)\])?(?:\s*=\s*(\{[^}]*\}|[^;{]+))?;",
+    re.M,
+)
 REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)$", re.S)
 RANGE = re.compile(rf"({NAME})<(\d+)>$")
 STATEMENT = re.compile(rf"(?:@(!?)({NAME})\s+)?([a-z][\w.:]*)\s*(.*)$", re.S)
@@ -152,6 +157,7 @@ class Kernel:
         dynamic: shared arrays of unknown size, which start after the static ones.
         local: offset in bytes of each local array, within one thread.
         local_bytes: per thread.
+        module: contents of each array that the module brings, constant or global.
         blocks: (first, end) instruction index of each basic block.
     """
 
@@ -167,6 +173,7 @@ class Kernel:
     dynamic: list[str] = field(default_factory=list)
     local: dict[str, int] = field(default_factory=dict)
     local_bytes: int = 0
+    module: dict[str, bytes] = field(default_factory=dict)
     blocks: tuple[tuple[int, int], ...] = ()
 
     def block_of(self, label: str) -> int:
@@ -208,6 +215,7 @@ def parse(ptx: str, entry: str | None = None) -> Kernel:
         r"^\s*((?:\.extern\s+)?\.shared\b[^;{]*);", text[: match.start()], re.M
     ):
         declare_array(kernel, variable, text.count("\n", 0, match.start()))
+    kernel.module = {m[2]: contents(*m.groups()) for m in MODULE_ARRAY.finditer(text)}
     Body(kernel, text).read(match.end())
     kernel.blocks = basic_blocks(kernel)
     return kernel
@@ -252,6 +260,15 @@ def parse_parameters(text: str) -> tuple[Parameter, ...]:
             raise PtxError(f"expected a kernel parameter, found `{part}`.")
         parameters.append(Parameter(match[2], match[1], int(match[3] or 0)))
     return tuple(parameters)
+
+
+def contents(bits: str, _name: str, count: str | None, values: str | None) -> bytes:
+    """The bytes of a constant or global array: what it is set to, and zeros."""
+    size = int(bits) // 8
+    given = [value.strip() for value in (values or "").strip("{} \n").split(",") if value.strip()]
+    numbers = [int(v[2:], 16) if FLOAT.match(v) else integer(v) for v in given]
+    raw = b"".join((n & (1 << 8 * size) - 1).to_bytes(size, "little") for n in numbers)
+    return raw.ljust(size * int(count or 1), b"\0")
 
 
 def declare_array(kernel: Kernel, text: str, line: int) -> None:
