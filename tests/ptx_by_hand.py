@@ -192,6 +192,7 @@ mul.wide.u32 %rd4, %r2, 4;
 add.s64 %rd5, %rd1, %rd4;
 @%p1 st.global.u32 [%rd5], %r0;
 $DONE:
+bar.warp.sync -1;
 """,
     block=64,
     grid=2,

@@ -158,7 +158,7 @@ MUTATIONS = (
         "wrong shuffle step",
         on(GEMV, 90),
         edit(rf"bfly\.b32 {R}, {R}, 16,", r"bfly.b32 \1, \2, 8,", "first"),
-        WRONG_RESULT,
+        Fault.RACE,  # lanes that should agree store different sums
     ),
     Mutation(
         "shuffle under a guard",
@@ -327,7 +327,7 @@ MUTATIONS = (
             r"xor\.b32 %r5[^;]*; xor[^;]*; add\.s64 %rd3[^;]*; setp\.ne",
             "bar.sync 0; setp.eq",
         ),
-        Fault.ENDLESS,
+        Fault.UNFINISHED,
     ),
     # Asynchronous copies and tensor cores
     Mutation(

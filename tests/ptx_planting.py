@@ -11,11 +11,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
-from unittest.mock import patch
 
 import numpy as np
 
-from bench.static.ptx import Fault, FaultError, launch, machine
+from bench.static.ptx import Fault, FaultError, launch
 from kernels.kernel import output_shape
 from tests.aot_ptx import SCRATCH_POINTERS, Ptx, from_bits, job_arguments
 from tests.aot_triton import Job
@@ -28,7 +27,7 @@ Subject = Job | ByHand
 WRONG_RESULT = "wrong result"
 CLEAN = "nothing"
 UNWRITTEN = 0xFF  # in every byte of an output before the launch: NaN, or -1
-MOST_BLOCKS_RUN = 2_000  # these kernels need fewer than 100; the emulator's own limit takes long
+MOST_BLOCKS = 2_000  # these kernels need fewer than 100; the emulator's own limit takes long
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,8 @@ def judge(subject: Subject, ptx: Ptx, text: str) -> Verdict:
     out.view(np.uint8)[...] = UNWRITTEN
     try:
         given = [*arguments, *scratch]
-        with patch.object(machine, "MOST_BLOCKS_RUN", MOST_BLOCKS_RUN):
-            launch(text, ptx.entry, ptx.grid, ptx.block, given, ptx.shared_bytes)
+        shape = (ptx.entry, ptx.grid, ptx.block, given, ptx.shared_bytes)
+        launch(text, *shape, most_blocks=MOST_BLOCKS)
     except FaultError as fault:
         return Verdict(fault.kind, str(fault))
     if isinstance(subject, ByHand):

@@ -18,9 +18,19 @@ from tests.ptx_text import run
 MMA = sorted(opcode for opcode in OPCODES if opcode.startswith("mma."))
 WARPS = 160  # 20,480 numbers of D
 LANES = range(32)
-UNIT = {"f16": 13, "bf16": 10, "e4m3": 6, "e5m2": 5, "f32": 26, "s8": 0, "u8": 0, "s32": 0}
+UNIT = {
+    "f16": 13,
+    "bf16": 10,
+    "e4m3": 6,
+    "e5m2": 5,
+    "f32": 26,
+    "tf32": 13,
+    "s8": 0,
+    "u8": 0,
+    "s32": 0,
+}
 Place = Callable[[int, int], tuple[int, int]]
-BITS = {"f16": 16, "bf16": 16, "s8": 8, "u8": 8, "e4m3": 8, "e5m2": 8}
+BITS = {"f16": 16, "bf16": 16, "s8": 8, "u8": 8, "e4m3": 8, "e5m2": 8, "tf32": 32}
 
 
 def a_place(lane: int, i: int, depth: int, bits: int) -> tuple[int, int]:
@@ -45,7 +55,7 @@ def value(bits: int, kind: str) -> Fraction:
     """The number that bits stand for."""
     exponent_bits, mantissa_bits, bias = {
         "f16": (5, 10, 15), "bf16": (8, 7, 127), "f32": (8, 23, 127),
-        "e4m3": (4, 3, 7), "e5m2": (5, 2, 15),
+        "e4m3": (4, 3, 7), "e5m2": (5, 2, 15), "tf32": (8, 23, 127),
     }[kind]  # fmt: skip
     exponent = bits >> mantissa_bits & (1 << exponent_bits) - 1
     mantissa = bits & (1 << mantissa_bits) - 1
@@ -62,7 +72,7 @@ def finite(rng: np.random.Generator, kind: str, shape: tuple[int, ...], spread: 
         return bits
     exponent_bits, mantissa_bits, bias = {
         "f16": (5, 10, 15), "bf16": (8, 7, 127), "f32": (8, 23, 127),
-        "e4m3": (4, 3, 7), "e5m2": (5, 2, 15),
+        "e4m3": (4, 3, 7), "e5m2": (5, 2, 15), "tf32": (8, 23, 127),
     }[kind]  # fmt: skip
     low, high = max(bias - spread, 0), min(bias + spread, (1 << exponent_bits) - 2)
     exponent = rng.integers(low, high + 1, shape)
@@ -157,6 +167,7 @@ def scaled(elements: np.ndarray, kind: str) -> np.ndarray:
     table = {
         "f16": lambda: elements.astype(np.uint16).view(np.float16),
         "bf16": lambda: (elements.astype(np.uint32) << np.uint32(16)).view(np.float32),
+        "tf32": lambda: (elements.astype(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32),
         "f32": lambda: elements.astype(np.uint32).view(np.float32),
         "e4m3": lambda: torch_fp8(elements, torch.float8_e4m3fn),
         "e5m2": lambda: torch_fp8(elements, torch.float8_e5m2),
@@ -194,6 +205,9 @@ def test_mma_is_exact_where_the_sum_fits(opcode: str) -> None:
     c = gather(c, c_place, 16, 8) << shift - UNIT[kinds[3]]
     exact = ((a @ b) << shift - unit) + c
     assert np.abs(exact).max() < 2**53
+    if ".satfinite." in opcode:
+        assert (np.abs(exact) >= 2**31).any()
+        exact = np.clip(exact, -(2**31), 2**31 - 1)
     if kinds[0] == "s32":
         expected = exact.astype(np.int32).view(np.uint32)
     else:

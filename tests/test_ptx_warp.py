@@ -216,7 +216,7 @@ def test_lanes_of_a_branch_may_shuffle_among_themselves() -> None:
 )
 def test_missing_lanes(instruction: str, message: str) -> None:
     """Half a warp runs it."""
-    body = f"setp.lt.u32 %p0, %t, 16; @!%p0 bra OUT; {instruction} OUT:"
+    body = f"setp.lt.u32 %p0, %t, 16; @!%p0 bra OUT; {instruction} OUT: mov.b32 %r9, 0;"
     with pytest.raises(FaultError, match=message) as caught:
         run(body, [np.zeros(1, np.uint32)], 32)
     assert caught.value.kind == Fault.MISSING_LANES

@@ -58,6 +58,7 @@ def launch(
     race: bool = True,
     *,
     strict: bool = True,
+    most_blocks: int = 100_000,
     rounding: Rounding | None = None,
 ) -> Report:
     """Run a kernel.
@@ -73,6 +74,7 @@ def launch(
         shared_bytes: of dynamic shared memory, per CTA.
         race: whether to look for shared-memory races.
         strict: whether a barrier must be reached by whole warps and at one place in the program.
+        most_blocks: basic blocks that may run one after the other before the launch is given up.
         rounding: a model of how tensor cores round; None for one correct rounding.
 
     Returns:
@@ -95,6 +97,7 @@ def launch(
         shared_bytes=shared_bytes,
         race=race,
         strict=strict,
+        most_blocks=most_blocks,
         rounding=rounding,
         counters=Counters(),
     )

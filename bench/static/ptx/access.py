@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from bench.static.ptx.counters import count_global, count_shared
 from bench.static.ptx.errors import Fault
-from bench.static.ptx.memory import IN_FLIGHT, POISON
-from bench.static.ptx.parser import Address, Immediate, Operand, Register, Symbol, Vector
+from bench.static.ptx.memory import IN_FLIGHT, NEVER_WRITTEN
+from bench.static.ptx.program import Address, Immediate, Operand, Register, Symbol, Vector
+from bench.static.ptx.registers import ALL_PARTS
 from bench.static.ptx.types import KINDS, UNSIGNED
 from bench.static.ptx.warp import check_warps
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from bench.static.ptx.machine import Machine, Step
     from bench.static.ptx.memory import GlobalMemory, LocalMemory, SharedMemory
-    from bench.static.ptx.parser import Instruction
+    from bench.static.ptx.program import Instruction
 
 Array = npt.NDArray[Any]
 
@@ -41,8 +42,8 @@ def address_reader(
     if isinstance(operand.base, Register):
         bits = machine.kernel.registers[operand.base.name]
     read = machine.lane_reader(operand.base, f"u{bits}", instruction)
-    offset = np.int64(operand.offset)
-    return lambda: read().astype(np.int64) + offset
+    offset, mask = np.int64(operand.offset), np.int64((1 << min(bits, 63)) - 1)
+    return lambda: (read().astype(np.int64) + offset) & mask
 
 
 def items(operand: Operand) -> tuple[Operand, ...]:
@@ -104,14 +105,25 @@ def bind_load(machine: Machine, instruction: Instruction) -> Step:
     def step() -> None:
         lanes = machine.lanes
         positions = memory.locate(machine, instruction, address(), lanes, size)
+        unwritten = None
         if space == "shared":
-            machine.shared.check_read(machine, instruction, positions, lanes, size)
+            unwritten = machine.shared.check_read(machine, instruction, positions, lanes, size)
         count(machine, instruction, space, positions, lanes, size, write=False)
         first = positions // each
         for i, write in enumerate(writes):
+            if unwritten is not None:
+                missing: Array = unwritten[:, i * each : (i + 1) * each]
+                taint_lanes(machine, np.any(missing, axis=1))
             write(memory.views[each][first + i])
 
     return step
+
+
+def taint_lanes(machine: Machine, unwritten: Array) -> None:
+    """What these of the running lanes have loaded from shared memory is undefined."""
+    machine.taint = np.zeros(machine.size, np.uint8)
+    machine.taint[machine.lanes[unwritten]] = ALL_PARTS
+    machine.taint_origin = NEVER_WRITTEN
 
 
 def bind_store(machine: Machine, instruction: Instruction) -> Step:
@@ -186,9 +198,8 @@ def bind_copy_async(machine: Machine, instruction: Instruction) -> Step:
         positions = machine.shared.locate(machine, instruction, to(), lanes, size)
         length = np.full(len(lanes), size) if wanted is None else wanted().astype(np.int64)
         data = read_partly(machine, instruction, source(), lanes, length, size)
-        poison = np.full_like(data, POISON)
         count(machine, instruction, "shared", positions, lanes, size, write=True)
-        machine.shared.write(machine, instruction, positions, lanes, poison, IN_FLIGHT)
+        machine.shared.write(machine, instruction, positions, lanes, data, IN_FLIGHT)
         machine.copies.append((lanes, machine.groups[lanes], positions, data))
 
     return step
@@ -286,7 +297,8 @@ def bind_matrix_load(machine: Machine, instruction: Instruction) -> Step:
     def step() -> None:
         positions, lanes = rows()
         shared = machine.shared
-        shared.check_read(machine, instruction, positions, lanes, MATRIX_ROW_BYTES)
+        unwritten = shared.check_read(machine, instruction, positions, lanes, MATRIX_ROW_BYTES)
+        shared.check_written(machine, instruction, unwritten, lanes)
         count(machine, instruction, "shared", positions, lanes, MATRIX_ROW_BYTES, write=False)
         halves = shared.bytes.view(np.uint16).reshape(-1, 8)[positions // MATRIX_ROW_BYTES]
         halves = halves.reshape(-1, matrices, MATRIX_ROWS, 8)  # warp, matrix, row, column

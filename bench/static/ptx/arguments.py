@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bench.static.ptx.errors import PtxError
 from bench.static.ptx.memory import GlobalMemory
-from bench.static.ptx.parser import Kernel, Parameter
+from bench.static.ptx.program import Kernel, Parameter
 from bench.static.ptx.types import KINDS
 
 Array = npt.NDArray[Any]

@@ -18,7 +18,7 @@ from bench.static.ptx.types import KINDS
 
 if TYPE_CHECKING:
     from bench.static.ptx.machine import Machine, Step
-    from bench.static.ptx.parser import Instruction
+    from bench.static.ptx.program import Instruction
 
 Array = npt.NDArray[Any]
 

@@ -19,13 +19,13 @@ import numpy.typing as npt
 from bench.static.ptx import integers, numerics
 from bench.static.ptx.conversions import conversion
 from bench.static.ptx.errors import Fault
-from bench.static.ptx.parser import Immediate, Pair, Symbol, Vector
+from bench.static.ptx.program import Immediate, Pair, Symbol, Vector
 from bench.static.ptx.registers import ALL_PARTS
 from bench.static.ptx.types import KINDS
 
 if TYPE_CHECKING:
     from bench.static.ptx.machine import Machine, Step
-    from bench.static.ptx.parser import Instruction, Operand
+    from bench.static.ptx.program import Instruction, Operand
 
 Array = npt.NDArray[Any]
 Bind = Callable[["Machine", "Instruction"], "Step"]
@@ -361,14 +361,15 @@ def comparison(name: str, kind: str) -> Callable[[Array, Array], Array]:
 
 
 def bind_branch(machine: Machine, instruction: Instruction) -> Step:
-    """bra; with .uni all lanes of a warp must take it, or none."""
+    """bra; with .uni all lanes of a warp that run must take it, or none."""
     (label,) = instruction.operands
     assert isinstance(label, Symbol)
     block, uniform = machine.kernel.block_of(label.name), instruction.opcode == "bra.uni"
 
     def step() -> None:
         if uniform:
-            machine.check_together(instruction, Fault.MISSING_LANES, "take another way")
+            detail = "take another way"
+            machine.check_together(instruction, Fault.MISSING_LANES, machine.active, detail)
         machine.jump(block)
 
     return step

@@ -53,7 +53,9 @@ def float_function(
 
     def convert(a: Array) -> Array:
         value = numerics.decode(a, source)
+        value = numerics.flush(value, source) if "ftz" in modifiers else value
         value = whole(value) if whole else value
+        value = numerics.saturate(value) if "sat" in modifiers else value
         return numerics.encode(numerics.relu(value) if relu else value, to)
 
     return convert
@@ -70,7 +72,8 @@ def rounding_function(to: str, source: str, modifiers: list[str]) -> Callable[[A
     of_nan = np.array(1 << 63 if limits.bits == 64 else 0, np.uint64).astype(dtype)
 
     def convert(a: Array) -> Array:
-        value = whole(numerics.decode(a, source))
+        given = numerics.decode(a, source)
+        value = whole(numerics.flush(given, source) if "ftz" in modifiers else given)
         nan = np.isnan(value)
         high = value >= 2.0 ** (limits.bits - (limits.min < 0))  # float(limits.max) may round up
         inside = np.where(nan | high, 0.0, np.maximum(value, float(limits.min)))

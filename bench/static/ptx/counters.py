@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from bench.static.ptx.parser import Instruction
+    from bench.static.ptx.program import Instruction
 
 Array = npt.NDArray[Any]
 

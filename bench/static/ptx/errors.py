@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bench.static.ptx.parser import Instruction
+    from bench.static.ptx.program import Instruction
 
 
 class Fault(StrEnum):
@@ -26,7 +26,7 @@ class Fault(StrEnum):
     MISSING_LANES = "missing lanes"
     DIVERGENT_BARRIER = "divergent barrier"
     TRAP = "trap"
-    ENDLESS = "endless loop"
+    UNFINISHED = "not finished"
 
 
 class PtxError(Exception):

@@ -38,8 +38,23 @@ def multiply_wide(a: Array, b: Array) -> Array:
 
 
 def multiply_high(a: Array, b: Array) -> Array:
-    """mul.hi for 16 and 32 bits: the high half of the product."""
+    """mul.hi: the high half of the product."""
+    if width(a) == 64:
+        return multiply_high_64(a, b)
     return (multiply_wide(a, b) >> wider(a).type(width(a))).astype(a.dtype)
+
+
+def multiply_high_64(a: Array, b: Array) -> Array:
+    """mul.hi of 64 bits, from products of halves; signed numbers correct the unsigned result."""
+    x, y = np.broadcast_arrays(a.view(np.uint64), b.view(np.uint64))
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    x0, x1, y0, y1 = x & low, x >> half, y & low, y >> half
+    middle = x1 * y0 + (x0 * y0 >> half)
+    carry = x0 * y1 + (middle & low)
+    high = x1 * y1 + (middle >> half) + (carry >> half)
+    if a.dtype.kind == "i":
+        high = high - np.where(a < 0, y, np.uint64(0)) - np.where(b < 0, x, np.uint64(0))
+    return high.view(a.dtype)
 
 
 def multiply_add_low(a: Array, b: Array, c: Array) -> Array:

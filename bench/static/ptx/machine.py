@@ -27,7 +27,7 @@ import numpy.typing as npt
 from bench.static.ptx import opcodes
 from bench.static.ptx.errors import Fault, UnsupportedError
 from bench.static.ptx.memory import GlobalMemory, LocalMemory, SharedMemory
-from bench.static.ptx.parser import Instruction, Kernel, Negated, Operand
+from bench.static.ptx.program import Instruction, Kernel, Negated, Operand
 from bench.static.ptx.registers import WARP_LANES, Registers
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Step = Callable[[], None]
 
-MOST_BLOCKS_RUN = 50_000
 BLOCKS_RUN_PER_TURN = 64  # after which the warp that has waited longest gets one, for spin locks
 
 
@@ -54,6 +53,7 @@ class Launch(NamedTuple):
         shared_bytes: dynamic shared memory per CTA.
         race: whether to look for shared-memory races.
         strict: whether a barrier must be reached by whole warps and at one place.
+        most_blocks: basic blocks that may run, one after the other.
         rounding: how tensor cores round.
         counters: where accesses are counted.
     """
@@ -67,6 +67,7 @@ class Launch(NamedTuple):
     shared_bytes: int
     race: bool
     strict: bool
+    most_blocks: int
     rounding: Rounding | None
     counters: Counters
 
@@ -79,6 +80,7 @@ class Machine(Registers):
         self.launch = launch
         self.place_variables()
         self.end = len(self.kernel.blocks)
+        self.active = np.ones(self.size, bool)  # lanes that run the current block
         self.block = np.where(self.thread < self.threads, 0, self.end)
         self.next_block = self.block.copy()
         self.waiting = np.zeros(self.size, bool)
@@ -86,6 +88,11 @@ class Machine(Registers):
         self.copies: list[tuple[Array, Array, Array, Array]] = []  # lanes, groups, positions, data
         self.groups = np.zeros(self.size, np.int64)  # of asynchronous copies, committed
         self.blocks_run = np.zeros(self.end, np.int64)  # by warps
+        self.last_blocks = {
+            index
+            for index, (first, _) in enumerate(self.kernel.blocks)
+            if is_exit(self.kernel.instructions[first])
+        }
         self.program = [
             [self.bind(self.kernel.instructions[i]) for i in range(first, end)]
             for first, end in self.kernel.blocks
@@ -147,16 +154,15 @@ class Machine(Registers):
             waited[earliest == current] = turns
             turn = np.repeat(earliest == current, WARP_LANES)
             self.run_block(current, (ready == current) & turn)
-            if turns > MOST_BLOCKS_RUN:
+            if turns > self.launch.most_blocks:
                 instruction = self.kernel.instructions[self.kernel.blocks[current][0]]
-                detail = f"still running after {turns} basic blocks"
-                self.fault(
-                    Fault.ENDLESS, instruction, np.flatnonzero(self.block < self.end), detail
-                )
+                detail = f"still running after {turns} basic blocks; most_blocks allows more"
+                self.fault(Fault.UNFINISHED, instruction, np.flatnonzero(self.alive()), detail)
 
     def run_block(self, index: int, active: Array) -> None:
         """Run one basic block for the lanes that stand before it."""
         everyone = bool(active.all())
+        self.active = active
         self.next_block[active] = index + 1
         self.mask = None if everyone else active
         self.lanes = self.all_lanes if everyone else np.flatnonzero(active)
@@ -183,8 +189,8 @@ class Machine(Registers):
         self.mask, self.lanes = outer
 
     def jump(self, block: int) -> None:
-        """Lanes that run now go on at this block."""
-        self.next_block[self.lanes] = block
+        """Lanes that run now go on at this block; they have ended if it does nothing but that."""
+        self.next_block[self.lanes] = self.end if block in self.last_blocks else block
 
     def alive(self) -> Array:
         """Lanes that have not exited."""
@@ -200,13 +206,15 @@ class Machine(Registers):
         self.waits_at[self.lanes] = instruction.index
         if self.launch.strict:
             detail = "do not come to this barrier"
-            self.check_together(instruction, Fault.DIVERGENT_BARRIER, detail)
+            self.check_together(instruction, Fault.DIVERGENT_BARRIER, self.alive(), detail)
 
-    def check_together(self, instruction: Instruction, kind: Fault, detail: str) -> None:
-        """Fault if a warp is here without some of its living lanes."""
+    def check_together(
+        self, instruction: Instruction, kind: Fault, among: Array, detail: str
+    ) -> None:
+        """Fault if a warp is here without some of its lanes among these."""
         here = self.running()
         by_warp = here.reshape(-1, WARP_LANES)
-        absent = self.alive().reshape(-1, WARP_LANES) & ~by_warp
+        absent = among.reshape(-1, WARP_LANES) & ~by_warp
         partly = np.any(by_warp, axis=1) & np.any(absent, axis=1)
         if partly.any():
             lanes = np.flatnonzero(here & np.repeat(partly, WARP_LANES))
@@ -235,6 +243,11 @@ class Machine(Registers):
                 self.fault(Fault.DIVERGENT_BARRIER, instruction, lanes, detail)
         self.shared.barrier(complete)
         self.waiting &= ~np.repeat(complete, self.size // len(self.ctas))
+
+
+def is_exit(instruction: Instruction) -> bool:
+    """Whether it ends every thread that comes to it."""
+    return instruction.opcode in ("ret", "exit") and instruction.guard is None
 
 
 def run(launch: Launch, most_lanes: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bench.static.ptx.machine import Machine
-    from bench.static.ptx.parser import Instruction
+    from bench.static.ptx.program import Instruction
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +35,7 @@ REGION_BITS = 32  # each buffer has 4 GiB of addresses to itself
 GUARD_BYTES = 256
 UNWRITTEN, WRITTEN, IN_FLIGHT = 0, 1, 2
 POISON = 0xFF  # in bytes that nobody may read
+NEVER_WRITTEN = "shared memory that nothing has written"
 SEVERAL = -1  # readers
 
 
@@ -189,33 +190,43 @@ class SharedMemory:
 
     def check_read(
         self, machine: Machine, instruction: Instruction, positions: Array, lanes: Array, size: int
-    ) -> None:
+    ) -> Array | None:
         """Note a read of `size` bytes at each position.
 
+        Returns:
+            which bytes nothing has written, bool [lanes, size]; None if there are none.
+
         Raises:
-            FaultError: a byte is unwritten, in flight, or was written by another warp since the
-                last barrier.
+            FaultError: a byte is in flight, or was written by another warp since the last barrier.
         """
         rows = positions // size
-        state = self.state.reshape(-1, size)[rows]
-        if (state != WRITTEN).any():
-            self.report_state(machine, instruction, state, lanes)
+        unwritten = self.unwritten(machine, instruction, rows, lanes, size)
         if self.race:
             self.check_other(machine, instruction, self.writer, rows, lanes, size, "wrote")
             self.check_other(machine, instruction, self.changer, rows, lanes, size, "changed")
             self.stamp(machine, self.reader, rows, lanes, size)
+        return unwritten
 
-    def report_state(
-        self, machine: Machine, instruction: Instruction, state: Array, lanes: Array
-    ) -> None:
-        """Fault for a read of bytes that are not there yet."""
+    def unwritten(
+        self, machine: Machine, instruction: Instruction, rows: Array, lanes: Array, size: int
+    ) -> Array | None:
+        """Which bytes of these rows nothing has written; a fault if a copy into them is in flight."""
+        state = self.state.reshape(-1, size)[rows]
         if (state == IN_FLIGHT).any():
             bad = (state == IN_FLIGHT).any(axis=1)
             detail = "reads shared memory whose asynchronous copy has not been waited for"
             machine.fault(Fault.ASYNC_COPY, instruction, lanes[bad], detail)
-        bad = (state == UNWRITTEN).any(axis=1)
-        detail = "reads shared memory that nothing has written"
-        machine.fault(Fault.UNINITIALISED_SHARED, instruction, lanes[bad], detail)
+        missing = state == UNWRITTEN
+        return missing if missing.any() else None
+
+    def check_written(
+        self, machine: Machine, instruction: Instruction, unwritten: Array | None, lanes: Array
+    ) -> None:
+        """Fault for a use, not only a load, of bytes that nothing has written."""
+        if unwritten is not None:
+            detail = f"uses {NEVER_WRITTEN}"
+            bad = unwritten.any(axis=1)
+            machine.fault(Fault.UNINITIALISED_SHARED, instruction, lanes[bad], detail)
 
     def touch_atomically(
         self, machine: Machine, instruction: Instruction, positions: Array, lanes: Array, size: int
@@ -227,9 +238,8 @@ class SharedMemory:
                 since the last barrier.
         """
         rows = positions // size
-        state = self.state.reshape(-1, size)[rows]
-        if (state != WRITTEN).any():
-            self.report_state(machine, instruction, state, lanes)
+        unwritten = self.unwritten(machine, instruction, rows, lanes, size)
+        self.check_written(machine, instruction, unwritten, lanes)
         if self.race:
             self.check_other(machine, instruction, self.reader, rows, lanes, size, "read")
             self.check_other(machine, instruction, self.writer, rows, lanes, size, "wrote")
@@ -282,7 +292,7 @@ class SharedMemory:
         data: Array,
         state: int = WRITTEN,
     ) -> None:
-        """Write each lane's bytes, and check.
+        """Write each lane's bytes, or announce them if they are in flight, and check.
 
         Args:
             machine: for faults.
@@ -290,11 +300,11 @@ class SharedMemory:
             positions: aligned to the number of bytes.
             lanes: that write.
             data: uint8 [lanes, bytes].
-            state: of the bytes afterwards.
+            state: of the bytes afterwards; those in flight are poisoned until they land.
 
         Raises:
-            FaultError: a copy into these bytes is in flight, or another warp touched them since the
-                last barrier.
+            FaultError: a copy into these bytes is in flight, another lane of this instruction writes
+                something else there, or another warp touched them since the last barrier.
         """
         size = data.shape[1]
         rows = positions // size
@@ -303,18 +313,21 @@ class SharedMemory:
             bad = (states[rows] == IN_FLIGHT).any(axis=1)
             detail = "writes shared memory into which an asynchronous copy is in flight"
             machine.fault(Fault.ASYNC_COPY, instruction, lanes[bad], detail)
+        same = memory[rows] == data if state == WRITTEN else np.zeros(data.shape, bool)
         if self.race:
             check = self.check_other
-            same = memory[rows] == data
             check(machine, instruction, self.reader, rows, lanes, size, "read")
             check(machine, instruction, self.changer, rows, lanes, size, "changed")
             check(machine, instruction, self.writer, rows, lanes, size, "wrote", harmless=same)
             self.writer.reshape(-1, size)[rows] = self.stamps(machine, lanes)[1]
         memory[rows] = data
+        differs = (memory[rows] != data).any(axis=1)
+        if self.race and differs.any():
+            detail = "another thread writes another value to the same place at the same time"
+            machine.fault(Fault.RACE, instruction, lanes[differs], detail)
+        if state == IN_FLIGHT:
+            memory[rows] = POISON
         states[rows] = state
-        if self.race:  # several warps in this very instruction
-            same = memory[rows] == data
-            check(machine, instruction, self.writer, rows, lanes, size, "wrote", harmless=same)
 
     def land(self, machine: Machine, positions: Array, lanes: Array, data: Array) -> None:
         """An asynchronous copy is there: its thread has waited for it."""

@@ -42,7 +42,7 @@ from bench.static.ptx.compute import (
 from bench.static.ptx.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from bench.static.ptx.parser import Instruction
+    from bench.static.ptx.program import Instruction
 
 INTEGERS = "{u,s}{16,32,64}"
 ORDERS = "{relaxed,acquire,release,acq_rel}"
@@ -68,7 +68,7 @@ OPCODES: dict[str, Operation] = {
     **integer("integer", f"add.{INTEGERS}", np.add, 2),
     **integer("integer", f"sub.{INTEGERS}", np.subtract, 2),
     **integer("integer", f"mul.lo.{INTEGERS}", integers.multiply_low, 2),
-    **integer("integer", "mul.hi.{u,s}{16,32}", integers.multiply_high, 2),
+    **integer("integer", "mul.hi.{u,s}{16,32,64}", integers.multiply_high, 2),
     **integer("integer", f"mad.lo.{INTEGERS}", integers.multiply_add_low, 3),
     **wide("mul.wide.{u,s}{16,32}", integers.multiply_wide, 2),
     **wide("mad.wide.{u,s}{16,32}", integers.multiply_add_wide, 3),
@@ -137,10 +137,18 @@ OPCODES: dict[str, Operation] = {
     **floating("fma.rn.{f32,f32x2}", numerics.fma, 3),
     **mixed("fma.rn.f32.{f16,bf16}"),
     **floating(f"fma.rn{{,.relu}}.{HALVES}", numerics.fma, 3),
-    **floating("add{,.rn}.ftz.f32", numerics.add, 2),
-    **floating("sub{,.rn}.ftz.f32", numerics.subtract, 2),
-    **floating("mul{,.rn}.ftz.f32", numerics.multiply, 2),
-    **floating("fma.rn.ftz.f32", numerics.fma, 3),
+    **floating("add{,.rn}{.ftz,.sat,.ftz.sat}.f32", numerics.add, 2),
+    **floating("sub{,.rn}{.ftz,.sat,.ftz.sat}.f32", numerics.subtract, 2),
+    **floating("mul{,.rn}{.ftz,.sat,.ftz.sat}.f32", numerics.multiply, 2),
+    **floating("fma.rn{.ftz,.sat,.ftz.sat}.f32", numerics.fma, 3),
+    **floating("add{,.rn}.sat.{f16,f16x2}", numerics.add, 2),
+    **floating("sub{,.rn}.sat.{f16,f16x2}", numerics.subtract, 2),
+    **floating("mul{,.rn}.sat.{f16,f16x2}", numerics.multiply, 2),
+    **floating("fma.rn.sat.{f16,f16x2}", numerics.fma, 3),
+    **floating("min.ftz.f32", numerics.minimum, 2),
+    **floating("max.ftz.f32", numerics.maximum, 2),
+    **floating("neg.ftz.f32", np.negative, 1),
+    **floating("abs.ftz.f32", np.abs, 1),
     **floating(f"min.{FLOATS}", numerics.minimum, 2),
     **floating(f"max.{FLOATS}", numerics.maximum, 2),
     **floating(f"min.NaN.{FLOATS}", numerics.minimum_nan, 2),
@@ -178,6 +186,9 @@ OPCODES: dict[str, Operation] = {
         "cvt.{rni,rzi,rmi,rpi}.{u,s}{8,16,32,64}.{f16,f32}",
         "cvt.{rni,rzi,rmi,rpi}.{f16.f16,f32.f32}",
         "cvt.f32.{f16,bf16}",
+        "cvt{,.sat}.f32.f32",
+        "cvt.{rni,rzi,rmi,rpi}.ftz.{u,s}{8,16,32,64}.f32",
+        "cvt.{rni,rzi,rmi,rpi}.ftz.f32.f32",
         "cvt.rn{,.relu}.{f16,bf16}.f32",
         "cvt.rn{,.relu}.{f16x2,bf16x2}.f32",
         "cvt.rn{,.relu}.f16x2.{e4m3x2,e5m2x2}",
@@ -187,11 +198,15 @@ OPCODES: dict[str, Operation] = {
     **table("parameter", "ld.param.f32", access.bind_load_parameter),
     **table(
         "global",
-        "ld{,.relaxed.gpu}.global{,.nc}{,.ca,.cg,.cs,.L1::evict_first,.L1::evict_last,.L1::no_allocate}"
+        "ld{,.relaxed.gpu}.global{,.nc}{,.ca,.cg,.cs,.lu,.L1::evict_first,.L1::evict_last,.L1::no_allocate}"
         "{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}",
         access.bind_load,
     ),
     **table("constant", "ld.const{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_load),
+    **table("global", "ld.volatile.global{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_load),
+    **table("global", "st.volatile.global{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_store),
+    **table("shared", "ld.volatile.shared{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_load),
+    **table("shared", "st.volatile.shared{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_store),
     **table("global", "st.global{,.cs,.wt}{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_store),
     **table("shared", "ld.shared{,::cta}{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_load),
     **table("shared", "st.shared{,::cta}{,.v2,.v4}.{{b,u,s}{8,16,32,64},f32}", access.bind_store),
@@ -224,7 +239,12 @@ OPCODES: dict[str, Operation] = {
     ),
     **table(
         "tensor",
-        "mma.sync.aligned.m16n8k{16,32}.row.col.s32.{s8,u8}.{s8,u8}.s32",
+        "mma.sync.aligned.m16n8k{16,32}.row.col{,.satfinite}.s32.{s8,u8}.{s8,u8}.s32",
+        tensor_core.bind_mma,
+    ),
+    **table(
+        "tensor",
+        "mma.sync.aligned.m16n8k{4,8}.row.col.f32.tf32.tf32.f32",
         tensor_core.bind_mma,
     ),
     **table(

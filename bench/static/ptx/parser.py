@@ -1,21 +1,31 @@
-"""PTX text to a `Kernel`: instructions, registers, variables, basic blocks.
+"""PTX text to a `Kernel`.
 
 Reads what Triton and NVRTC write (PTX ISA, "Syntax", "State Spaces, Types, and Variables",
-"Directives"): scopes, vectors, predicates, register ranges, shared and local arrays, parameters,
-debug lines. What it does not know it refuses, by line.
-
-    @%p1 ld.global.v2.b32 {%r1, %r2}, [%rd3+16];
-     |         |                |         |
-    guard    opcode          Vector     Address(base, offset)
+"Directives"): scopes, vectors, predicates, register ranges, arrays, parameters, debug lines. What it
+does not know it refuses, by line.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import pairwise
 
 from bench.static.ptx.errors import PtxError, UnsupportedError
+from bench.static.ptx.program import (
+    Address,
+    Immediate,
+    Instruction,
+    Kernel,
+    Negated,
+    Operand,
+    Pair,
+    Parameter,
+    Register,
+    Symbol,
+    Vector,
+)
+from bench.static.ptx.source_lines import name_locations
 from bench.static.ptx.types import KINDS
 
 NAME = r"[%$A-Za-z_][\w$.]*"
@@ -33,155 +43,16 @@ MODULE_ARRAY = re.compile(
     r"(?:\[(\d+)\])?(?:\s*=\s*(\{[^}]*\}|[^;{]+))?;",
     re.M,
 )
-REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)$", re.S)
+SHARED_ARRAY = re.compile(r"^\s*((?:\.extern\s+)?\.shared\b[^;]*);", re.M)
+REGISTERS = re.compile(r"\.reg\s*\.(\w+)\s+(.*)$", re.S)
 RANGE = re.compile(rf"({NAME})<(\d+)>$")
 STATEMENT = re.compile(rf"(?:@(!?)({NAME})\s+)?([a-z][\w.:]*)\s*(.*)$", re.S)
 LABEL = re.compile(r"([$\w]+)\s*:(?!:)")
-LOCATION = re.compile(
-    r"\.loc[ \t]+(\d+)[ \t]+(\d+)[ \t]+(\d+)"
-    r"(?:[^\n]*inlined_at[ \t]+(\d+)[ \t]+(\d+)[ \t]+(\d+))?[^\n]*"
-)
-PLACE = re.compile(r"([\w.+-]+):(\d+):\d+")  # in the comments that Triton puts behind .loc
 NAMED_LOCATION = re.compile(r'\.loc "([^"]*)"')
-INLINE_ASM = re.compile(r"// begin inline asm.*?// end inline asm", re.S)
-FILE = re.compile(r"\.file\s+(\d+)\s+(?:\"[^\"]*\"\s+)?\"([^\"]*)\"")
 INTEGER = re.compile(r"-?(0[xX][0-9a-fA-F]+|0[bB][01]+|0[0-7]*|[1-9]\d*)U?$")
 FLOAT = re.compile(r"0([fFdD])([0-9a-fA-F]{8}|[0-9a-fA-F]{16})$")
 END_OF_SPACE = re.compile(r"\s*")
-ENDS_BLOCK = ("bra", "ret", "exit", "bar")  # the first part of an opcode
-
-
-@dataclass(frozen=True)
-class Register:
-    """A virtual or special register; virtual ones of inner scopes carry their scope's number."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Negated:
-    """`!%p1` (a predicate's opposite) or `-%r1`."""
-
-    register: Register
-
-
-@dataclass(frozen=True)
-class Immediate:
-    """A constant: an integer, or the bits of a float with their width in `float_bits`."""
-
-    value: int
-    float_bits: int | None = None
-
-
-@dataclass(frozen=True)
-class Symbol:
-    """A variable's or label's name."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Address:
-    """`[base + offset]`, in bytes."""
-
-    base: Register | Symbol | Immediate
-    offset: int
-
-
-@dataclass(frozen=True)
-class Vector:
-    """`{a, b, ...}`."""
-
-    items: tuple[Operand, ...]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """`a|b`: two destinations."""
-
-    first: Operand
-    second: Operand
-
-
-Operand = Register | Negated | Immediate | Symbol | Address | Vector | Pair
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One instruction.
-
-    Attributes:
-        index: among the kernel's instructions.
-        opcode: with all modifiers: "cvt.rn.f16.f32".
-        operands: as written, the destination first.
-        guard: the predicate it runs under, or None.
-        guard_negated: whether it runs where the guard is false.
-        text: as written, on one line.
-        line: in the PTX, counted from 1.
-        source: "gemv.py:108" from the debug lines, or None.
-    """
-
-    index: int
-    opcode: str
-    operands: tuple[Operand, ...]
-    guard: Register | None
-    guard_negated: bool
-    text: str
-    line: int
-    source: str | None
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A kernel parameter. `size_bytes` is that of a struct passed by value, else 0."""
-
-    name: str
-    type: str
-    size_bytes: int
-
-
-@dataclass
-class Kernel:
-    """One entry point of a PTX module.
-
-    Attributes:
-        name: of the entry.
-        target: "sm_90a".
-        parameters: in order.
-        required_block: threads per CTA that the entry demands (`.reqntid`), or None.
-        instructions: in the order of the text.
-        labels: index of the instruction that follows each.
-        registers: width in bits of each, 1 for predicates.
-        shared: offset in bytes of each shared array.
-        shared_bytes: of the static arrays.
-        dynamic: shared arrays of unknown size, which start after the static ones.
-        local: offset in bytes of each local array, within one thread.
-        local_bytes: per thread.
-        module: contents of each array that the module brings, constant or global.
-        blocks: (first, end) instruction index of each basic block.
-    """
-
-    name: str
-    target: str
-    parameters: tuple[Parameter, ...]
-    required_block: tuple[int, ...] | None
-    instructions: list[Instruction] = field(default_factory=list)
-    labels: dict[str, int] = field(default_factory=dict)
-    registers: dict[str, int] = field(default_factory=dict)
-    shared: dict[str, int] = field(default_factory=dict)
-    shared_bytes: int = 0
-    dynamic: list[str] = field(default_factory=list)
-    local: dict[str, int] = field(default_factory=dict)
-    local_bytes: int = 0
-    module: dict[str, bytes] = field(default_factory=dict)
-    blocks: tuple[tuple[int, int], ...] = ()
-
-    def block_of(self, label: str) -> int:
-        """Index of the block that a label starts; one past the last for a label at the end."""
-        first = self.labels[label]
-        return next(
-            (i for i, (start, _) in enumerate(self.blocks) if start == first), len(self.blocks)
-        )
+ENDS_BLOCK = ("bra", "ret", "exit", "bar", "barrier")  # the first part of an opcode
 
 
 def parse(ptx: str, entry: str | None = None) -> Kernel:
@@ -211,44 +82,12 @@ def parse(ptx: str, entry: str | None = None) -> Kernel:
         parameters=parse_parameters(match[2]),
         required_block=tuple(int(n) for n in required[1].split(",")) if required else None,
     )
-    for variable in re.findall(
-        r"^\s*((?:\.extern\s+)?\.shared\b[^;{]*);", text[: match.start()], re.M
-    ):
-        declare_array(kernel, variable, text.count("\n", 0, match.start()))
-    kernel.module = {m[2]: contents(*m.groups()) for m in MODULE_ARRAY.finditer(text)}
+    for variable in SHARED_ARRAY.finditer(outside := outside_braces(text)):
+        declare_array(kernel, variable[1], outside.count("\n", 0, variable.start(1)) + 1)
+    kernel.module = module_arrays(text)
     Body(kernel, text).read(match.end())
     kernel.blocks = basic_blocks(kernel)
     return kernel
-
-
-def name_locations(ptx: str) -> str:
-    """Every `.loc` as `.loc "gemv.py:108"`: the outermost place where its code was inlined.
-
-    A place is inlined at another, which an earlier `.loc` may have inlined in turn; Triton 3.6 says
-    the same in comments. Within inline assembly LLVM counts a source line for every line of
-    assembly; those go.
-    """
-    files = {number: path.rsplit("/", 1)[-1] for number, path in FILE.findall(ptx)}
-    inlined: dict[tuple[str, ...], tuple[str, ...]] = {}
-
-    def name(match: re.Match[str]) -> str:
-        place, parent = match.groups()[:3], match.groups()[3:]
-        if parent[0] is not None and parent != place:
-            inlined[place] = parent
-        else:
-            inlined.pop(place, None)
-        seen = set()
-        while place in inlined and place not in seen:
-            seen.add(place)
-            place = inlined[place]
-        file, line = files.get(place[0], f"file {place[0]}"), place[1]
-        chain = PLACE.findall(match[0])
-        if len(chain) > 1 or (chain and place[0] not in files):
-            file, line = chain[-1]
-        return f'.loc "{file}:{line}"' if line != "0" else ""
-
-    without = INLINE_ASM.sub(lambda match: LOCATION.sub("", match[0]), ptx)
-    return LOCATION.sub(name, without)
 
 
 def parse_parameters(text: str) -> tuple[Parameter, ...]:
@@ -262,7 +101,28 @@ def parse_parameters(text: str) -> tuple[Parameter, ...]:
     return tuple(parameters)
 
 
-def contents(bits: str, _name: str, count: str | None, values: str | None) -> bytes:
+def outside_braces(text: str) -> str:
+    """The text with everything between braces blank: what belongs to no function."""
+    kept, depth = [], 0
+    for part in re.split(r"([{}])", text):
+        depth -= part == "}"
+        kept.append(part if depth == 0 and part not in "{}" else re.sub(r"[^\n]", " ", part))
+        depth += part == "{"
+    return "".join(kept)
+
+
+def module_arrays(text: str) -> dict[str, bytes]:
+    """Contents of the module's arrays; those that hold addresses are left out, and so unknown."""
+    arrays = {}
+    for match in MODULE_ARRAY.finditer(text):
+        try:
+            arrays[match[2]] = contents(match[1], match[3], match[4])
+        except ValueError:
+            continue
+    return arrays
+
+
+def contents(bits: str, count: str | None, values: str | None) -> bytes:
     """The bytes of a constant or global array: what it is set to, and zeros."""
     size = int(bits) // 8
     given = [value.strip() for value in (values or "").strip("{} \n").split(",") if value.strip()]
@@ -298,6 +158,9 @@ class Body:
         self.text = text
         self.source: str | None = None
         self.scopes: list[dict[str, str]] = [{}]  # a register's name here -> its unique name
+        self.labels: list[dict[str, str]] = [{}]  # likewise
+        self.starts = [0]  # first instruction of each scope
+        self.numbers = [0]  # of the scopes
         self.scopes_opened = 0
 
     def read(self, position: int) -> None:
@@ -316,11 +179,10 @@ class Body:
         if start >= len(text):
             raise PtxError(f"{self.kernel.name} has no closing brace.")
         if text[start] == "{":
-            self.scopes_opened += 1
-            self.scopes.append({})
+            self.open_scope()
             return start + 1
         if text[start] == "}":
-            self.scopes.pop()
+            self.close_scope()
             return start + 1
         if text[start] == ";":
             return start + 1
@@ -328,15 +190,41 @@ class Body:
             self.source = location[1]
             return location.end()
         if label := LABEL.match(text, start):
-            if label[1] in self.kernel.labels:
+            if label[1] in self.labels[-1]:
                 raise PtxError(f"PTX line {line}: the label {label[1]} is there already.")
-            self.kernel.labels[label[1]] = len(self.kernel.instructions)
+            self.labels[-1][label[1]] = label[1] + self.suffix()
+            self.kernel.labels[label[1] + self.suffix()] = len(self.kernel.instructions)
             return label.end()
         end = text.find(";", start)
         if end < 0:
             raise PtxError(f"PTX line {line}: a statement without a semicolon.")
         self.declare_or_append(" ".join(text[start:end].split()), line)
         return end + 1
+
+    def open_scope(self) -> None:
+        """An opening brace: names declared from here on are the scope's own."""
+        self.scopes_opened += 1
+        self.numbers.append(self.scopes_opened)
+        self.scopes.append({})
+        self.labels.append({})
+        self.starts.append(len(self.kernel.instructions))
+
+    def close_scope(self) -> None:
+        """A closing brace: branches to the scope's labels may have come before them."""
+        self.scopes.pop()
+        self.numbers.pop()
+        labels, start = self.labels.pop(), self.starts.pop()
+        instructions = self.kernel.instructions
+        for index in range(start, len(instructions)) if labels else ():
+            operands = tuple(
+                Symbol(labels[o.name]) if isinstance(o, Symbol) and o.name in labels else o
+                for o in instructions[index].operands
+            )
+            instructions[index] = replace(instructions[index], operands=operands)
+
+    def suffix(self) -> str:
+        """What makes a name of the innermost scope unique."""
+        return f"#{self.numbers[-1]}" if len(self.scopes) > 1 else ""
 
     def declare_or_append(self, statement: str, line: int) -> None:
         """A directive, or an instruction."""
@@ -346,6 +234,8 @@ class Body:
             declare_array(self.kernel, statement, line)
         elif statement.startswith(".pragma"):
             pass  # hints such as "nounroll"
+        elif statement.startswith(".param"):
+            raise UnsupportedError(statement, line, "calls of functions are not.")
         elif statement.startswith("."):
             raise UnsupportedError(statement, line, "the directive has no meaning here.")
         else:
@@ -360,7 +250,7 @@ class Body:
         """
         if kind not in KINDS:
             raise UnsupportedError(f".reg .{kind}", line, "registers of that type are not.")
-        inner = f"#{self.scopes_opened}" if len(self.scopes) > 1 else ""
+        inner = self.suffix()
         for name in (name.strip() for name in names.split(",")):
             match = RANGE.match(name)
             each = [f"{match[1]}{i}" for i in range(int(match[2]))] if match else [name]

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.static.ptx.errors import Fault, FaultError, UnsupportedError
-from bench.static.ptx.parser import (
+from bench.static.ptx.memory import NEVER_WRITTEN
+from bench.static.ptx.program import (
     Immediate,
     Instruction,
     Kernel,
@@ -205,12 +206,17 @@ class Registers:
         if used:
             bad = missing != 0 if self.mask is None else (missing != 0) & self.mask
             if bad.any():
-                detail = f"uses what comes from {self.origins[slot]}, which was never written"
-                lanes = np.flatnonzero(bad)
-                self.fault(Fault.UNINITIALISED_REGISTER, instruction, lanes, detail)
+                self.fault_undefined(instruction, np.flatnonzero(bad), self.origins[slot])
             return
         self.taint = missing if self.taint is None else self.taint | missing
         self.taint_origin = self.origins[slot]
+
+    def fault_undefined(self, instruction: Instruction, lanes: Array, origin: str) -> None:
+        """Fault for the use of what comes from a register, a lane or a place that was not written."""
+        if origin == NEVER_WRITTEN:
+            self.fault(Fault.UNINITIALISED_SHARED, instruction, lanes, f"uses {NEVER_WRITTEN}")
+        detail = f"uses what comes from {origin}, which was never written"
+        self.fault(Fault.UNINITIALISED_REGISTER, instruction, lanes, detail)
 
     def smear(self) -> None:
         """What the step has read undefined in part makes all of its result undefined."""

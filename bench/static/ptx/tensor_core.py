@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.static.ptx import numerics
-from bench.static.ptx.parser import Operand, Vector
+from bench.static.ptx.program import Operand, Vector
 from bench.static.ptx.warp import check_warps, taint_warps
 
 if TYPE_CHECKING:
     from bench.static.ptx.machine import Machine, Step
-    from bench.static.ptx.parser import Instruction
+    from bench.static.ptx.program import Instruction
 
 Array = npt.NDArray[Any]
 
@@ -56,13 +56,14 @@ def bind_mma(machine: Machine, instruction: Instruction) -> Step:
     assert shape is not None
     depth = int(shape[1])
     kinds = instruction.opcode.split(".")[-4:]
+    saturates = ".satfinite." in instruction.opcode
     d, a, b, c = (operand_items(o) for o in instruction.operands)
     reads = {
         name: [machine.reader(r, "b32", instruction) for r in registers]
         for name, registers in (("a", a), ("b", b), ("c", c))
     }
     writes = [machine.writer(r, "b32") for r in d]
-    size = {"f16": 2, "bf16": 2, "f32": 4, "s32": 4}  # and 1 byte for all others
+    size = {"f16": 2, "bf16": 2, "tf32": 4, "f32": 4, "s32": 4}  # and 1 byte for all others
     wanted = [
         rows * columns * size.get(kind, 1) // (4 * WARP_LANES)
         for kind, rows, columns in zip(
@@ -88,6 +89,8 @@ def bind_mma(machine: Machine, instruction: Instruction) -> Step:
         accumulator = matrix_c(accumulators(fragment("c"), kinds[3]))
         taint_warps(machine)
         result = multiply(left, right, accumulator, kinds[0], machine.launch.rounding)
+        if saturates:
+            result = np.clip(result, -(2.0**31), 2.0**31 - 1)
         for write, register in zip(writes, fragment_d(result, kinds[0]), strict=True):
             whole = np.zeros((machine.warps, WARP_LANES), np.uint32)
             whole[warps] = register
@@ -108,6 +111,8 @@ def numbers(registers: Array, kind: str) -> Array:
     if kind in ("f16", "bf16"):
         bits = registers.view(np.uint16).reshape(*registers.shape, 2)
         return numerics.decode(bits, kind)
+    if kind == "tf32":  # its lower 13 bits are not looked at
+        return numerics.decode(registers & np.uint32(0xFFFFE000), "f32")[..., None]
     if kind in ("e4m3", "e5m2"):
         codes = registers.view(np.uint8).reshape(*registers.shape, 4)
         return np.asarray(numerics.fp8_values(kind)[codes])

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.static.ptx.errors import Fault
-from bench.static.ptx.parser import Pair
+from bench.static.ptx.program import Pair
 from bench.static.ptx.registers import ALL_PARTS, WARP_LANES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bench.static.ptx.machine import Machine, Step
-    from bench.static.ptx.parser import Instruction, Operand
+    from bench.static.ptx.program import Instruction, Operand
 
 Array = npt.NDArray[Any]
 
