@@ -268,9 +268,8 @@ def test_ctas_do_not_race_with_each_other() -> None:
         ),
         (
             Fault.UNINITIALISED_SHARED,
-            WRITE
-            + "ld.shared.v2.b32 {%r4, %r5}, [%r20+248]; ld.shared.b32 %r5, [%r20+256]; add.u32 %r6, %r5, 1;"
-            "st.shared.b32 [%r20+512], %r6;",
+            WRITE + "ld.shared.v2.b32 {%r4, %r5}, [%r20+256]; add.u32 %r6, %r5, 1;"
+            "st.global.b32 [%d0], %r6;",
         ),
         (
             Fault.UNINITIALISED_SHARED,
