@@ -53,7 +53,13 @@ def parse_targets(texts: list[str]) -> tuple[int, ...]:
 
 
 def check(
-    kernel: str, targets: list[str], problem: Path | None, seed: int, race: bool, machine: bool
+    kernel: str,
+    targets: list[str],
+    problem: Path | None,
+    seed: int,
+    race: bool,
+    strict: bool,
+    machine: bool,
 ) -> int:
     """Runs everything and prints it; returns the exit code.
 
@@ -71,7 +77,7 @@ def check(
     from bench.static.trial import trials
     from bench.static.trial_report import as_json, render
 
-    done = list(trials(open_kernel(path, name, problem), capabilities, seed, race))
+    done = list(trials(open_kernel(path, name, problem), capabilities, seed, race, strict))
     title = f"{name} of {path.name}"
     if machine:
         typer.echo(as_json(title, done, seed, race))
@@ -97,13 +103,16 @@ def main(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
     race: Annotated[bool, typer.Option(help="Look for shared-memory races.")] = True,
+    strict: Annotated[
+        bool, typer.Option(help="A barrier must be reached by whole warps and at one place.")
+    ] = True,
     machine: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Check a kernel without a GPU: compile it, run its PTX in an emulator, compare with a reference."""
     from bench.static.build import SourceError
 
     try:
-        code = check(kernel, target or list(TARGETS), problem, seed, race, machine)
+        code = check(kernel, target or list(TARGETS), problem, seed, race, strict, machine)
     except (UsageError, SourceError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

@@ -682,6 +682,16 @@ def fused_multiply_add(parts: Modifiers) -> Reference:
     return Reference(parts.opcode, (narrow, narrow, wide), wide, scalar)
 
 
+def copy_sign(parts: Modifiers) -> Reference:
+    """9.7.3 copysign: the sign of a on the magnitude of b."""
+    (kind,) = parts.types(1)
+    if kind != "f32":
+        raise parts.fail()
+    return Reference(
+        parts.opcode, (kind, kind), kind, lambda a, b: (a >> 31 << 31) | b & mask_of(31)
+    )
+
+
 def float_sign(parts: Modifiers) -> Reference:
     """9.7.3.9 abs, .10 neg and 9.7.4.5 neg, .6 abs: a NaN gives an unspecified NaN."""
     kind = parts.parts[-1]
@@ -913,6 +923,7 @@ FAMILIES: dict[str, Rule] = {
     **dict.fromkeys(("add", "sub", "div"), by_type(integer_binary, float_arithmetic)),
     "rem": integer_binary,
     **dict.fromkeys(("mul", "mad"), by_type(integer_multiply, float_arithmetic)),
+    "copysign": copy_sign,
     "fma": fused_multiply_add,
     **dict.fromkeys(("rcp", "sqrt"), float_arithmetic),
     **dict.fromkeys(("min", "max"), by_type(integer_binary, float_extremum)),

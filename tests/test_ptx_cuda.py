@@ -11,6 +11,7 @@ import torch
 
 from bench.static.nvrtc import compile_cuda
 from bench.static.ptx import Fault, FaultError, launch
+from bench.static.ptx.parser import parse
 
 SOURCE = Path(__file__).parent / "data" / "emulated.cu"
 TARGETS = (80, 86, 89, 90, 120)
@@ -58,6 +59,54 @@ def test_copies_a_step_ahead_of_the_tensor_cores(capability: int) -> None:
     matrices = [access for access in report.accesses if access.opcode.startswith("ldmatrix")]
     assert sum(access.requests for access in matrices) == 14
     assert all(access.passes == access.ideal_passes for access in matrices)
+
+
+def way(x: np.ndarray, i: int) -> int:
+    """What `ways` computes for one thread."""
+    v, total = int(x[i]), 0
+    if v & 1:
+        total = sum(j for j in range(min(v, 12)) if j != 7)
+    else:
+        while v > 3:
+            v, total = v // 2 - 1, total - 1
+    mirrored = int(x[i // 64 * 64 + 63 - i % 64])
+    branches = [
+        lambda: total * 3,
+        lambda: (total ^ 21) + 2,
+        lambda: total + 2,
+        lambda: -total,
+        lambda: total + mirrored,
+    ]
+    return branches[int(x[i]) % 5]()
+
+
+@pytest.mark.parametrize("capability", TARGETS)
+def test_control_flow_of_nvcc(capability: int) -> None:
+    """Its unconditional branches say .uni within divergent code; returns come before barriers."""
+    x = np.random.default_rng(4).integers(0, 40, 192).astype(np.int32)
+    y = np.full(192, 77, np.int32)
+    launch(ptx(capability), "ways", 3, 64, [x, y, 150])
+    assert y.tolist() == [way(x, i) for i in range(150)] + [77] * 42
+
+
+@pytest.mark.parametrize("capability", TARGETS)
+def test_functions_of_the_library(capability: int) -> None:
+    x = np.random.default_rng(5).uniform(-8, 8, 64).astype(np.float32)
+    y = np.zeros((6, 64), np.float32)
+    launch(ptx(capability), "library", 1, 64, [x, y])
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(y[0], np.exp(exact), rtol=3e-7)
+    np.testing.assert_array_equal(y[1], np.rint(x))
+    np.testing.assert_array_equal(y[2], np.sqrt(np.abs(x)))
+    np.testing.assert_array_equal(y[3], x / np.float32(3.1))
+    np.testing.assert_array_equal(y[4], np.clip(x, 0, 1))
+    np.testing.assert_array_equal(y[5], np.arange(64) % 7)
+
+
+def test_shared_arrays_of_other_kernels_are_not_this_ones() -> None:
+    """`ways` has 64 numbers; the kernels before it in the file have arrays too."""
+    assert parse(ptx(90), "ways").shared_bytes == 256
+    assert parse(ptx(90), "library").shared_bytes == 0
 
 
 def test_a_wait_for_one_copy_too_few_is_found() -> None:

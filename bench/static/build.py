@@ -34,6 +34,7 @@ POINTERS = {
 }  # fmt: skip
 INT32 = np.iinfo(np.int32)
 LANES = 32
+ALIGNMENT = 16  # of integers that Triton compiles for
 
 
 class SourceError(Exception):
@@ -84,13 +85,16 @@ def build_cuda(path: Path, name: str, problem: Problem, capability: int) -> Buil
 def build_triton(fn: Any, name: str, problem: Problem, capability: int) -> Built:
     """A Triton kernel for one target; raises like `build_cuda`."""
     signature, constexprs = match_signature(fn, problem)
+    ones, aligned = specialized(fn, problem)
+    signature = {n: None if n in ones else kind for n, kind in signature.items()}
+    constexprs |= dict.fromkeys(ones, 1)
     options: dict[str, object] = {
         "num_warps": problem.num_warps,
         "num_stages": problem.num_stages,
         "enable_fp_fusion": True,  # as Triton 3.6 to 3.9 do unasked
     }
     ptx, shared_bytes, num_warps = _apart(
-        partial(_compile_triton, fn, signature, constexprs, capability, options),
+        partial(_compile_triton, fn, signature, constexprs, capability, aligned, options),
         f"{name} does not compile for sm_{capability}",
     )
     entry = find_entry(ptx, name)
@@ -124,6 +128,25 @@ def match_signature(fn: Any, problem: Problem) -> tuple[dict[str, str | None], d
     return signature, constexprs
 
 
+def specialized(fn: Any, problem: Problem) -> tuple[list[str], list[str]]:
+    """Integer arguments that Triton's launcher compiles for: those that are 1, and multiples of 16.
+
+    What is checked should be what would run. `do_not_specialize` is respected.
+    """
+    ones, aligned = [], []
+    for parameter in fn.params:
+        value = problem.args.get(parameter.name)
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            continue
+        if parameter.is_constexpr or parameter.do_not_specialize:
+            continue
+        if value == 1:
+            ones.append(parameter.name)
+        elif value % ALIGNMENT == 0 and not parameter.do_not_specialize_on_alignment:
+            aligned.append(parameter.name)
+    return ones, aligned
+
+
 def triton_type(name: str, value: object) -> str | None:
     """What Triton calls the type of an argument; None for an absent one.
 
@@ -154,11 +177,11 @@ def parameters(ptx: str, entry: str) -> int:
 
 def _compile_triton(
     fn: Any, signature: Mapping[str, str | None], constexprs: Mapping[str, object],
-    capability: int, options: Mapping[str, object],
+    capability: int, aligned: list[str], options: Mapping[str, object],
 ) -> tuple[str, int, int]:  # fmt: skip
     """PTX, bytes of dynamic shared memory, and warps per program."""
     with contextlib.redirect_stdout(io.StringIO()):  # Triton prints the whole PTX on some errors
-        binary = build_kernel(fn, signature, constexprs, capability, **options)
+        binary = build_kernel(fn, signature, constexprs, capability, aligned, **options)
     return binary.asm["ptx"], binary.metadata.shared, binary.metadata.num_warps
 
 

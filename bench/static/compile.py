@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from bench.static.sass import SPILLS, Instruction, count, disassemble
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 CAPABILITIES = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 POINTER_ALIGNMENT_BYTES = 16
@@ -80,6 +80,7 @@ def build_kernel(
     signature: Mapping[str, str | None],
     constexprs: Mapping[str, object],
     capability: int,
+    aligned: Collection[str] = (),
     **options: object,
 ) -> Any:
     """Compile one Triton function: Triton's own compiled kernel, with `.asm` and `.metadata`.
@@ -90,6 +91,7 @@ def build_kernel(
             for an absent one. Pointers are taken as aligned to 16 bytes, which launchers check.
         constexprs: value of every compile-time argument.
         capability: compute capability times ten.
+        aligned: integers that are multiples of 16, which Triton's launcher tells the compiler.
         **options: num_warps, num_stages and other options of Triton's NVIDIA backend.
 
     Raises:
@@ -113,15 +115,15 @@ def build_kernel(
         )
     names = fn.arg_names
     types = {name: kind for name, kind in signature.items() if kind is not None}
-    constants = dict(constexprs) | {name: None for name in signature if name not in types}
-    pointers = [name for name, kind in types.items() if kind.startswith("*")]
+    constants = {name: None for name in signature if name not in types} | dict(constexprs)
+    multiples = [name for name, kind in types.items() if kind[0] == "*" or name in aligned]
     source = ASTSource(
         fn=fn,
         signature={name: types.get(name, "constexpr") for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={
             (names.index(name),): [["tt.divisibility", POINTER_ALIGNMENT_BYTES]]
-            for name in pointers
+            for name in multiples
         },
     )
     target = GPUTarget("cuda", capability, WARP_LANES)
@@ -139,7 +141,7 @@ def compile_kernel(
 
     Arguments and errors are those of `build_kernel`.
     """
-    binary = build_kernel(fn, signature, constexprs, capability, **options)
+    binary = build_kernel(fn, signature, constexprs, capability, (), **options)
     cubin = binary.asm["cubin"]
     usage = resource_usage(cubin)
     sass = disassemble(cubin, tool("nvdisasm"))[binary.metadata.name]

@@ -75,7 +75,11 @@ class Trial:
 
 
 def trials(
-    kernel: Kernel, capabilities: Sequence[int], seed: int = 0, race: bool = True
+    kernel: Kernel,
+    capabilities: Sequence[int],
+    seed: int = 0,
+    race: bool = True,
+    strict: bool = True,
 ) -> Iterator[Trial]:
     """Every kind of input on every target; one trial of a target whose code is not emulated.
 
@@ -85,6 +89,7 @@ def trials(
             for a problem whose compile-time part differs.
         seed: of the inputs.
         race: whether to look for shared-memory races.
+        strict: whether a barrier must be reached by whole warps and at one place.
 
     Raises:
         SourceError: the problem or the kernel cannot be built, or the arguments do not fit.
@@ -95,7 +100,7 @@ def trials(
             problem = kernel.problem(Draw(kind, seed))
             if (key := compile_time(problem)) not in built:
                 built[key] = kernel.build(problem, capability)
-            trial = attempt(built[key], problem, kind, capability, race)
+            trial = attempt(built[key], problem, kind, capability, race, strict)
             yield trial
             if trial.verdict == "not emulated":
                 break
@@ -103,14 +108,22 @@ def trials(
 
 def compile_time(problem: Problem) -> str:
     """Everything of a problem that the compiled code depends on."""
-    types = [
-        (name, value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__)
-        for name, value in problem.args.items()
-    ]
+    types = [(name, compile_time_value(value)) for name, value in problem.args.items()]
     return repr((types, sorted(problem.constexprs.items()), problem.num_warps, problem.num_stages))
 
 
-def attempt(built: Built, problem: Problem, kind: str, capability: int, race: bool) -> Trial:
+def compile_time_value(value: object) -> str:
+    """What the compiled code may depend on: a type, and of an integer what Triton specializes."""
+    if isinstance(value, np.ndarray):
+        return str(value.dtype)
+    if isinstance(value, int | np.integer):
+        return f"{type(value).__name__} {value == 1} {value % 16 == 0} {value >> 31}"
+    return type(value).__name__
+
+
+def attempt(
+    built: Built, problem: Problem, kind: str, capability: int, race: bool, strict: bool
+) -> Trial:
     """One launch on copies of the problem's arrays."""
     target = f"sm_{capability}"
     values = {name: to_device(problem.args[name]) for name in built.names}
@@ -119,7 +132,7 @@ def attempt(built: Built, problem: Problem, kind: str, capability: int, race: bo
     try:
         report = launch(
             built.ptx, built.entry, whole(problem.grid), whole(built.block), arguments,
-            shared_bytes=built.shared_bytes, race=race,
+            shared_bytes=built.shared_bytes, race=race, strict=strict,
         )  # fmt: skip
     except (FaultError, UnsupportedError) as error:
         ended: Verdict = "fault" if isinstance(error, FaultError) else "not emulated"

@@ -205,6 +205,8 @@ def races(trials: list[Trial], race: bool) -> str:
     """Whether a shared-memory race was found, or looked for at all."""
     if not race:
         return "not looked for"
+    if all(trial.verdict == "not emulated" for trial in trials):
+        return "nothing was run"
     faults = [t.sentence for t in trials if t.verdict == "fault"]
     if any(sentence.startswith(Fault.RACE) for sentence in faults):
         return "found, see above"

@@ -66,6 +66,48 @@ extern "C" __global__ void mma_pipeline(const __half *a, const __half *b, float 
   d[(row + 8) * 8 + column + 1] = c[3];
 }
 
+// Control flow as nvcc writes it: branches that diverge, a switch, loops of different lengths, an early return
+// before a barrier. y[i] is what Python computes in the test.
+extern "C" __global__ void ways(const int *x, int *y, int n) {
+  __shared__ int s[64];
+  int i = blockIdx.x * 64 + threadIdx.x, v = x[i], total = 0;
+  s[threadIdx.x] = v;
+  __syncthreads();
+  int mirrored = s[63 - threadIdx.x];
+  if (v & 1) {
+    for (int j = 0; j < v; j++) {
+      if (j == 7) continue;
+      if (j > 11) break;
+      total += j;
+    }
+  } else {
+    while (v > 3) v = v / 2 - 1, total -= 1;
+  }
+  switch (x[i] % 5) {
+    case 0: total *= 3; break;
+    case 1: total ^= 21;
+    case 2: total += 2; break;
+    case 3: total = -total; break;
+    default: total += mirrored;
+  }
+  if (i >= n) return;
+  __syncthreads();
+  s[threadIdx.x] = total;
+  __syncthreads();
+  y[i] = s[threadIdx.x];
+}
+
+// Library functions: y = expf(x), roundf(x), sqrtf(|x|), x / 3, saturated, remainder.
+extern "C" __global__ void library(const float *x, float *y) {
+  int i = threadIdx.x;
+  y[i] = expf(x[i]);
+  y[64 + i] = rintf(x[i]);
+  y[128 + i] = sqrtf(fabsf(x[i]));
+  y[192 + i] = x[i] / 3.1f;
+  y[256 + i] = __saturatef(x[i]);
+  y[320 + i] = fmodf((float)i, 7.f);
+}
+
 #if __CUDA_ARCH__ >= 890
 #include <cuda_fp8.h>
 

@@ -31,6 +31,7 @@ Array = npt.NDArray[Any]
 Bind = Callable[["Machine", "Instruction"], "Step"]
 
 ALTERNATIVES = re.compile(r"\{([^{}]*)\}")
+DIRECTED = ("rm", "rp", "rz")
 UNSIGNED_ORDER = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
 
 
@@ -174,11 +175,16 @@ def mixed(pattern: str) -> dict[str, Operation]:
 
 def rounded(*bits: Array, function: Callable[..., Array], opcode: str) -> Array:
     """A float operation from bits to bits, with the modifiers of its opcode."""
-    _, *modifiers, kind = opcode.split(".")
+    name, *modifiers, kind = opcode.split(".")
     values = [numerics.decode(b, kind) for b in bits]
     if "ftz" in modifiers:
         values = [numerics.flush(v, kind) for v in values]
     result = function(*values)
+    mode = next((m for m in modifiers if m in DIRECTED), None)
+    if mode is not None:
+        if mode == "rm" and name != "mul":
+            result = numerics.zero_downward(result, *addends(name, values))
+        return numerics.encode_directed(result, mode)
     if "relu" in modifiers:
         result = numerics.relu(result)
     if "sat" in modifiers:
@@ -188,6 +194,13 @@ def rounded(*bits: Array, function: Callable[..., Array], opcode: str) -> Array:
         flushed = numerics.flush(numerics.decode(encoded, kind), kind)
         encoded = numerics.encode(flushed, kind)
     return encoded
+
+
+def addends(name: str, values: list[Array]) -> tuple[Array, Array]:
+    """The two numbers that an add, sub or fma adds."""
+    if name == "fma":
+        return values[0] * values[1], values[2]
+    return values[0], -values[1] if name == "sub" else values[1]
 
 
 def approximate(
@@ -389,8 +402,7 @@ def bind_trap(machine: Machine, instruction: Instruction) -> Step:
 
 def bind_barrier(machine: Machine, instruction: Instruction) -> Step:
     """bar.sync 0: all threads of the CTA."""
-    (barrier,) = instruction.operands
-    if barrier != Immediate(0):
+    if instruction.operands != (Immediate(0),):
         raise ValueError("only barrier 0, of all threads, is emulated")
     return lambda: machine.wait(instruction)
 

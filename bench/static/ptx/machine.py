@@ -121,7 +121,7 @@ class Machine(Registers):
             return instruction, self.guard(instruction), operation.bind(self, instruction)
         except (AssertionError, LookupError, TypeError, ValueError) as error:
             raise UnsupportedError(
-                instruction.text, instruction.line, f"its operands are of another form ({error!r})."
+                instruction.text, instruction.line, f"its operands are of another form: {error}."
             ) from error
 
     def guard(self, instruction: Instruction) -> Callable[[], Array] | None:

@@ -66,6 +66,29 @@ def encode(value: Array, kind: str) -> Array:
     return np.where(nan, bits.dtype.type(NAN_BITS[kind]), bits) if nan.any() else bits
 
 
+def encode_directed(value: Array, mode: str) -> Array:
+    """fp32 bits of numbers rounded down ("rm"), up ("rp") or toward zero ("rz").
+
+    Args:
+        value: float64, rounded to odd where it is inexact.
+        mode: of rounding.
+    """
+    nearest = np.atleast_1d(value.astype(np.float32))
+    too_high = nearest.astype(np.float64) > value
+    too_low = nearest.astype(np.float64) < value
+    down = too_high & ((mode == "rm") | ((mode == "rz") & (value > 0)))
+    up = too_low & ((mode == "rp") | ((mode == "rz") & (value < 0)))
+    moved = np.where(down, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+    moved = np.where(up, np.nextafter(nearest, np.float32(np.inf)), moved)
+    return np.where(np.isnan(value), np.uint32(NAN_BITS["f32"]), moved.view(np.uint32))
+
+
+def zero_downward(value: Array, a: Array, b: Array) -> Array:
+    """A sum a + b of zero, rounded down, is -0 unless both are +0."""
+    negative = (value == 0) & (np.signbit(a) | np.signbit(b))
+    return np.where(negative, -0.0, value)
+
+
 def widen_bf16(bits: Array) -> Array:
     """float32 of bf16 bits, without loss."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -174,6 +197,11 @@ def maximum_nan(a: Array, b: Array) -> Array:
 def reciprocal_root(a: Array) -> Array:
     """1 / sqrt(a)."""
     return np.reciprocal(np.sqrt(a))
+
+
+def copy_sign(a: Array, b: Array) -> Array:
+    """copysign.f32 on bits: the sign of a and the rest of b."""
+    return (a & np.uint32(1 << 31)) | (b & np.uint32((1 << 31) - 1))
 
 
 def relu(value: Array) -> Array:

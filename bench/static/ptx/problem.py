@@ -147,7 +147,8 @@ class Problem:
             is a pointer of its dtype (`bf16(x)` for bf16), an int an i32 (or i64 where it has to
             be), a float an fp32, None an absent pointer.
         expected: for every argument that the kernel may write, what it should hold afterwards.
-        tolerance: largest allowed |result - expected| over the largest |expected|.
+        tolerance: largest allowed |result - expected| over the largest |expected| of the array: an
+            element far smaller than the largest is judged by the largest.
         grid: programs or thread blocks, one number or up to three.
         constexprs: compile-time arguments of Triton; macros (-D) of CUDA C++.
         num_warps: of Triton.

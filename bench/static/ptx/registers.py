@@ -171,7 +171,8 @@ class Registers:
                 return self.constant(np.array([fit(value, form.bits)], UNSIGNED[form.bits]), form)
             case Symbol(name) if name in self.symbols:
                 return self.constant(np.array([self.symbols[name]], UNSIGNED[form.bits]), form)
-        raise UnsupportedError(str(operand), instruction.line, f"in `{instruction.text}`.")
+        name = operand.name if isinstance(operand, Register | Symbol) else str(operand)
+        raise UnsupportedError(name, instruction.line, f"in `{instruction.text}`.")
 
     def constant(self, values: Array, form: Kind) -> Callable[[], Array]:
         """A reader of values that never change."""
