@@ -176,7 +176,7 @@ def _notes(profile: Profile) -> Iterator[str]:
 
 def _table(title: str, columns: Iterable[str]) -> Table:
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0)
+        title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0)
     )
     table.add_column("B", no_wrap=True)
     for name in columns:
@@ -230,7 +230,12 @@ def main(
     if operator not in known:
         typer.echo(f"error: no operator {operator!r}; choose from {', '.join(known)}.", err=True)
         raise typer.Exit(2)
-    Console().print(render(profile, operator))
+    try:
+        text = render(profile, operator)
+    except ValueError as error:  # two comparisons of one problem: tables would mix them up
+        typer.echo(f"error: {path} cannot be printed: {error}", err=True)
+        raise typer.Exit(2) from None
+    Console().print(text)
 
 
 if __name__ == "__main__":
