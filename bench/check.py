@@ -26,6 +26,7 @@ from rich.text import Text
 from bench.analysis.findings import SEVERITIES, Finding
 from bench.analysis.trust import Checkout, examine
 from bench.measure import environment
+from profiles.files import printable
 from profiles.reader import ProfileError, load_profile, load_samples
 from profiles.schema import Profile
 
@@ -74,7 +75,7 @@ def to_json(path: Path, profile: Profile, findings: Sequence[Finding]) -> str:
     counts = Counter(f.severity for f in findings)
     return json.dumps(
         {
-            "profile": str(path),
+            "profile": printable(str(path)),
             "kind": profile.kind,
             "created": profile.created.isoformat(),
             **{severity: counts[severity] for severity in SEVERITIES},

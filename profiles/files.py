@@ -30,20 +30,21 @@ MAXIMUM_ITEMS = 10_000  # of any list or object but the two long ones
 LONG_LISTS = ("rows", "comparisons")
 GZIP = b"\x1f\x8b"
 BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
-SENTENCE_LIMIT = 400
+SENTENCE_LIMIT = 399
 
 
 class ProfileError(ValueError):
     """A profile that cannot be used; the message is one sentence for the user."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(printable(sentence, SENTENCE_LIMIT))
+        text = printable(sentence, SENTENCE_LIMIT)
+        super().__init__(text if text.endswith(".") else f"{text}.")
 
 
 def printable(text: str, limit: int | None = None) -> str:
     """The text on one line, with whatever a terminal might obey spelled out, cut to `limit`."""
     if limit is not None and len(text) > limit:
-        text = text[: limit - 2].rstrip(" .") + "…."
+        text = text[: limit - 1].rstrip(" .") + "…"
     if text.isprintable():
         return text
     spelled = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
@@ -101,7 +102,9 @@ def parse_json(path: Path, content: bytes) -> dict[str, Any]:
             parse_constant=_no_constant,
         )
         if not isinstance(data, dict):
-            raise ProfileError(f"{path} holds a {type(data).__name__}, but a profile is an object.")
+            raise ProfileError(
+                f"{path} holds {_KINDS.get(type(data), 'a number')}, but a profile is an object."
+            )
         _check_and_clean(data)
     except ProfileError:
         raise
@@ -112,6 +115,7 @@ def parse_json(path: Path, content: bytes) -> dict[str, Any]:
     return data
 
 
+_KINDS = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 _TOO_DEEP = f"it is nested more than {MAXIMUM_DEPTH} deep"
 
 
