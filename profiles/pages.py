@@ -70,11 +70,12 @@ def checked_parquet(path: Path, content: bytes, rows: int) -> pq.ParquetFile:
         claims = file.metadata
     except Exception as error:  # Arrow raises a dozen types for a footer that it does not like
         raise ProfileError(f"{path} is not a sound Parquet file: {_first_line(error)}.") from None
-    if claims.num_rows != rows or rows > MAXIMUM_ROWS:
+    if claims.num_rows != rows:
         raise ProfileError(
-            f"{path} claims {claims.num_rows} rows, but its profile speaks of {rows}, "
-            f"and over {MAXIMUM_ROWS} are not read."
+            f"{path} claims {claims.num_rows} rows, but its profile speaks of {rows}."
         )
+    if rows > MAXIMUM_ROWS:
+        raise ProfileError(f"{path} claims {rows} rows, but over {MAXIMUM_ROWS} are not read.")
     try:
         _check_claims(content, claims)
     except (IndexError, ValueError) as error:
