@@ -35,7 +35,7 @@ gpu-test: .venv/installed
 	$(PY) -m pytest -m gpu
 
 clean:
-	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .benchmarks *.egg-info
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Without an NVIDIA GPU the smallest PyTorch there is comes first; with one, the build that fits the driver.

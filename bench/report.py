@@ -17,11 +17,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bench.analysis.trust import failures as failures
+from bench.analysis.trust import warm as warm
+from bench.analysis.trust_phi import CONVERGED_SHARE as CONVERGED_SHARE
+from bench.analysis.trust_phi import converged_share as converged_share
 from bench.analysis.verdict import verdicts
 from profiles.reader import ProfileError, load_profile
 from profiles.schema import LAYER, ArmRow, Comparison, Implementation, Profile, Quantity
 
-CONVERGED_SHARE = 0.9  # a run is stable when this share of its phis met the target width
 MS = 1e3
 
 
@@ -38,24 +41,6 @@ def render(profile: Profile, operator: str = LAYER) -> RenderableType:
     parts += [Text(v.sentence, style="bold") for v in verdicts(profile.comparisons, operator)]
     parts += [Text(line, style="dim") for line in _notes(profile)]
     return Group(*parts)
-
-
-def converged_share(profile: Profile) -> tuple[int, int]:
-    """Values of phi that met the target width, and how many there are: two per comparison."""
-    qualities = [q for c in profile.comparisons for q in (c.quality_exposed, c.quality_unfused)]
-    known = [q.converged for q in qualities if q.converged is not None]
-    return sum(known), len(known)
-
-
-def failures(profile: Profile) -> list[ArmRow]:
-    """Rows of kernels that crashed or gave wrong numbers."""
-    return [row for row in profile.rows if row.failure is not None]
-
-
-def warm(profile: Profile) -> bool:
-    """Whether too few weight copies fitted into memory for each to have left the cache before its turn."""
-    cache = profile.device.last_level_cache_bytes
-    return cache is not None and profile.workload.rotation_bytes < 2 * cache
 
 
 def _header(profile: Profile) -> Text:
@@ -176,7 +161,7 @@ def _notes(profile: Profile) -> Iterator[str]:
 
 def _table(title: str, columns: Iterable[str]) -> Table:
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0)
+        title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0)
     )
     table.add_column("B", no_wrap=True)
     for name in columns:
@@ -230,7 +215,12 @@ def main(
     if operator not in known:
         typer.echo(f"error: no operator {operator!r}; choose from {', '.join(known)}.", err=True)
         raise typer.Exit(2)
-    Console().print(render(profile, operator))
+    try:
+        text = render(profile, operator)
+    except ValueError as error:  # two comparisons of one problem: tables would mix them up
+        typer.echo(f"error: {path} cannot be printed: {error}", err=True)
+        raise typer.Exit(2) from None
+    Console().print(text)
 
 
 if __name__ == "__main__":

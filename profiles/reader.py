@@ -12,22 +12,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from profiles.files import ProfileError as ProfileError
+from profiles.files import parse_json, read_file
 from profiles.schema import (
     LAYER,
     SAMPLE_COLUMNS,
     SCHEMA_VERSION,
+    ArmRow,
+    Comparison,
     Kind,
     Profile,
     Quantity,
+    Record,
     Samples,
     samples_schema,
 )
@@ -35,75 +39,67 @@ from profiles.schema import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MAXIMUM_PROFILE_BYTES = 64 * 1024 * 1024
-MAXIMUM_SAMPLES_BYTES = 2 * 1024 * 1024 * 1024
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
-
-class ProfileError(ValueError):
-    """A profile that cannot be used; the message is one sentence for the user."""
+MAXIMUM_PROFILE_BYTES = 24 * 1024 * 1024  # two formats at nine batches take 1.3 MB
+MAXIMUM_SAMPLES_BYTES = 64 * 1024 * 1024  # 50,000 samples take 1 MB
+MAXIMUM_WORD_BYTES = 256  # of any one string in the samples
+MAXIMUM_WORDS_BYTES = 128 * 1024 * 1024  # of all of them, each as often as it occurs
 
 
 def load_profile(path: str | Path, allow: tuple[Kind, ...] = ("measured",)) -> Profile:
     """Read and check a profile.
+
+    The file may have been made by anyone: reading takes bounded time and memory, types are taken as
+    the schema names them (no "1" for 1), and strings come without control characters.
 
     Args:
         path: the JSON file.
         allow: kinds of evidence the caller is ready for.
 
     Raises:
-        ProfileError: the file is missing, too large, not JSON, of another version, of a kind that
-        was
-            not asked for, or does not follow the schema.
+        ProfileError: the file is missing, not a regular file, too large, not JSON, of another
+            version, of a kind that was not asked for, or does not follow the schema.
     """
     path = Path(path)
-    data = _parse(path, _read(path, MAXIMUM_PROFILE_BYTES))
+    data = parse_json(path, read_file(path, MAXIMUM_PROFILE_BYTES))
     version = data.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION or type(version) is not int:
         raise ProfileError(
-            f"{path} has schema_version {version!r}, but this reader knows {SCHEMA_VERSION} only."
+            f"{path} has schema_version {_brief(version)}, "
+            f"but this reader knows {SCHEMA_VERSION} only."
         )
     kind = data.get("kind")
     if kind not in allow:
         raise ProfileError(
-            f"{path} is a profile of kind {kind!r}, but only {', '.join(allow)} was asked for; "
-            f"pass allow=({kind!r},) if that is what you want."
+            f"{path} is a profile of kind {_brief(kind)}, but only {', '.join(allow)} was asked "
+            f"for; pass allow=({_brief(kind)},) if that is what you want."
         )
-    try:
-        return Profile.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the profile"
-        raise ProfileError(f"{path} does not follow the schema: {where}: {first['msg']}.") from None
+    return _validated(path, data)
 
 
 def load_samples(profile: Profile, folder: str | Path) -> pa.Table:
     """Every sample of a profile, as an Arrow table with the columns of `SAMPLE_COLUMNS`.
+
+    As careful as `load_profile`: what the file claims to hold is added up before it is unpacked.
 
     Args:
         profile: as read from `folder`.
         folder: where the profile lies.
 
     Raises:
-        ProfileError: the profile has no samples, or the file is missing or not the one it was
-            written with.
+        ProfileError: the profile has no samples, or the file is missing, not the one it was written
+            with, not within `folder`, too large, or not a table of samples: other columns or types,
+            text that is not UTF-8, numbers that are not finite, times that are not positive.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if profile.samples is None:
         raise ProfileError("this profile was written without samples.")
     path = Path(folder) / profile.samples.file
-    content = _read(path, MAXIMUM_SAMPLES_BYTES)
+    content = read_file(path, MAXIMUM_SAMPLES_BYTES, Path(folder))
     if hashlib.sha256(content).hexdigest() != profile.samples.sha256:
         raise ProfileError(f"{path} is not the file that its profile was written with (SHA-256).")
-    try:
-        table = pq.read_table(io.BytesIO(content))
-    except pa.ArrowException as error:
-        raise ProfileError(f"{path} is not a Parquet file: {error}.") from None
-    expected = [column.name for column in SAMPLE_COLUMNS]
-    if table.column_names != expected:
-        odd = sorted(set(table.column_names) ^ set(expected)) or ["their order"]
-        raise ProfileError(f"{path} does not have the columns of a samples file: {', '.join(odd)}.")
+    table = _unpacked(path, content, profile.samples.rows)
+    _check_numbers(path, table)
     return table
 
 
@@ -179,26 +175,131 @@ def write_profile(profile: Profile, samples: pa.Table | None, path: str | Path) 
     return profile
 
 
-def _read(path: Path, limit: int) -> bytes:
+def _validated(path: Path, data: dict[str, Any]) -> Profile:
+    """The profile in parsed JSON, checked part by part.
+
+    The first fault ends it: a list of all of them could be far larger than the file.
+
+    Raises:
+        ProfileError: it does not follow the schema; the sentence says where.
+    """
+    parts = (("rows", ArmRow), ("comparisons", Comparison))
+    head = _record(path, Profile, data | {name: _some(data.get(name)) for name, _ in parts}, "")
+    long = {
+        name: [_record(path, model, item, f"{name}.{i}") for i, item in enumerate(data[name])]
+        for name, model in parts
+    }
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise ProfileError(f"{path} is {size} bytes long; files over {limit} are not read.")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ProfileError(f"there is no file {path}.") from None
-    except OSError as error:
-        raise ProfileError(f"{path} cannot be read: {error.strerror}.") from None
+        return Profile.model_validate(dict(head) | long)
+    except ValidationError as error:
+        raise _violation(path, error, "") from None
 
 
-def _parse(path: Path, content: bytes) -> dict[str, Any]:
+def _some(items: object) -> object:
+    """Nothing of a list; what is not a list stays, for the schema to complain about."""
+    return [] if isinstance(items, list) else items
+
+
+def _record(path: Path, model: type[AnyRecord], data: object, where: str) -> AnyRecord:
+    """One part of a profile, with the types of JSON taken at their word."""
     try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ProfileError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(data, dict):
-        raise ProfileError(f"{path} holds a {type(data).__name__}, but a profile is an object.")
-    return data
+        return model.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        raise _violation(path, error, where) from None
+
+
+def _violation(path: Path, error: ValidationError, where: str) -> ProfileError:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join([*([where] if where else []), *(str(part) for part in first["loc"])])
+    return ProfileError(
+        f"{path} does not follow the schema: {place or 'the profile'}: {first['msg']}."
+    )
+
+
+def _brief(value: object) -> str:
+    """A value for a message; of an object or a list only what it is."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "…"
+
+
+def _unpacked(path: Path, content: bytes, rows: int) -> pa.Table:
+    """The table in a Parquet file, when it is one of samples.
+
+    Strings are read as numbers of a dictionary, and written out only when it is known how long they
+    get: a file may repeat a long one a million times for nothing.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from profiles.pages import checked_parquet
+
+    file = checked_parquet(path, content, rows)
+    _check_schema(path, file.schema_arrow)
+    words = [column.name for column in SAMPLE_COLUMNS if column.type == "string"]
+    try:
+        file = pq.ParquetFile(
+            pa.BufferReader(content), metadata=file.metadata, read_dictionary=words
+        )
+        table = file.read(use_threads=False)
+        table.validate(full=True)
+        total = 0
+        for chunk in (chunk for name in words for chunk in table.column(name).chunks):
+            lengths = pc.binary_length(chunk.dictionary)
+            if (pc.max(lengths).as_py() or 0) > MAXIMUM_WORD_BYTES:
+                raise ValueError(f"it has a word of more than {MAXIMUM_WORD_BYTES} bytes")
+            total += pc.sum(pc.take(lengths, chunk.indices)).as_py() or 0
+        if total > MAXIMUM_WORDS_BYTES:
+            raise ValueError(f"its words take {total} bytes, and at most {MAXIMUM_WORDS_BYTES}")
+        table = table.cast(samples_schema().with_metadata(table.schema.metadata))
+        table.validate(full=True)
+    except Exception as error:  # Arrow raises a dozen types for what it cannot decode
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ProfileError(f"{path} is not a sound Parquet file: {lines[0].rstrip('.')}.") from None
+    return table
+
+
+def _check_schema(path: Path, found: pa.Schema) -> None:
+    """Columns, types, nulls and metadata are those of a samples file."""
+    expected = samples_schema()
+    names = [column.name for column in SAMPLE_COLUMNS]
+    if found.names != names:
+        odd = sorted(set(found.names) ^ set(names)) or ["their order, or a name twice"]
+        raise ProfileError(f"{path} does not have the columns of a samples file: {', '.join(odd)}.")
+    for want, have in zip(expected, found, strict=True):
+        if not have.equals(want):
+            raise ProfileError(
+                f"{path} has the column {str(have)[14:-1]} where {str(want)[14:-1]} was expected."
+            )
+    metadata = found.metadata or {}
+    version = metadata.get(b"schema_version", b"none").decode("utf-8", "replace")
+    if version != str(SCHEMA_VERSION):
+        raise ProfileError(
+            f"{path} has samples of version {version[:20]}, "
+            f"but this reader knows {SCHEMA_VERSION} only."
+        )
+    reasons = parse_json(path, metadata.get(b"missing", b"{}"))
+    if not all(isinstance(reason, str) for reason in reasons.values()):
+        raise ProfileError(f"{path} has a reason for a missing column that is not text.")
+
+
+def _check_numbers(path: Path, table: pa.Table) -> None:
+    """Numbers are finite, times positive and counts not negative."""
+    import pyarrow.compute as pc
+
+    for column in SAMPLE_COLUMNS:
+        if column.type == "string" or table.num_rows == 0:
+            continue
+        values = table.column(column.name)
+        if column.type == "float64" and not pc.all(pc.is_finite(values), min_count=0).as_py():
+            raise ProfileError(f"{path} has a number in {column.name} that is not finite.")
+        least = pc.min(values).as_py()
+        if column.name in ("time_s", "calls") and least <= 0:
+            raise ProfileError(f"{path} has {least} in {column.name}, which must be positive.")
+        if column.name not in ("started_s", "temperature_c") and least is not None and least < 0:
+            raise ProfileError(f"{path} has {least} in {column.name}, which cannot be negative.")
 
 
 def _parquet_bytes(samples: pa.Table) -> bytes:
@@ -241,9 +342,15 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _samples_named_by(path: Path) -> Path | None:
-    """The samples file of the profile that already lies at `path`, if there is one."""
+    """The samples file that was written with the profile at `path`, if there is one.
+
+    A profile that was copied there, or made by hand, may name the samples of another.
+    """
     try:
-        samples = Profile.model_validate(_parse(path, _read(path, MAXIMUM_PROFILE_BYTES))).samples
-    except (ProfileError, ValidationError):
+        data = parse_json(path, read_file(path, MAXIMUM_PROFILE_BYTES))
+        samples = _validated(path, data).samples
+    except ProfileError:
         return None
-    return None if samples is None else path.with_name(samples.file)
+    if samples is None or samples.file != f"{path.stem}.{samples.sha256[:8]}.parquet":
+        return None
+    return path.with_name(samples.file)

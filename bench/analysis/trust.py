@@ -1,0 +1,407 @@
+"""When not to trust a profile: what is wrong with it, why that matters, and what to do about it.
+
+A profile can be true to its samples and still mislead. This module asks of a profile, and of its
+samples, what a sceptical reader would, and answers in sentences with numbers, one per kind of
+problem, however many rows have it.
+
+    serious   a number may be off by more than its interval says, or nobody can tell whether it is
+    caution   the numbers stand, but some intervals or comparisons are worth less than they look
+    note      what one should know before comparing with another profile
+
+    topic        serious when                                  caution or note when
+    kind         modelled or simulated                         caution: imported
+    incomplete   the run was cut short: its number of blocks
+                 is not the one that the pilot fixed
+    failed       an arm that a φ or best16 needs               caution: another arm
+    unverified   a timed kernel was never verified
+    samples      of a measured profile: missing, not the       caution: the same of another kind
+                 ones it was written with, or unreadable
+    recomputed   the samples give other numbers, other arms
+                 or none at all
+    unconverged  under 90 % of the φ met the target width      caution: under 100 %
+    few blocks   over 10 % of the rows have fewer than the     caution: some have, or the protocol
+                 protocol asks for                             asks for fewer than the method
+    dependent    over 20 % of the φ flagged, beyond chance     caution: beyond chance; note: within
+    spread       over 10 % of the φ moved between processes    caution: more than the interval, and
+                 by more than twice their interval             more often than by chance
+    throttled,   over 10 % of the rows had it in over 10 %     caution: any such row, or over 1 % of
+    busy, stolen, of their samples                             all samples
+    faulting, flagged
+    short        over 10 % of the rows have samples under      caution: some are shorter than the
+                 half the protocol's minimum                   minimum
+    clocks                                                     caution: they moved by over 5 %, were
+                                                               not recorded on a GPU, or the
+                                                               governor is not "performance";
+                                                               note: the governor is not known
+    cold         less than twice the last-level cache was      caution: hot on purpose, or the cache
+                 touched between uses of "cold" weights        size is not known
+    checkout     the tree had changes, or nobody knows, and    caution: the same with the kernels
+                 its kernels are not those here                that are here; note: another commit
+    kernels                                                    caution: a clean commit, but other
+                                                               kernels than here
+    software                                                   caution: a version that matters is
+                                                               not known
+    baseline                                                   caution: best16 had no rival
+    implausible                                                caution: fused beat its own bypass or
+                                                               stream, beyond chance
+    gaps                                                       caution: planned and not there;
+                                                               note: usual batches not measured
+
+Ten per cent of contaminated samples move a median by a third of its interval at 24 blocks, at most:
+that is where the limits on samples come from. "Beyond chance" is a binomial test at 1 %, with the
+share that a healthy run shows: 6 % flagged and 20 % beyond their interval between three processes
+(simulated; 0.4 % are beyond twice the interval), 2.5 % below zero.
+
+    from bench.analysis.trust import examine
+    findings = examine(profile, samples, Checkout(commit, kernels_sha256))
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.analysis.arms import SIXTEEN_BIT
+from bench.analysis.findings import (
+    SEVERITIES,
+    Finding,
+    at_batches,
+    listed,
+    number,
+    share_of,
+    shortened,
+    size,
+)
+from bench.analysis.stats import PILOT_MINIMUM
+from bench.analysis.trust_phi import examine_phis
+from bench.analysis.trust_samples import ROW_SHARE, recomputed, windows, without_samples
+from profiles.schema import LAYER, ArmRow, Profile
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CACHE_MULTIPLE = 2  # METHOD: bytes touched between two uses of a copy, in last-level caches
+METHOD_FRESH, METHOD_PROCESSES = 20, 3
+METHOD_TARGET = {"cpu": 0.05, "cuda": 0.02}
+METHOD_CONFIDENCE = 0.95
+USUAL_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+NEEDED_ARMS = ("native", "vendor", "fused", "bypass", "dequantize", "unfused")
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """The checkout that a profile is judged from.
+
+    Attributes:
+        commit: None when unknown.
+        kernels_sha256: over the source files of its kernels.
+    """
+
+    commit: str | None
+    kernels_sha256: str
+
+
+def examine(profile: Profile, samples: pa.Table | str, checkout: Checkout) -> tuple[Finding, ...]:
+    """Everything there is to hold against a profile, the most serious first.
+
+    Args:
+        profile: the profile.
+        samples: its samples as `profiles.reader.load_samples` gives them, or why there are none.
+        checkout: where the question is asked.
+    """
+    findings = [
+        *_evidence(profile),
+        *_arms(profile),
+        *examine_phis(profile),
+        *_blocks(profile),
+        *_cold(profile),
+        *_origin(profile, checkout),
+        *_reach(profile),
+    ]
+    if isinstance(samples, str):
+        findings.append(without_samples(profile, samples))
+    else:
+        findings += [*recomputed(profile, samples), *windows(profile, samples)]
+    return tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
+
+
+def failures(profile: Profile) -> list[ArmRow]:
+    """Rows of kernels that crashed or gave wrong numbers."""
+    return [row for row in profile.rows if row.failure is not None]
+
+
+def warm(profile: Profile) -> bool:
+    """Whether too few weight copies fitted into memory for each to have left the cache before its turn."""
+    cache = profile.device.last_level_cache_bytes
+    return cache is not None and profile.workload.rotation_bytes < CACHE_MULTIPLE * cache
+
+
+def _evidence(profile: Profile) -> Iterator[Finding]:
+    if profile.kind != "measured":
+        what = {
+            "modelled": "computed from compiled code and data sheets; nothing was timed",
+            "simulated": "made up by a simulated device to test the instrument",
+            "imported": "taken from someone else's publication, not measured by this suite",
+        }[profile.kind]
+        yield Finding(
+            "kind",
+            "caution" if profile.kind == "imported" else "serious",
+            f"The numbers are {profile.kind}: {what}.",
+            "They say what was assumed or reported, not what this device does.",
+            "Quote them by that name only, and measure before deciding anything.",
+        )
+    if not profile.complete:
+        yield Finding(
+            "incomplete",
+            "serious",
+            "The run was cut short.",
+            "The pilot fixed a number of blocks; stopping at another one, perhaps because the "
+            "numbers looked good, makes intervals lie.",
+            "Run it to its end.",
+        )
+
+
+def _arms(profile: Profile) -> Iterator[Finding]:
+    failed = failures(profile)
+    if failed:
+        needed = [
+            r for r in failed
+            if r.arm in NEEDED_ARMS and (r.arm != "vendor" or r.weight_format in SIXTEEN_BIT)
+        ]  # fmt: skip
+        names = sorted({f"{r.arm} ({r.implementation}, {r.weight_format})" for r in failed})
+        yield Finding(
+            "failed",
+            "serious" if needed else "caution",
+            f"{share_of(len(failed), len(profile.rows), 'row')} failed: {listed(names)}; "
+            f"{len(needed) or 'none'} of them {'is' if len(needed) == 1 else 'are'} needed for a φ "
+            f"or for best16. "
+            f"The first says: {shortened(failed[0].failure or '')}.",
+            "Without it a φ is missing, or best16 is weaker and every speed-up looks better."
+            if needed
+            else "No φ and no verdict rests on them.",
+            "Mend the kernel, or read no verdict at those batches."
+            if needed
+            else "Leave these arms out of any claim.",
+            len(failed),
+            len(profile.rows),
+        )
+    timed = _timed(profile)
+    unverified = [row for row in timed if row.error_vs_reference is None]
+    if unverified:
+        yield Finding(
+            "unverified",
+            "serious",
+            f"{share_of(len(unverified), len(timed), 'timed row', 'were')} never checked against "
+            f"the reference{at_batches(r.batch for r in unverified)}.",
+            "A fast kernel that computes something else is not data.",
+            "Run again; a run verifies every kernel before it times it.",
+            len(unverified),
+            len(timed),
+        )
+    layers = [c for c in profile.comparisons if c.operator == LAYER]
+    rivals = Counter(
+        (row.batch, row.format)
+        for row in profile.rows
+        if row.operator == LAYER
+        and row.arm in ("native", "vendor")
+        and row.weight_format in SIXTEEN_BIT
+        and row.time_s.value is not None
+    )
+    lonely = [c for c in layers if rivals[c.batch, c.format] < 2]
+    if lonely:
+        yield Finding(
+            "baseline",
+            "caution",
+            f"In {share_of(len(lonely), len(layers), 'comparison')} of the layer, fewer than two "
+            f"16-bit kernels were timed{at_batches(c.batch for c in lonely)}.",
+            "A weak 16-bit baseline is the commonest way to make low-bit weights look fast.",
+            "Make both native and vendor run, then compare again.",
+            len(lonely),
+            len(layers),
+        )
+
+
+def _blocks(profile: Profile) -> Iterator[Finding]:
+    protocol, rows = profile.protocol, _timed(profile)
+    least = protocol.fresh_blocks_minimum
+    few = [row for row in rows if row.blocks < least]
+    if few:
+        yield Finding(
+            "few blocks",
+            "serious" if len(few) > ROW_SHARE * len(rows) else "caution",
+            f"{share_of(len(few), len(rows), 'row')} rest on fewer fresh blocks than the {least} of the "
+            f"protocol, the least {min(row.blocks for row in few)}{at_batches(r.batch for r in few)}.",
+            "Few blocks cannot show that they depend on each other, and below 6 there is no interval.",
+            "Run again; a run that ends by itself has enough.",
+            len(few),
+            len(rows),
+        )
+    target = METHOD_TARGET[profile.device.kind]
+    lax = [
+        text
+        for wrong, text in (
+            (least < METHOD_FRESH, f"{least} fresh blocks at least ({METHOD_FRESH})"),
+            (
+                protocol.pilot_blocks < PILOT_MINIMUM,
+                f"{protocol.pilot_blocks} pilot blocks ({PILOT_MINIMUM})",
+            ),
+            (
+                protocol.processes < METHOD_PROCESSES,
+                f"{number(protocol.processes, 'process', 'processes')} ({METHOD_PROCESSES})",
+            ),
+            (
+                protocol.target_half_width > target,
+                f"a target of ±{protocol.target_half_width:.3g} (±{target:g})",
+            ),
+            (
+                protocol.confidence < METHOD_CONFIDENCE,
+                f"a confidence of {protocol.confidence:.3g} ({METHOD_CONFIDENCE:g})",
+            ),
+            (
+                protocol.sample_minimum_s < 1e-3,
+                f"samples of {protocol.sample_minimum_s * 1e3:.3g} ms at least (1 ms)",
+            ),
+        )
+        if wrong
+    ]
+    if lax:
+        yield Finding(
+            "protocol",
+            "caution",
+            f"The protocol asks for less than the method does (in brackets): {listed(lax)}.",
+            '"Converged" and "enough blocks" mean less here than in other profiles.',
+            "Compare only with profiles of the same protocol.",
+        )
+
+
+def _cold(profile: Profile) -> Iterator[Finding]:
+    cache, touched = profile.device.last_level_cache_bytes, profile.workload.rotation_bytes
+    if profile.workload.cache_state == "hot":
+        yield Finding(
+            "cold",
+            "caution",
+            "Weights were hot on purpose: each use may find them in the cache.",
+            "A decode step of a real model reads its weights from memory; time, φ and speed-ups "
+            "differ then.",
+            "Compare with hot profiles only.",
+        )
+    elif cache is None:
+        yield Finding(
+            "cold",
+            "caution",
+            f"The size of the last-level cache is not known, so that nobody can tell whether "
+            f"{size(touched)} between two uses of a weight copy were enough.",
+            "Weights still in the cache make low-bit and 16-bit kernels look too fast.",
+            "Look the cache up; twice its size is enough.",
+        )
+    elif warm(profile):
+        yield Finding(
+            "cold",
+            "serious",
+            f"Weights were not cold: only {size(touched)} were touched between two uses of a copy, "
+            f"{touched / cache:.1f} times the last-level cache of {size(cache)}.",
+            "The smaller 4-bit weights stay in the cache more easily than the 16-bit ones, so that "
+            "speed-ups flatter them.",
+            "Free memory, or take a larger model, and run again.",
+        )
+
+
+def _origin(profile: Profile, checkout: Checkout) -> Iterator[Finding]:
+    git, same = profile.git, profile.kernels_sha256 == checkout.kernels_sha256
+    commit = (git.commit or "unknown")[:10]
+    where = "the kernels are those of this checkout" if same else "its kernels are not those here"
+    if git.commit is None or git.dirty is None or git.dirty:
+        state = (
+            "The commit that ran is not known"
+            if git.commit is None
+            else f"Nobody knows whether the tree at commit {commit} had changes"
+            if git.dirty is None
+            else f"The tree had changes on top of commit {commit}"
+        )
+        yield Finding(
+            "checkout",
+            "caution" if same else "serious",
+            f"{state}; {where}.",
+            "What measured may differ from any commit, though not what was measured."
+            if same
+            else "No one can find the code that was measured.",
+            "Commit, and run again from a clean tree."
+            if same or git.commit is None
+            else f"Check this profile from commit {commit}: there the kernels may agree.",
+        )
+    elif not same:
+        yield Finding(
+            "kernels",
+            "caution",
+            f"It was made at commit {commit}, and its kernels are not those of this checkout.",
+            "It says nothing about the kernels here.",
+            "Measure again before comparing with anything newer.",
+        )
+    elif git.commit != checkout.commit and checkout.commit is not None:
+        yield Finding(
+            "checkout",
+            "note",
+            f"It was made at commit {commit} and is read at {checkout.commit[:10]}; the kernels are "
+            f"the same.",
+            "How they are timed may have changed in between.",
+            "Look at the log between the two before comparing small differences.",
+        )
+    compiler = {"cpu": ("numba",), "cuda": ("triton", "driver", "cuda")}[profile.device.kind]
+    needed = ("numpy", "torch", *compiler)
+    unknown = [name for name in needed if getattr(profile.software, name) is None]
+    if unknown and profile.kind == "measured":
+        reasons = "; ".join(sorted({profile.software.missing.get(n, "") for n in unknown}))
+        yield Finding(
+            "software",
+            "caution",
+            f"Versions that matter are not known: {listed(unknown)} ({shortened(reasons)}).",
+            "Compilers and drivers choose the code that runs; two versions differ by more than most φ.",
+            "Note them by hand beside the profile.",
+        )
+
+
+def _reach(profile: Profile) -> Iterator[Finding]:
+    """What was planned and is not there, and what was not planned."""
+    workload = profile.workload
+    operators = {LAYER, *(o.name for o in workload.operators)}
+    formats, batches = set(workload.formats), set(workload.batches)
+    there = {
+        (c.operator, c.format, c.batch)
+        for c in profile.comparisons
+        if c.phi_exposed_s.value is not None or c.phi_unfused_s.value is not None
+        if c.operator in operators and c.format in formats
+    }
+    found = Counter(batch for _, _, batch in there)
+    each = len(operators) * len(formats)
+    absent = Counter({batch: each - found[batch] for batch in batches if found[batch] < each})
+    if absent:
+        yield Finding(
+            "gaps",
+            "caution",
+            f"{share_of(absent.total(), each * len(batches), 'planned comparison', 'are')} not there, "
+            f"or without a φ{at_batches(absent)}.",
+            "A verdict over batches or operators leaves out what is missing, and that is seldom "
+            "missing by chance.",
+            "Find out why (failed kernels, an interrupted run), and measure those.",
+            absent.total(),
+            each * len(batches),
+        )
+    if unusual := sorted(set(USUAL_BATCHES) - set(workload.batches)):
+        yield Finding(
+            "gaps",
+            "note",
+            f"Of the usual batches 1 to 256, {listed([str(b) for b in unusual], len(USUAL_BATCHES))} "
+            f"{'was' if len(unusual) == 1 else 'were'} not measured; "
+            f"activations were {workload.activation} only.",
+            "Nothing here says which side wins there, and a crossing may lie between two batches.",
+            "Do not interpolate a verdict.",
+            len(unusual),
+            len(USUAL_BATCHES),
+        )
+
+
+def _timed(profile: Profile) -> list[ArmRow]:
+    """Rows with a time, of single operators: the layer is a sum of them."""
+    return [r for r in profile.rows if r.operator != LAYER and r.time_s.value is not None]
