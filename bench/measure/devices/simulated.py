@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.analysis.pairs import THROTTLED
 from bench.measure.devices import (
     DeviceError,
     Float16,
@@ -52,7 +53,6 @@ ROW_TILE = 16  # rows of x that share one dequantization of the weights
 RIGHT_ERROR = 1e-4  # of an arm whose numbers are right
 OTHER_STAGE_ERROR = 0.7  # of an arm that computes what another stage is asked for
 _PURPOSES = ("", "sample", "block", "drift", "throttle", "arm")
-THROTTLED = "throttled"  # flag of a sample during which the clock was held down
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Scenario:
         warmup_s: see there.
         boost: share by which the first launches are faster; falls off by e in `boost_s`.
         boost_s: see there.
-        throttle: share by which a throttled clock is slower; its samples carry a flag.
+        throttle: share by which a throttled clock is slower; its samples carry the flag `throttled`.
         throttle_s: length of an episode.
         throttle_every_s: there is one episode in each such stretch, anywhere in it.
         stall_share: of samples that stall.
@@ -179,16 +179,18 @@ class Scenario:
 
 
 NOISE = 0.01
-SCENARIOS = {
+SCENARIOS = {  # their times are short, because the virtual seconds of a run are few
     "quiet": Scenario(noise=0.002),
-    "noise": Scenario(noise=NOISE, block_noise=0.02, jitter_s=10e-6),
+    "noise": Scenario(noise=NOISE, jitter_s=2e-6),
+    "moments": Scenario(noise=NOISE, block_noise=0.03),
     "stalls": Scenario(noise=NOISE, stall_share=0.08),
-    "drift": Scenario(noise=NOISE, drift=0.05, drift_s=0.9),
-    "boost": Scenario(noise=NOISE, boost=0.08, boost_s=0.2, warmup=0.5, warmup_s=0.01),
-    "throttling": Scenario(noise=NOISE, throttle=0.3, throttle_s=0.02, throttle_every_s=0.1),
-    "ar03": Scenario(noise=0.0, arm_noise=NOISE, autocorrelation=0.3),
-    "ar06": Scenario(noise=0.0, arm_noise=NOISE, autocorrelation=0.6),
+    "drift": Scenario(noise=NOISE, drift=0.03, drift_s=1.7),
+    "boost": Scenario(noise=NOISE, boost=0.03, boost_s=0.3, warmup=0.2, warmup_s=0.01),
+    "throttling": Scenario(noise=NOISE, throttle=0.3, throttle_s=0.15, throttle_every_s=0.6),
+    "ar03": Scenario(arm_noise=NOISE, autocorrelation=0.3),
+    "ar06": Scenario(arm_noise=NOISE, autocorrelation=0.6),
     "shift": Scenario(noise=NOISE, shift=0.05, shift_block=4),
+    "shift-once": Scenario(noise=NOISE, shift=0.05, shift_block=4, shift_process=1),
     "loud": Scenario(noise=0.5),
     "warm": Scenario(noise=0.002, free_bytes=64 << 20),
     "wrong": Scenario(noise=0.002, errors=(("fused", 0.25),)),
@@ -376,15 +378,14 @@ class SimulatedDevice:
             level += s.block_noise * _random(s, "block", *block.seed).standard_normal()
         if s.arm_noise:
             level += s.arm_noise * _autoregressive(s, block.seed, number)
-        throttled = _throttled(s, block.run, started_s)
-        factor = math.exp(level) * _clock_factor(s, block.run, started_s)
-        factor *= 1 + s.throttle * throttled + self._shift(prepared.kernel.arm)
+        factor = math.exp(level) * slowdown(s, block.run, started_s)
+        factor *= 1 + self._shift(prepared.kernel.arm)
         seconds = repeats * factor * self._true_s(prepared, mode) + s.jitter_s * delay
         if stalls < s.stall_share:
             seconds += s.stall_s * int(rng.geometric(0.5))
         self._clock_s += seconds
         self._position += 1
-        flags = (THROTTLED,) if throttled else ()
+        flags = (THROTTLED,) if _throttled(s, block.run, started_s) else ()
         return Sample(seconds / repeats, repeats, started_s, flags=flags)
 
     def check(self) -> None:
@@ -413,18 +414,25 @@ class SimulatedDevice:
         return s.shift if (block.process, block.index) >= (process, s.shift_block) else 0.0
 
 
-def _random(s: Scenario, what: str, *numbers: int) -> np.random.Generator:
-    """A generator of its own for each purpose, each time at its beginning."""
-    return np.random.default_rng((_PURPOSES.index(what), s.seed, *numbers))
+def slowdown(s: Scenario, run: int, at_s: float) -> float:
+    """What drift, warm-up, boost and throttling multiply every kernel's time by at a moment.
 
-
-def _clock_factor(s: Scenario, run: int, at_s: float) -> float:
-    """What drift, warm-up and boost make of every kernel's time."""
+    Args:
+        s: the scenario.
+        run: the seed of the run.
+        at_s: seconds on the virtual clock.
+    """
     factor = 1.0
     if s.drift:
         phase = _random(s, "drift", run).random()
         factor += s.drift * math.sin(2 * math.pi * (at_s / s.drift_s + phase))
-    return factor + s.warmup * math.exp(-at_s / s.warmup_s) - s.boost * math.exp(-at_s / s.boost_s)
+    factor += s.warmup * math.exp(-at_s / s.warmup_s) - s.boost * math.exp(-at_s / s.boost_s)
+    return factor * (1 + s.throttle * _throttled(s, run, at_s))
+
+
+def _random(s: Scenario, what: str, *numbers: int) -> np.random.Generator:
+    """A generator of its own for each purpose, each time at its beginning."""
+    return np.random.default_rng((_PURPOSES.index(what), s.seed, *numbers))
 
 
 def _throttled(s: Scenario, run: int, at_s: float) -> bool:
