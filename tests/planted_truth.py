@@ -19,7 +19,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ def plan(
     )
 
 
-def scenario(name: str, variant: int = 0) -> Scenario:
+def named(name: str, variant: int = 0) -> Scenario:
     """The scenario with random numbers of its own, so that rows of a table are independent."""
     return replace(SCENARIOS[name], seed=100 * variant + list(SCENARIOS).index(name))
 
@@ -296,7 +296,8 @@ def _one_after_the_other(
             times.append(sequence.sample(arm))
         medians.append(stats.median_interval(times))
     b, a = medians
-    half_width = math.hypot(a.half_width or math.inf, b.half_width or math.inf)
+    widths = [math.inf if i.half_width is None else i.half_width for i in medians]
+    half_width = math.hypot(*widths)
     return Unpaired(a.value - b.value, half_width, a.n + b.n)
 
 
@@ -489,20 +490,20 @@ def tables(runs: int = RUNS) -> Tables:
             return pool.map(partial(one_run, task), seeds, chunksize=10)
 
         for name in COVERED:
-            task = Task(scenario(name), references=len(some(REFERENCE_RUNS)))
+            task = Task(named(name), references=len(some(REFERENCE_RUNS)))
             found = all_of(task, range(runs))
             coverage += coverage_rows(name, found)
             savings += saving_rows(name, found)
-        coverage.append(stopping_row(all_of(Task(scenario("noise", 60), (60, 60)), range(runs))))
+        coverage.append(stopping_row(all_of(Task(named("noise", 60), (60, 60)), range(runs))))
         for name in DEPENDENT:
-            flags += flag_rows(name, all_of(Task(scenario(name)), some(DEPENDENT_RUNS)))
+            flags += flag_rows(name, all_of(Task(named(name)), some(DEPENDENT_RUNS)))
         for name in ("noise", "ar03", "ar06"):
-            each = pool.map(partial(whole_run, scenario(name, 1)), some(WHOLE_RUNS), chunksize=1)
+            each = pool.map(partial(whole_run, named(name, 1)), some(WHOLE_RUNS), chunksize=1)
             where = f"whole run, {2 * len(WHOLE_OPERATORS) * len(WHOLE_BATCHES)} rows"
             flagged = share(stats.AUTOCORRELATED_RUN in f for f in each)
             flags.append(FlagRow(name, where, flagged, name != "noise"))
         curve = {
-            name: power(all_of(Task(scenario(name, 2), (CURVE[-1],) * 2), some(CURVE_RUNS)))
+            name: power(all_of(Task(named(name, 2), (CURVE[-1],) * 2), some(CURVE_RUNS)))
             for name in ("noise", "ar03", "ar06")
         }
     return Tables(tuple(coverage), tuple(flags), curve, tuple(savings), time.monotonic() - began_s)
