@@ -546,7 +546,9 @@ def text(t: Tables) -> str:
         "",
         "At the same device time, pilot included: error of phi exposed that 95 % of runs stay below, and "
         "the samples",
-        "that the reference would need for our width, over ours. Claimed: how often its own 95 % "
+        "that the reference would need for our width, over ours, if its error fell with their square "
+        "root (no drift",
+        "does). until_steady stops long before its time is up. Claimed: how often its own 95 % "
         "interval holds.",
         f"{'scenario':11} {'reference':16} {'ours':>8} {'theirs':>8} {'samples':>9}  claimed",
     ]

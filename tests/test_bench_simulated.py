@@ -151,6 +151,13 @@ def test_a_block_gives_the_same_samples_whatever_came_before() -> None:
     assert block(used, SEED, 0.75) != first
 
 
+def test_an_arm_that_is_sampled_twice_in_a_block_has_two_samples() -> None:
+    noisy = device(noise=0.01)
+    noisy.start_block(SEED, 0.0)
+    one, two = (noisy.sample(prepared(noisy, "fused"), 10, "graph").time_s for _ in range(2))
+    assert one != two
+
+
 def test_noise_is_of_the_planted_size_and_stalls_are_plateaus() -> None:
     seeds = blocks(4000)
     true_s = times(device(), "fused", [SEED])[0]
