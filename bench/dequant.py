@@ -331,7 +331,7 @@ def run_command(
     path = output or default_output(gpu, plan.model, formats)
     if path.suffix != ".json" or path.is_dir():
         raise UsageError(f"--output must be a file that ends in .json, but is {path}.")
-    if gpu.startswith("simulated") and "measured" in path.absolute().parts:
+    if gpu.strip().lower().startswith("simulated") and "measured" in path.absolute().parts:
         raise UsageError("a simulated profile has no place among measured ones; change --output.")
     if journal_of(path).exists():
         raise UsageError(

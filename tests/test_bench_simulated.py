@@ -298,7 +298,7 @@ def test_a_simulated_profile_says_so_in_its_name_and_stays_out_of_measured(tmp_p
     name = dequant.default_output("simulated:h100/drift", "tiny", (INT4,)).name
     assert name.startswith("simulated-h100-drift-tiny-int4-g128-")
     path = tmp_path / "measured" / "run.json"
-    code, _, said = command("--gpu", "simulated:h100", "--output", str(path))
+    code, _, said = command("--gpu", "Simulated:h100", "--output", str(path))
     assert code == 2
     assert "a simulated profile has no place among measured ones" in said
     assert not path.parent.exists()
