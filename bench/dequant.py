@@ -23,13 +23,17 @@ from kernels.formats import FORMATS, WeightFormat, find_format, formats_with_bit
 if TYPE_CHECKING:
     from bench.measure.devices import Mode
     from bench.measure.run import Plan, Result
-    from profiles.schema import Profile
+    from profiles.schema import Kind, Profile
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LARGEST_BATCH = 256
 CPU_MODEL = "Qwen3-0.6B"
 GPU_MODEL = "Llama-3.1-8B"
-TARGET = {"cpu": 0.05, "cuda": 0.02}  # half-width of φ over t(best16), METHOD section 4
+TARGET = {
+    "cpu": 0.05,
+    "cuda": 0.02,
+    "simulated": 0.02,
+}  # half-width of φ over t(best16), METHOD section 4
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -157,8 +161,9 @@ def assemble(result: Result, plan: Plan, rows: list[dict[str, object]]) -> Profi
     from bench.measure.run import samples_table
     from profiles.schema import Git, Profile, Software
 
+    kind: Kind = "simulated" if result.opened.device.kind == "simulated" else "measured"
     quantities, comparisons = decompose(
-        samples_table(rows), result.workload, plan.protocol, result.facts
+        samples_table(rows), result.workload, plan.protocol, result.facts, kind
     )
     found = environment.software()
     loaded = dict(result.opened.software)
@@ -167,7 +172,7 @@ def assemble(result: Result, plan: Plan, rows: list[dict[str, object]]) -> Profi
     git = environment.git(ROOT)
     return Profile(
         created=datetime.now(UTC),
-        kind="measured",
+        kind=kind,
         complete=result.complete,
         device=result.opened.device,
         software=Software(**found.facts, missing=found.missing),
@@ -184,6 +189,8 @@ def assemble(result: Result, plan: Plan, rows: list[dict[str, object]]) -> Profi
 def _why_unknown(name: str, kind: str) -> str:
     if kind == "cpu":
         return "not used on a CPU"
+    if kind == "simulated":
+        return "a simulated device has none"
     return "read with NVML, which comes with the energy sensors" if name == "driver" else "not used"
 
 
@@ -249,7 +256,7 @@ def measure(plan: Plan, output: Path) -> int:
 
 def main(
     gpu: Annotated[
-        str, typer.Option(help="auto, cpu, or the name of a GPU that must be here, such as h100.")
+        str, typer.Option(help="auto, cpu, the name of a GPU that must be here, or simulated:h100.")
     ] = "auto",
     bits: Annotated[
         int | None, typer.Option(help="Measure all formats of this width; 4 by default.")
@@ -324,6 +331,8 @@ def run_command(
     path = output or default_output(gpu, plan.model, formats)
     if path.suffix != ".json" or path.is_dir():
         raise UsageError(f"--output must be a file that ends in .json, but is {path}.")
+    if gpu.strip().lower().startswith("simulated") and "measured" in path.absolute().parts:
+        raise UsageError("a simulated profile has no place among measured ones; change --output.")
     if journal_of(path).exists():
         raise UsageError(
             f"{journal_of(path)} holds the samples of an earlier run; move it or choose another --output."

@@ -17,6 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bench.analysis.doubts import flag_sentences, stale_sentences
 from bench.analysis.trust import failures as failures
 from bench.analysis.trust import warm as warm
 from bench.analysis.trust_phi import CONVERGED_SHARE as CONVERGED_SHARE
@@ -113,6 +114,8 @@ def _baselines(chosen: list[Comparison]) -> Text:
 
 def _notes(profile: Profile) -> Iterator[str]:
     """What to be careful about."""
+    if profile.kind == "simulated":
+        yield "SIMULATED: these times are planted. No hardware was timed, and they say nothing of any."
     good, known = converged_share(profile)
     target = profile.protocol.target_half_width
     yield (
@@ -127,8 +130,8 @@ def _notes(profile: Profile) -> Iterator[str]:
     layers = [c for c in profile.comparisons if c.operator == LAYER]
     if any(c.converged is False for c in layers):
         yield "* not converged: the interval of a φ is wider than that."
-    if any(c.flags for c in layers):
-        yield "† flagged: the blocks show a trend or depend on each other, so intervals may be short."
+    yield from flag_sentences(layers)
+    yield from stale_sentences(profile)
     spreads = [
         (spread / c.phi_exposed_s.value, c)
         for c in layers

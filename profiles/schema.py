@@ -118,7 +118,7 @@ class DeviceInfo(Facts):
     """The machine or board that ran the kernels."""
 
     name: str
-    kind: Literal["cpu", "cuda"]
+    kind: Literal["cpu", "cuda", "simulated"]
     uuid_hash: str | None = Field(
         description="shortened SHA-256 of the board's or machine's own id"
     )

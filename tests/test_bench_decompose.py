@@ -262,8 +262,8 @@ def test_trends_within_processes_and_short_runs_are_flagged() -> None:
 
     _, comparisons = decompose(samples(trend), workload(), PROTOCOL)
     up = by_operator(comparisons)["up"]
-    assert up.quality_exposed.flags == ("autocorrelated", "shifted")
-    assert up.flags == ("autocorrelated", "shifted")
+    assert up.quality_exposed.flags == ("autocorrelated", "shifted", "autocorrelated-run")
+    assert up.flags == ("autocorrelated", "shifted", "autocorrelated-run")
     _, comparisons = decompose(samples(blocks=3), workload(), PROTOCOL)
     assert by_operator(comparisons)["up"].quality_exposed.flags == ("short",)
 

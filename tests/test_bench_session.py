@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from fake_device import COPY_BYTES, TIMES_S, FakeDevice
 
+from bench.measure.devices import Problem
 from bench.measure.session import ArmName, Session
 from kernels.formats import find_format
 from profiles.schema import Operator
@@ -126,3 +128,22 @@ def test_arms_that_crashed_before_are_left_alone(device: FakeDevice) -> None:
     failures = {s.name: s.failure for s in session.begin(INT4, [1], {}) if s.failure}
     assert failures == {name: "it crashed with SIGSEGV"}
     assert name not in {t.name for t in session.block(1, (0,))}
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize(
+    ("arm", "stale"),
+    [("bypass", "fused"), ("fused", "bypass"), ("unpack", "stream"), ("stream", "unpack")],
+)
+def test_a_stage_that_runs_the_code_of_another_fails_verification(
+    arm: str, stale: str, batch: int
+) -> None:
+    """On this CPU, with real kernels: every stage has a reference of its own."""
+    from bench.measure.devices.cpu import CpuDevice
+
+    device = CpuDevice()
+    problem = Problem("up", 64, 256, batch, INT4, "bf16")
+    stages = {k.arm: k for k in device.kernels(problem) if k.implementation == "numba"}
+    right = device.verify(device.prepare(problem, stages[arm]))
+    wrong = device.verify(device.prepare(problem, replace(stages[arm], bind=stages[stale].bind)))
+    assert right <= stages[arm].tolerance < wrong

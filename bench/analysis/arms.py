@@ -161,9 +161,9 @@ def pick_roles(arms: Arms, weight_format: str) -> Roles:
 
 
 def align(a: Series, b: Series) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Times of both arms in the blocks that have both, and the process of each such block."""
+    """Times of both arms in the blocks that have both, and the numbers of these blocks."""
     block, in_a, in_b = np.intersect1d(a.block, b.block, assume_unique=True, return_indices=True)
-    return a.time_s[in_a], b.time_s[in_b], block >> 32
+    return a.time_s[in_a], b.time_s[in_b], block
 
 
 def _layer(operators: list[Arms], counts: list[int]) -> Arms:

@@ -19,12 +19,26 @@ Only fresh blocks make estimates; the pilot says how many there must be (`fresh_
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bench.analysis import stats
-from bench.analysis.arms import ArmKey, Arms, Problem, add_layers, align, pick_roles, read_arms
+from bench.analysis.arms import (
+    ArmKey,
+    Arms,
+    Floats,
+    Problem,
+    add_layers,
+    align,
+    pick_roles,
+    read_arms,
+)
 from bench.analysis.pairs import Pair, median_quantity, pair_up
 from profiles.schema import (
     LAYER,
@@ -96,11 +110,12 @@ def decompose(
     problems = add_layers(problems, workload)
     rows: list[ArmRow] = []
     comparisons: list[Comparison] = []
+    dependent = _run_flags(problems, protocol, kind)
     for problem in sorted(problems, key=lambda p: _place(p, workload)):
         setting = _Setting(problem, problems[problem], workload, protocol, kind)
         comparison = _compare(setting)
         if setting.arms:
-            comparisons.append(comparison)
+            comparisons.append(_flagged(comparison, dependent))
         rows += _rows(setting, facts, _converged(comparison, setting))
     return tuple(rows), tuple(comparisons)
 
@@ -214,6 +229,41 @@ def _compare(setting: _Setting) -> Comparison:
     if setting.problem.operator != LAYER:
         return comparison
     return comparison.model_copy(update={"extrapolated": _extrapolate(comparison, setting)})
+
+
+def _run_flags(problems: Mapping[Problem, Arms], protocol: Protocol, kind: Kind) -> tuple[str, ...]:
+    """What all rows of the run together say of its blocks: of every phi of every operator.
+
+    The layer is left out, being their sum. Differences of operators count in the blocks that all have.
+    """
+    cells: dict[Problem, list[Pair]] = defaultdict(list)
+    for problem, arms in problems.items():
+        if problem.operator == LAYER:
+            continue
+        roles = pick_roles(arms, problem.format)
+        for a, b in ((roles.fused, roles.bypass), (roles.unfused, roles.best16)):
+            pair = pair_up(arms, a, b, "", protocol, kind)
+            if not pair.reason:
+                cells[problem._replace(operator=LAYER)].append(pair)
+    return stats.run_gate(_together(pairs) for pairs in cells.values()).flags
+
+
+def _together(pairs: list[Pair]) -> tuple[list[Floats], NDArray[np.int64]]:
+    """Differences of several pairs in the blocks that all of them have, and the processes of these."""
+    blocks = reduce(np.intersect1d, (pair.block for pair in pairs))
+    return [(p.a - p.b)[np.isin(p.block, blocks)] for p in pairs], blocks >> 32
+
+
+def _flagged(comparison: Comparison, flags: tuple[str, ...]) -> Comparison:
+    """The comparison, with flags added to each phi there is."""
+    if not flags:
+        return comparison
+    update = {
+        name: quality.model_copy(update={"flags": (*quality.flags, *flags)})
+        for name in ("quality_exposed", "quality_unfused")
+        if (quality := getattr(comparison, name)).converged is not None
+    }
+    return comparison.model_copy(update=update)
 
 
 def _extrapolate(layer: Comparison, setting: _Setting) -> Extrapolated:

@@ -12,6 +12,7 @@ from bench.analysis.arms import Arms, Floats, align
 from profiles.schema import Implementation, Kind, Protocol, Quality, Quantity, absent
 
 SHORT = "short"  # flag: fewer fresh blocks than the protocol asks for
+THROTTLED = "throttled"  # flag of samples, and of a phi that is made of such
 
 
 @dataclass(frozen=True)
@@ -21,18 +22,25 @@ class Pair:
     Attributes:
         a: [blocks], seconds.
         b: [blocks], seconds.
-        process: [blocks], the process of each block.
+        block: [blocks], process * 2^32 + block.
         reason: why there is nothing to compare; empty otherwise.
         protocol: confidence, target half-width, least number of blocks.
         kind: the kind of evidence, for every quantity made here.
+        flags: words that samples of either arm carry.
     """
 
     a: Floats
     b: Floats
-    process: NDArray[np.int64]
+    block: NDArray[np.int64]
     reason: str
     protocol: Protocol
     kind: Kind
+    flags: tuple[str, ...] = ()
+
+    @property
+    def process(self) -> NDArray[np.int64]:
+        """[blocks], the process of each block."""
+        return self.block >> 32
 
     def difference(self) -> Quantity:
         """The median of a - b, in seconds."""
@@ -65,6 +73,8 @@ class Pair:
         flags = stats.gates(phi, self.process).flags
         if len(phi) < self.protocol.fresh_blocks_minimum:
             flags = (*flags, SHORT)
+        if THROTTLED in self.flags:
+            flags = (*flags, THROTTLED)
         relative, converged, reasons = None, None, [spread.reason] if spread.reason else []
         if best16_s is None:
             reasons.append("no 16-bit arm to measure the half-width against")
@@ -100,9 +110,9 @@ def pair_up(
     if a not in arms or b not in arms or a is None or b is None:
         nothing, nowhere = np.empty(0), np.empty(0, np.int64)
         return Pair(nothing, nothing, nowhere, f"no samples of {names}", protocol, kind)
-    x, y, process = align(arms[a], arms[b])
+    x, y, block = align(arms[a], arms[b])
     reason = "" if len(x) else f"no block has both {names}"
-    return Pair(x, y, process, reason, protocol, kind)
+    return Pair(x, y, block, reason, protocol, kind, arms[a].flags + arms[b].flags)
 
 
 def median_quantity(values: Floats, confidence: float, kind: Kind) -> Quantity:

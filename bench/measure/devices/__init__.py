@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from profiles.schema import DeviceInfo
 
 Mode = Literal["graph", "eager"]
-Kind = Literal["cpu", "cuda"]
+Kind = Literal["cpu", "cuda", "simulated"]
 Float16 = Literal["fp16", "bf16"]
 PoolKey = tuple[str, str]  # operator, and the layout of the weights
 
@@ -90,7 +90,7 @@ class Device(Protocol):
     """One device, in the process that uses it.
 
     Attributes:
-        kind: "cpu" or "cuda".
+        kind: "cpu", "cuda" or "simulated".
         default_activation: dtype of x unless asked otherwise.
         default_mode: how launches are timed unless asked otherwise.
         cache_bytes: size of the last-level cache, which rotation must exceed twice.
@@ -176,12 +176,20 @@ class Device(Protocol):
 def find_device(name: str) -> Kind:
     """Which kind of device a name stands for here: "auto", "cpu", "cuda", or part of a GPU's name.
 
+    "simulated:" and a board's name stand for a device without hardware; see `simulated.py`.
+
     Raises:
         DeviceError: it is not there; the message says what was expected, what was found, what to do.
     """
+    wanted = name.strip().lower()
+    if wanted.startswith("simulated"):
+        from bench.measure.devices.simulated import find_simulated
+
+        find_simulated(wanted)
+        return "simulated"
+
     from bench.measure.devices.cuda import find_gpu
 
-    wanted = name.strip().lower()
     if wanted == "cpu":
         return "cpu"
     gpu, why = find_gpu()
@@ -202,7 +210,12 @@ def open_device(name: str) -> Device:
     Raises:
         DeviceError: it is not there.
     """
-    if find_device(name) == "cpu":
+    kind = find_device(name)
+    if kind == "simulated":
+        from bench.measure.devices.simulated import open_simulated
+
+        return open_simulated(name)
+    if kind == "cpu":
         from bench.measure.devices.cpu import CpuDevice
 
         return CpuDevice()

@@ -1,0 +1,61 @@
+"""What a profile gives away against itself, in sentences: flags, and stages that cannot be told apart.
+
+A flag is a word at a row; `MEANING` says what to do about it. A stale stage, one that runs the machine code
+of another, has no word of its own: its numbers are those of the other stage, so verification refuses it
+wherever the two differ (and each stage has a reference of its own). What verification lets through shows
+here as two arms that take the same time at every batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from bench.analysis.pairs import SHORT, THROTTLED
+from bench.analysis.stats import AUTOCORRELATED, AUTOCORRELATED_RUN, SHIFTED
+from profiles.schema import LAYER, Comparison, Profile
+
+INDISTINCT = 0.01  # phi exposed over t(bypass) that is as good as none
+MEANING = {
+    AUTOCORRELATED: "neighbouring blocks depend on each other, so intervals may be short",
+    SHIFTED: "the blocks show a trend or a step, so intervals may be short",
+    AUTOCORRELATED_RUN: "over the whole run neighbouring blocks depend on each other, so intervals "
+    "may be short",
+    THROTTLED: "the clock was held down during some samples, so times mix two speeds",
+    SHORT: "fewer blocks than planned",
+}
+
+
+def flag_sentences(comparisons: Iterable[Comparison]) -> Iterator[str]:
+    """One sentence per flag that any of the comparisons carries, with the formats and batches."""
+    rows: dict[str, dict[str, list[int]]] = {}
+    for c in comparisons:
+        for flag in c.flags:
+            rows.setdefault(flag, {}).setdefault(c.format, []).append(c.batch)
+    for flag, formats in rows.items():
+        where = "; ".join(
+            f"{name} at batch {', '.join(map(str, sorted(set(batches))))}"
+            for name, batches in formats.items()
+        )
+        yield f"† {flag}: {MEANING.get(flag, 'see the samples')} ({where})."
+
+
+def stale_sentences(profile: Profile) -> Iterator[str]:
+    """Names the formats whose fused and bypass kernels cannot be told apart at any batch.
+
+    That is so when the layer's phi exposed is within 1 % of t(bypass) at every batch, and its interval
+    holds 0 at most of them (one in twenty misses 0 by chance). Dequantization that is wholly hidden looks
+    the same, and the sentence says so: no clock can tell.
+    """
+    for name in profile.workload.formats:
+        found = [
+            c
+            for c in profile.comparisons
+            if (c.format, c.operator) == (name, LAYER) and c.phi_exposed_s.low is not None
+        ]
+        small = all(abs(c.cor_exposed.value or 0.0) <= INDISTINCT for c in found)
+        zeros = [(c.phi_exposed_s.low or 0.0) <= 0 <= (c.phi_exposed_s.high or 0.0) for c in found]
+        if found and small and sum(zeros) > len(zeros) / 2:
+            yield (
+                f"STALE? {name}: fused and bypass take the same time at every batch. Either "
+                "dequantization is wholly hidden, or both run the same machine code."
+            )
