@@ -237,7 +237,7 @@ def test_many_ctas_share_no_memory() -> None:
         ("cp.async.bulk.commit_group;", "test the kernel's sm_80 build"),
         ("mbarrier.arrive.shared.b64 %q0, [%r0];", "test the kernel's sm_80 build"),
         ("barrier.cluster.arrive;", "launch without clusters"),
-        ("add.rz.f32 %r0, %r0, %r0;", "not on the whitelist"),
+        ("add.rz.ftz.f32 %r0, %r0, %r0;", "not on the whitelist"),
         ("prmt.b32.f4e %r0, %r0, %r0, %r0;", "not on the whitelist"),
         ("call.uni f, ();", "its operand `..` is of no form"),
     ],

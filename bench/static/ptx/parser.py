@@ -39,11 +39,11 @@ ARRAY = re.compile(
     r"(?:\[(\d*)\])?$"
 )
 MODULE_ARRAY = re.compile(
-    r"^\s*(?:\.visible\s+)?\.(?:const|global)\s+(?:\.align\s+\d+\s+)?\.[busf](\d+)\s+([\w$]+)"
+    r"^[ \t]*(?:\.visible\s+)?\.(?:const|global)\s+(?:\.align\s+\d+\s+)?\.[busf](\d+)\s+([\w$]+)"
     r"(?:\[(\d+)\])?(?:\s*=\s*(\{[^}]*\}|[^;{]+))?;",
     re.M,
 )
-SHARED_ARRAY = re.compile(r"^\s*((?:\.extern\s+)?\.shared\b[^;]*);", re.M)
+SHARED_ARRAY = re.compile(r"^[ \t]*((?:\.extern\s+)?\.shared\b[^;]*);", re.M)
 REGISTERS = re.compile(r"\.reg\s*\.(\w+)\s+(.*)$", re.S)
 RANGE = re.compile(rf"({NAME})<(\d+)>$")
 STATEMENT = re.compile(rf"(?:@(!?)({NAME})\s+)?([a-z][\w.:]*)\s*(.*)$", re.S)
@@ -215,7 +215,7 @@ class Body:
         self.numbers.pop()
         labels, start = self.labels.pop(), self.starts.pop()
         instructions = self.kernel.instructions
-        for index in range(start, len(instructions)) if labels else ():
+        for index in range(start, len(instructions)) if labels and self.scopes else ():
             operands = tuple(
                 Symbol(labels[o.name]) if isinstance(o, Symbol) and o.name in labels else o
                 for o in instructions[index].operands
