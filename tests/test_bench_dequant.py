@@ -45,7 +45,7 @@ def use(monkeypatch: pytest.MonkeyPatch, opener: object) -> None:
     monkeypatch.setattr(
         bench.measure.run.Run,
         "__init__",
-        lambda self, plan, journal, report: run(self, plan, journal, report, opener),  # type: ignore[arg-type]
+        lambda self, plan, journal, report, warn: run(self, plan, journal, report, opener, warn),  # type: ignore[arg-type]
     )
 
 
@@ -215,7 +215,8 @@ def test_ctrl_c_keeps_the_finished_blocks(tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert not output.exists()
-    assert not journal.exists()
+    assert f"go on with\n    python -m bench.dequant --resume {journal}" in errors
+    assert journal.exists()
     profile = load_profile(output.with_suffix(".incomplete.json"))
     assert not profile.complete
     assert load_samples(profile, tmp_path).num_rows > 0
