@@ -45,7 +45,9 @@ class Ledger:
         header: what was asked for; None before the first record.
         opened: the device, as its first worker described it.
         facts: per arm, what is known besides its samples.
-        skip: arms that took a worker with them, and how.
+        crashed: arms that took a worker with them, and how.
+        skip: these, and arms whose kernel has crashed too often elsewhere; and why.
+        timed: arms that have a sample.
         repeats: launches per sample of the verified arms.
         estimate_s: roughly the seconds of one launch, of the verified arms.
         rotation_bytes: least bytes touched between two uses of a weight copy; 0 before any.
@@ -60,7 +62,9 @@ class Ledger:
     header: HeaderRecord | None = None
     opened: Opened | None = None
     facts: dict[ArmKey, decompose.ArmFacts] = field(default_factory=dict)
+    crashed: dict[ArmName, str] = field(default_factory=dict)
     skip: dict[ArmName, str] = field(default_factory=dict)
+    timed: set[ArmName] = field(default_factory=set)
     repeats: dict[ArmName, int] = field(default_factory=dict)
     estimate_s: dict[ArmName, float] = field(default_factory=dict)
     rotation_bytes: int = 0
@@ -107,7 +111,7 @@ class Ledger:
     def bars(self) -> tuple[Bar, ...]:
         """Kernels that crashed again and again, and from which batch on they are not tried any more."""
         crashes: defaultdict[tuple[str, ...], list[ArmName]] = defaultdict(list)
-        for name in self.skip:
+        for name in self.crashed:
             crashes[name.kernel].append(name)
         return tuple(
             Bar(
@@ -115,7 +119,7 @@ class Ledger:
                 max(name.batch for name in names[:CRASHES_OF_ONE_KERNEL]),
                 "not tried: "
                 + " and ".join(
-                    f"on {name.operator} at batch {name.batch} {self.skip[name]}"
+                    f"on {name.operator} at batch {name.batch} {self.crashed[name]}"
                     for name in names[:CRASHES_OF_ONE_KERNEL]
                 ),
             )
@@ -148,12 +152,21 @@ class Ledger:
                 self._add_block(record)
             case DeathRecord():
                 if record.suspect is not None:
-                    self.skip[record.suspect] = record.reason
-                    self.facts[self.key(record.suspect)] = decompose.ArmFacts(failure=record.reason)
+                    self.crashed[record.suspect] = record.reason
+                    self._give_up(record.suspect, record.reason)
+                    for bar in self.bars:
+                        for name in self.repeats.keys() - self.timed - self.skip.keys():
+                            if bar.covers(name):
+                                self._give_up(name, bar.reason)
             case ResumedRecord():
                 self.resumed.append(record)
             case FinishedRecord():
                 self.finished = True
+
+    def _give_up(self, name: ArmName, reason: str) -> None:
+        """The arm is not run again; samples that it has do not count."""
+        self.skip[name] = reason
+        self.facts[self.key(name)] = decompose.ArmFacts(failure=reason)
 
     def _note(self, state: ArmState) -> None:
         """What verification said of an arm; the first failure stays."""
@@ -178,6 +191,7 @@ class Ledger:
     def _add_block(self, record: BlockRecord) -> None:
         rows = [self._row(timed, record) for timed in record.timed]
         self.rows += rows
+        self.timed |= {timed.name for timed in record.timed}
         self.elapsed_s += sum(row["time_s"] * row["calls"] for row in rows)
         self.blocks.add((record.process, record.format, record.batch, record.phase, record.block))
 

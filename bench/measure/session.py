@@ -82,6 +82,10 @@ class Bar:
     batch: int
     reason: str
 
+    def covers(self, name: ArmName) -> bool:
+        """Whether an arm is the kernel on such a problem."""
+        return name.kernel == self.kernel and name.batch >= self.batch
+
 
 @dataclass(frozen=True)
 class ArmState:
@@ -225,7 +229,7 @@ class Session:
         if name in self.skip:
             return replace(state, failure=self.skip[name])
         for bar in self.bars:
-            if name.kernel == bar.kernel and name.batch >= bar.batch and name not in planned:
+            if bar.covers(name) and name not in planned:
                 return replace(state, failure=bar.reason)
         try:
             prepared = self.device.prepare(problem, kernel)
