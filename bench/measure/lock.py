@@ -1,12 +1,12 @@
 """One run at a time on a device: two would time each other.
 
-    <temporary folder>/dequant-bench-<kind>-<device>.lock
+    /tmp/dequant-bench-<kind>-<device>.lock
 
 The lock is the operating system's (flock): it ends with the process that holds it, however that ends, so
 there is no stale lock and no number of a dead process to mistake for a living one. The file's text only says
-who holds it; it is believed when that process still lives and began when the text says. The temporary folder
-is shared by the users of a machine, and so are its devices. Containers that share a device and no temporary
-folder do not see each other.
+who holds it; it is believed when that process still lives and began when the text says. The folder is one
+that all users of a machine share, as they share its devices, whatever their TMPDIR. Containers that share a
+device see each other's runs when they share a folder and $DEQUANT_BENCH_LOCKS names it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import re
 import shlex
 import stat
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +26,7 @@ from types import TracebackType
 from bench.measure.devices import DeviceError
 from profiles.schema import DeviceInfo
 
+FOLDER = "/tmp"
 REAL = ("cpu", "cuda")  # a simulated device can be had as often as one likes
 _MAXIMUM_TEXT = 4096
 
@@ -86,7 +86,7 @@ def lock_path(device: DeviceInfo) -> Path:
     """The file of a device: the machine's CPU, or a board by its hashed id."""
     identity = "" if device.kind == "cpu" else f"-{device.uuid_hash or device.name}"
     name = re.sub(r"[^A-Za-z0-9]+", "-", f"dequant-bench-{device.kind}{identity}")
-    return Path(tempfile.gettempdir()) / f"{name}.lock"
+    return Path(os.environ.get("DEQUANT_BENCH_LOCKS") or FOLDER) / f"{name}.lock"
 
 
 def start_ticks(pid: int) -> int | None:
