@@ -67,7 +67,7 @@ class FakeDevice:
         self.errors: dict[str, float] = {}
         self.deadly: set[str] = set()
         self.stuck: set[str] = set()
-        self.deadly_to_verify: dict[str, int] = {}  # arm to signal, or to exit code if negative
+        self.verify_s = 0.0
         self.noise = 0.0
         self.slowness_s = 0.0
         self.rng = np.random.default_rng(0)
@@ -101,10 +101,7 @@ class FakeDevice:
         return Prepared(problem, kernel, (problem.operator, layout), COPY_BYTES)
 
     def verify(self, prepared: Prepared) -> float:
-        if (number := self.deadly_to_verify.get(prepared.kernel.arm)) is not None:
-            if number < 0:
-                os._exit(-number)
-            os.kill(os.getpid(), number)
+        time.sleep(self.verify_s)
         return self.errors.get(prepared.kernel.arm, 1e-4)
 
     def warm(self, prepared: Prepared) -> None:
@@ -169,24 +166,6 @@ def noisy(name: str) -> FakeDevice:
 def noisy_with_deadly_fused(name: str) -> FakeDevice:
     device = noisy(name)
     device.deadly = {"fused"}
-    return device
-
-
-def with_compiler_abort(name: str) -> FakeDevice:
-    device = FakeDevice()
-    device.deadly_to_verify = {"fused": signal.SIGABRT}
-    return device
-
-
-def with_out_of_memory(name: str) -> FakeDevice:
-    device = FakeDevice()
-    device.deadly_to_verify = {"dequantize": signal.SIGKILL}
-    return device
-
-
-def with_exit(name: str) -> FakeDevice:
-    device = FakeDevice()
-    device.deadly_to_verify = {"stream": -7}
     return device
 
 
