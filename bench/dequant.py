@@ -356,9 +356,9 @@ def main(
     try:
         if resume is not None:
             given = [
-                name
-                for name in context.params
-                if name not in ("resume", "output") and was_given(context, name)
+                option.opts[0]
+                for option in context.command.params
+                if option.name not in ("resume", "output") and was_given(context, option.name)
             ]
             raise typer.Exit(resume_command(resume, output, given))
         raise typer.Exit(
@@ -369,9 +369,9 @@ def main(
         raise typer.Exit(2) from None
 
 
-def was_given(context: typer.Context, parameter: str) -> bool:
+def was_given(context: typer.Context, option: str | None) -> bool:
     """Whether an option stands on the command line."""
-    source = context.get_parameter_source(parameter)
+    source = context.get_parameter_source(option or "")
     return source is not None and source.name == "COMMANDLINE"
 
 

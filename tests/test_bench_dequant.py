@@ -228,3 +228,69 @@ def test_list_names_every_format_with_its_stored_bits() -> None:
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["int4-g128", "W4A16", "4", "4.125"] in rows
     assert ["int8-ch", "W8A16", "8", "8.004"] in rows
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs use a device without hardware, in this process."""
+    use(monkeypatch, fake_device.noisy)
+    monkeypatch.setattr(bench.measure.run, "Worker", fake_device.InProcess)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_a_full_disk_left_is_resumed(tmp_path: Path) -> None:
+    """First the journal cannot grow, then the profile cannot be written, then there is room again."""
+    output, journal = tmp_path / "run.json", tmp_path / "run.journal.jsonl"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.measure.run.Run, "_plan_fresh", full)
+        result = command(*QUICK, "--output", str(output))
+    assert result.exit_code == 2
+    resume = f"python -m bench.dequant --resume {journal}"
+    assert result.stderr.strip() == (
+        f"error: cannot write {output}: No space left on device.\n"
+        f"The samples so far are safe in {journal}; go on with\n    {resume}"
+    )
+    again = command(*QUICK, "--output", str(output))
+    assert again.exit_code == 2
+    assert again.stderr == (
+        f"error: {journal} holds the samples of a run that was not finished; go on with it by "
+        f"{resume}, or choose another --output.\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.replace", full)
+        assert command("--resume", str(journal)).exit_code == 2
+    assert not output.exists()
+    with journal.open("a") as file:
+        file.write('{"crc32":"01')
+    other = tmp_path / "elsewhere" / "other.json"
+    other.parent.mkdir()
+    result = command("--resume", str(journal), "--output", str(other))
+    assert result.exit_code == 0, result.output
+    assert f"warning: the last line of {journal} was torn (12 bytes)" in result.stderr
+    assert not journal.exists()
+    profile = load_profile(other)
+    assert profile.complete
+    assert len(profile.resumed) == 1, "the last one only wrote the profile"
+    assert "Resumed 1 time after an interruption." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--resume", "x.json"], "--resume takes a file that ends in .journal.jsonl, not x.json."),
+        (["--resume", "x.journal.jsonl", "--gpu", "cpu"], "from the journal; leave out --gpu."),
+        (["--resume", "x.journal.jsonl", "--format", "int8-ch"], "leave out --format."),
+        (["--resume", "x.journal.jsonl", "--output", "y"], "must be a file that ends in .json"),
+        (["--resume", "x.journal.jsonl"], "there is no journal x.journal.jsonl"),
+    ],
+)
+def test_what_cannot_be_resumed(arguments: list[str], sentence: str) -> None:
+    result = command(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
