@@ -97,6 +97,9 @@ def test_the_noise_is_noise_and_is_the_same_again(
 ) -> None:
     opener, _, whole = undisturbed
     assert len({row["time_s"] for row in whole.rows}) > 0.99 * len(whole.rows)
+    assert whole.elapsed_s == pytest.approx(sum(r["time_s"] * r["calls"] for r in whole.rows))
+    assert len(whole.planned) == 2
+    assert any(p.fresh_blocks > 21 for p in whole.planned.values()), "lean blocks are among them"
     go_on(tmp_path / "again.jsonl", opener)
     check(tmp_path / "again.jsonl", whole)
 

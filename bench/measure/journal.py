@@ -27,6 +27,7 @@ from bench.measure.ledger import Ledger
 from bench.measure.records import AnyRecord, HeaderRecord, dump, load
 
 _BEFORE, _BETWEEN, _AFTER = b'{"crc32":"', b'","record":', b"}\n"
+_OPEN = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
 _RECORD_AT = len(_BEFORE) + 8 + len(_BETWEEN)
 
 
@@ -115,7 +116,7 @@ class Journal:
         self._checksum = 0
         self._new = True
         _make_folder(path.parent)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._file = os.open(path, _OPEN | os.O_CREAT | os.O_EXCL, 0o644)
         self._lock()
         sync_folder(path.parent)
 
@@ -129,7 +130,7 @@ class Journal:
         journal = cls.__new__(cls)
         journal.path = path
         try:
-            journal._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            journal._file = os.open(path, _OPEN)
         except FileNotFoundError:
             raise JournalError(f"there is no journal {path}; has its run been finished?") from None
         except IsADirectoryError:
@@ -149,7 +150,6 @@ class Journal:
             if found.torn:
                 os.ftruncate(journal._file, found.length)
                 os.fsync(journal._file)
-            os.lseek(journal._file, found.length, os.SEEK_SET)
         except BaseException:
             os.close(journal._file)
             raise
@@ -175,7 +175,6 @@ class Journal:
         except BaseException as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._length)
-                os.lseek(self._file, self._length, os.SEEK_SET)
             if isinstance(error, OSError):
                 raise OSError(error.errno, error.strerror, str(self.path)) from None
             raise
