@@ -36,11 +36,12 @@ def command(*arguments: str) -> Result:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs use a device without hardware."""
-    monkeypatch.setattr(bench.measure.run, "open_device", fake_device.healthy)
     use(monkeypatch, fake_device.healthy)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, opener: object) -> None:
+    """Another device, in this process: what real workers do is tested elsewhere."""
+    monkeypatch.setattr(bench.measure.run, "Worker", fake_device.InProcess)
     run = bench.measure.run.Run.__init__
     monkeypatch.setattr(
         bench.measure.run.Run,
@@ -232,9 +233,8 @@ def test_list_names_every_format_with_its_stored_bits() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs use a device without hardware, in this process."""
+    """Runs use a device without hardware whose times vary."""
     use(monkeypatch, fake_device.noisy)
-    monkeypatch.setattr(bench.measure.run, "Worker", fake_device.InProcess)
 
 
 @pytest.mark.usefixtures("quick")
