@@ -68,6 +68,7 @@ def undisturbed(
     path = tmp_path_factory.mktemp("undisturbed") / "run.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench.measure.run, "Worker", fake_device.InProcess)
+        patch.setenv("DEQUANT_BENCH_LOCKS", str(path.parent))
         go_on(path, opener)
     return opener, path.read_bytes(), read_journal(path)
 
@@ -436,6 +437,34 @@ def test_a_journal_has_one_writer(
         assert path.read_bytes().endswith(b"half a li"), "a line being written is not cut off"
     with pytest.raises(FileExistsError):
         Journal(path)
+
+
+@pytest.mark.parametrize("undisturbed", ["noisy"], indirect=True)
+@pytest.mark.parametrize("during", ["write", "fsync"])
+def test_ctrl_c_while_a_record_is_written(
+    tmp_path: Path,
+    undisturbed: tuple[Opener, bytes, Ledger],
+    monkeypatch: pytest.MonkeyPatch,
+    during: str,
+) -> None:
+    """What is wholly written counts, what is not is gone; memory and file agree."""
+    path = tmp_path / "run.jsonl"
+    kept = b"".join(undisturbed[1].splitlines(keepends=True)[:20])
+    path.write_bytes(kept)
+    with Journal.reopen(path) as journal:
+
+        def stop(file: int, data: bytes = b"") -> int:
+            raise KeyboardInterrupt
+
+        name = ArmName("up", 1, "int4-g128", "fused", "fake", "default", "int4-g128")
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.measure.journal.os, during, stop)
+            with pytest.raises(KeyboardInterrupt):
+                journal.add(DeathRecord(suspect=name, reason="x"))
+        assert (name in journal.ledger.crashed) == (during == "fsync")
+        assert read_journal(path) == journal.ledger
+        journal.add(DeathRecord(suspect=name, reason="y"))
+    assert read_journal(path).crashed[name] == "y"
 
 
 def test_numbers_come_back_exactly() -> None:

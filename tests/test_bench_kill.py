@@ -41,9 +41,10 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
+    """Until a file has the text twice: once could be half of a line that is being written."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and text in path.read_text():
+        if path.exists() and path.read_text().count(text) > 1:
             return
         time.sleep(0.01)
     raise AssertionError(f"no {text} in {path}: {finish(process)}")
@@ -194,7 +195,7 @@ def test_a_stuck_worker_does_not_outlive_its_parent(tmp_path: Path, workers: Pat
     """It hangs in a kernel and looks at no pipe."""
     output = tmp_path / "run.json"
     process = start("with_stuck_stream", 0, *QUICK, "--output", str(output))
-    wait_for(tmp_path / "run.journal.jsonl", '"record":"planned"', process)
+    wait_for(tmp_path / "run.journal.jsonl", '"record":"block"', process)
     time.sleep(0.3)
     assert [n for n in map(int, workers.read_text().split()) if _runs(n)]
     process.kill()

@@ -169,18 +169,31 @@ class Journal:
         """Appends a record and waits until it is on disk: wholly, or not at all."""
         text = dump(record)
         line = _line(text, self._checksum)
+        written = 0
         try:
-            _write_all(self._file, line)
+            while written < len(line):
+                written += os.write(self._file, line[written:])
             os.fsync(self._file)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, self._length)
-            if isinstance(error, OSError):
-                raise OSError(error.errno, error.strerror, str(self.path)) from None
+        except OSError as error:
+            self._cut()
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        except BaseException:  # Ctrl-C
+            if written < len(line):
+                self._cut()
+            else:
+                self._take(record, text, written)
             raise
-        self._length += len(line)
+        self._take(record, text, written)
+
+    def _take(self, record: AnyRecord, text: bytes, length: int) -> None:
+        self._length += length
         self._checksum = zlib.crc32(text, self._checksum)
         self.ledger.add(record)
+
+    def _cut(self) -> None:
+        """Cuts off a record that is not wholly there; where that fails too, reading will notice it."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, self._length)
 
     def remove(self) -> None:
         """Deletes the file: what it says is in a profile now, or it says nothing."""
@@ -235,12 +248,6 @@ def _make_folder(folder: Path) -> None:
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
-
-
-def _write_all(file: int, line: bytes) -> None:
-    written = 0
-    while written < len(line):
-        written += os.write(file, line[written:])
 
 
 def _line(text: bytes, before: int) -> bytes:
