@@ -5,13 +5,20 @@
 prints, per format and batch, the time of the best 16-bit kernel, of the fused and unfused quantized ones
 and of the stages between, with φ, the cost of dequantization, and its interval. Tables go to stdout,
 progress and warnings to stderr. Exit codes: 0 good, 1 a kernel was wrong or the run did not converge,
-2 usage, wrong hardware or no place to write, 130 interrupted.
+2 usage, wrong hardware or no place to write, 130 interrupted (143 by SIGTERM).
+
+Every block is on disk before the next one begins. A run that ended too early, however it ended, goes on with
+
+    python -m bench.dequant --resume results/PROFILE.journal.jsonl
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-import sys
+import shlex
+import signal
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,6 +29,8 @@ from kernels.formats import FORMATS, WeightFormat, find_format, formats_with_bit
 
 if TYPE_CHECKING:
     from bench.measure.devices import Mode
+    from bench.measure.journal import Journal
+    from bench.measure.ledger import Ledger
     from bench.measure.run import Plan, Result
     from profiles.schema import Kind, Profile
 
@@ -34,7 +43,7 @@ TARGET = {
     "cuda": 0.02,
     "simulated": 0.02,
 }  # half-width of φ over t(best16), METHOD section 4
-ROOT = Path(__file__).resolve().parent.parent
+JOURNAL_SUFFIX = ".journal.jsonl"
 
 
 class UsageError(ValueError):
@@ -151,38 +160,58 @@ def default_output(gpu: str, model: str, formats: tuple[WeightFormat, ...]) -> P
 
 def journal_of(output: Path) -> Path:
     """Where the samples of a run are kept until its profile is written."""
-    return output.with_suffix(".journal.jsonl")
+    return output.with_suffix(JOURNAL_SUFFIX)
 
 
-def assemble(result: Result, plan: Plan, rows: list[dict[str, object]]) -> Profile:
-    """The profile of a run, complete or not."""
+def output_of(journal: Path) -> Path:
+    """Where the profile of a journal goes unless asked otherwise.
+
+    Raises:
+        UsageError: the name is not that of a journal.
+    """
+    if not journal.name.endswith(JOURNAL_SUFFIX):
+        raise UsageError(f"--resume takes a file that ends in {JOURNAL_SUFFIX}, not {journal}.")
+    return journal.with_name(journal.name.removesuffix(JOURNAL_SUFFIX) + ".json")
+
+
+def how_to_resume(journal: Path) -> str:
+    """The command that goes on with a run."""
+    return f"python -m bench.dequant --resume {shlex.quote(str(journal))}"
+
+
+def assemble(ledger: Ledger) -> Profile:
+    """The profile of a run, complete or not, from its journal alone."""
     from bench.analysis.decompose import decompose
-    from bench.measure import environment
     from bench.measure.run import samples_table
-    from profiles.schema import Git, Profile, Software
+    from profiles.schema import Profile, Resumption
 
-    kind: Kind = "simulated" if result.opened.device.kind == "simulated" else "measured"
+    assert ledger.header is not None
+    assert ledger.opened is not None
+    header, opened = ledger.header, ledger.opened
+    kind: Kind = "simulated" if opened.device.kind == "simulated" else "measured"
     quantities, comparisons = decompose(
-        samples_table(rows), result.workload, plan.protocol, result.facts, kind
+        samples_table(ledger.rows), ledger.workload, header.plan.protocol, ledger.facts, kind
     )
-    found = environment.software()
-    loaded = dict(result.opened.software)
+    software = header.sources.software.model_dump()
     for name in ("driver", "cuda", "threading_layer"):
-        found.add(name, loaded.get(name), _why_unknown(name, result.opened.device.kind))
-    git = environment.git(ROOT)
+        software[name] = opened.software.get(name)
+        software["missing"][name] = _why_unknown(name, opened.device.kind)
+        if software[name] is not None:
+            del software["missing"][name]
     return Profile(
-        created=datetime.now(UTC),
+        created=header.created,
         kind=kind,
-        complete=result.complete,
-        device=result.opened.device,
-        software=Software(**found.facts, missing=found.missing),
-        git=Git(**git.facts, missing=git.missing),
-        argv=("bench.dequant", *sys.argv[1:]),
-        workload=result.workload,
-        kernels_sha256=environment.source_hash(ROOT / "kernels"),
-        protocol=plan.protocol,
+        complete=ledger.finished,
+        device=opened.device,
+        software=software,
+        git=header.sources.git,
+        argv=header.argv,
+        workload=ledger.workload,
+        kernels_sha256=header.sources.kernels_sha256,
+        protocol=header.plan.protocol,
         rows=quantities,
         comparisons=comparisons,
+        resumed=tuple(Resumption(at=r.created, differences=r.differences) for r in ledger.resumed),
     )
 
 
@@ -194,11 +223,8 @@ def _why_unknown(name: str, kind: str) -> str:
     return "read with NVML, which comes with the energy sensors" if name == "driver" else "not used"
 
 
-def nothing_measured(interrupted: bool, result: Result | None) -> int:
+def nothing_measured(result: Result | None) -> int:
     """Says why there is no profile, and returns the exit code."""
-    if interrupted:
-        typer.echo("Interrupted before the first finished block: nothing was written.", err=True)
-        return 130
     facts = result.facts if result is not None else {}
     for key, fact in facts.items():
         typer.echo(f"{key.arm} on {key.problem.operator}: {fact.failure}", err=True)
@@ -206,55 +232,96 @@ def nothing_measured(interrupted: bool, result: Result | None) -> int:
     return 1
 
 
-def measure(plan: Plan, output: Path) -> int:
-    """Runs a plan, writes its profile, prints it; returns the exit code.
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the run ends like after Ctrl-C, with another exit code."""
+
+
+@contextlib.contextmanager
+def sigterm_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM, as from a batch system or a machine that is taken away, raises Terminated."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def measure(plan: Plan, journal: Journal, output: Path) -> int:
+    """Runs what is left of a plan, writes its profile, prints it; returns the exit code.
 
     Raises:
         OSError: the output cannot be written.
     """
     from rich.console import Console
 
-    from bench.measure.journal import Journal
+    from bench.measure.journal import read_journal, sync_folder
     from bench.measure.run import Run, samples_table
     from bench.progress import progress
     from bench.report import CONVERGED_SHARE, converged_share, failures, render, warm
     from profiles.reader import write_profile
 
     errors = Console(stderr=True)
-    interrupted = False
-    with Journal(journal_of(output)) as journal:
-        with progress(errors) as report:
-            run = Run(plan, journal, report)
-            try:
-                run.measure()
-            except KeyboardInterrupt:
-                interrupted = True
-            except BaseException:
-                if not journal.rows:
-                    journal.remove()
-                raise
-        if not any(row["phase"] == "fresh" for row in journal.rows) or run.result is None:
+    interrupted: KeyboardInterrupt | None = None
+
+    def warn(sentence: str) -> None:
+        errors.print(f"warning: {sentence}", highlight=False, markup=False, soft_wrap=True)
+
+    if journal.torn:
+        warn(
+            f"the last line of {journal.path} was torn ({journal.torn} bytes); "
+            f"it was cut off, and what it said is measured again."
+        )
+    with progress(errors) as report:
+        run = Run(plan, journal, report, warn=warn)
+        try:
+            run.measure()
+        except KeyboardInterrupt as error:
+            interrupted = error
+    code = 143 if isinstance(interrupted, Terminated) else 130
+    if not any(row["phase"] == "fresh" for row in journal.rows):
+        if not interrupted:
             journal.remove()
-            return nothing_measured(interrupted, run.result)
-        if interrupted:
-            output = output.with_suffix(".incomplete.json")
-        profile = assemble(run.result, plan, journal.rows)
-        profile = write_profile(profile, samples_table(journal.rows), output)
+            return nothing_measured(run.result)
+        typer.echo("Interrupted before the first finished block: no profile was written.", err=True)
+        say_what_is_safe(journal.path if journal.rows else None)
+        return code
+    if interrupted:
+        output = output.with_suffix(".incomplete.json")
+    ledger = read_journal(journal.path)
+    profile = write_profile(assemble(ledger), samples_table(ledger.rows), output)
+    sync_folder(output.parent)
+    if not interrupted:
         journal.remove()
     Console().print(render(profile))
     errors.print(f"Wrote {output}", highlight=False, soft_wrap=True)
     if interrupted:
-        errors.print(
-            "Interrupted: the profile holds the finished blocks and says it is incomplete."
+        typer.echo(
+            "Interrupted: the profile holds the finished blocks and says it is incomplete.",
+            err=True,
         )
-        return 130
+        say_what_is_safe(journal.path)
+        return code
     good, known = converged_share(profile)
     if failures(profile) or good < CONVERGED_SHARE * known or warm(profile):
         return 1
     return 0
 
 
+def say_what_is_safe(journal: Path | None) -> None:
+    """Names the journal that a run leaves behind, if it does, and the command that goes on with it."""
+    if journal is not None and journal.exists():
+        typer.echo(
+            f"The samples so far are safe in {journal}; go on with\n    {how_to_resume(journal)}",
+            err=True,
+        )
+
+
 def main(
+    context: typer.Context,
     gpu: Annotated[
         str, typer.Option(help="auto, cpu, the name of a GPU that must be here, or simulated:h100.")
     ] = "auto",
@@ -281,6 +348,10 @@ def main(
         Path | None, typer.Option(help="Where the profile goes; below results/ by default.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order of arms within blocks.")] = 0,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the run of this journal; takes no option but --output."),
+    ] = None,
     show_formats: Annotated[
         bool, typer.Option("--list", help="List the formats and stop.")
     ] = False,
@@ -290,12 +361,25 @@ def main(
         list_formats()
         return
     try:
+        if resume is not None:
+            given = [
+                option.opts[0]
+                for option in context.command.params
+                if option.name not in ("resume", "output") and was_given(context, option.name)
+            ]
+            raise typer.Exit(resume_command(resume, output, given))
         raise typer.Exit(
             run_command(gpu, bits, formats, model, batches, activation, launch, output, seed)
         )
     except UsageError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+def was_given(context: typer.Context, option: str | None) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(option or "")
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def run_command(
@@ -322,41 +406,86 @@ def run_command(
         raise UsageError(f"--launch takes graph or eager, not {launch!r}.")
 
     from bench.measure.devices import DeviceError
-    from bench.measure.worker import WorkerLostError
+    from bench.measure.journal import Journal
 
     try:
         plan = make_plan(gpu, formats, model, batches, activation, launch, seed)  # type: ignore[arg-type]
     except DeviceError as error:
         raise UsageError(str(error)) from None
-    path = output or default_output(gpu, plan.model, formats)
+    path = check_output(output or default_output(gpu, plan.model, formats), gpu)
+    if (kept := journal_of(path)).exists():
+        raise UsageError(
+            f"{kept} holds the samples of a run that was not finished; go on with it by "
+            f"{how_to_resume(kept)}, or choose another --output."
+        )
+    with guarded(path, journal_of(path)), Journal(journal_of(path)) as journal:
+        return measure(plan, journal, path)
+
+
+def resume_command(path: Path, output: Path | None, given: list[str]) -> int:
+    """Goes on with the run of a journal; the same errors and codes as `run_command`.
+
+    Raises:
+        UsageError: there is no such journal, or it cannot be resumed here.
+    """
+    if given:
+        raise UsageError(
+            f"--resume takes what to measure from the journal; leave out {', '.join(given)}."
+        )
+    output = check_output(output or output_of(path))
+
+    from bench.measure.journal import Journal
+
+    with guarded(output, path), Journal.reopen(path) as journal:
+        check_output(output, journal.ledger.plan.gpu)
+        return measure(journal.ledger.plan, journal, output)
+
+
+def check_output(path: Path, gpu: str = "auto") -> Path:
+    """The path, if a profile of that device can be called so.
+
+    Raises:
+        UsageError: it cannot.
+    """
     if path.suffix != ".json" or path.is_dir():
         raise UsageError(f"--output must be a file that ends in .json, but is {path}.")
     if gpu.strip().lower().startswith("simulated") and "measured" in path.absolute().parts:
         raise UsageError("a simulated profile has no place among measured ones; change --output.")
-    if journal_of(path).exists():
-        raise UsageError(
-            f"{journal_of(path)} holds the samples of an earlier run; move it or choose another --output."
-        )
+    return path
+
+
+@contextlib.contextmanager
+def guarded(output: Path, journal: Path) -> Iterator[None]:
+    """Turns what can go wrong while measuring into a sentence and an exit code.
+
+    Raises:
+        UsageError: the device is not there or in use, or the journal is not that of this machine.
+    """
+    from bench.measure.devices import DeviceError
+    from bench.measure.journal import JournalError
+    from bench.measure.resume import ResumeError
+    from bench.measure.worker import WorkerLostError
+
     try:
-        return measure(plan, path)
+        with sigterm_like_ctrl_c():
+            yield
+    except (DeviceError, JournalError, ResumeError) as error:
+        raise UsageError(str(error)) from None
     except WorkerLostError as error:
         typer.echo(f"error: the measuring process was lost: {error}.", err=True)
-        if journal_of(path).exists():
-            typer.echo(f"The samples so far are safe in {journal_of(path)}.", err=True)
-        return 1
-    except DeviceError as error:
-        raise UsageError(str(error)) from None
+        code = 1
     except OSError as error:
-        where = error.filename or path
-        typer.echo(
-            f"error: cannot write {where}: {error.strerror}. Choose another --output.", err=True
-        )
-        if (journal := journal_of(path)).exists():
-            typer.echo(f"The samples so far are safe in {journal}.", err=True)
-        return 2
-    except KeyboardInterrupt:
-        typer.echo("Interrupted: nothing was written.", err=True)
-        return 130
+        where = error.filename or output
+        advice = "" if journal.exists() else " Choose another --output."
+        typer.echo(f"error: cannot write {where}: {error.strerror}.{advice}", err=True)
+        code = 2
+    except KeyboardInterrupt as error:
+        typer.echo("Interrupted: no profile was written.", err=True)
+        code = 143 if isinstance(error, Terminated) else 130
+    else:
+        return
+    say_what_is_safe(journal)
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,11 @@ def _notes(profile: Profile) -> Iterator[str]:
             f"FAILED {row.arm} ({row.implementation}, {row.weight_format}) on {row.operator} "
             f"at batch {row.batch}: {row.failure}."
         )
+    if profile.resumed:
+        times = len(profile.resumed)
+        yield f"Resumed {times} time{'s' if times > 1 else ''} after an interruption."
+        differences = dict.fromkeys(line for r in profile.resumed for line in r.differences)
+        yield from (f"Not the same throughout: {line}" for line in differences)
     if not profile.complete:
         yield "Interrupted: what is here is valid, but not all that was planned."
 

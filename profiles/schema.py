@@ -361,6 +361,15 @@ class Comparison(Record):
         return tuple(dict.fromkeys(self.quality_exposed.flags + self.quality_unfused.flags))
 
 
+class Resumption(Record):
+    """The run went on after an interruption."""
+
+    at: datetime = Field(description="UTC, ISO 8601")
+    differences: tuple[str, ...] = Field(
+        description="sentences: what was not as it was when the run began, such as a version"
+    )
+
+
 class Samples(Record):
     """The Parquet file beside the profile."""
 
@@ -388,6 +397,9 @@ class Profile(Record):
     rows: tuple[ArmRow, ...]
     comparisons: tuple[Comparison, ...]
     samples: Samples | None = None
+    resumed: tuple[Resumption, ...] = Field(
+        default=(), description="one for each time the run went on after an interruption"
+    )
 
     @field_validator("created")
     @classmethod

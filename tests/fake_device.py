@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from bench.measure.devices import PoolKey, Prepared, Problem, Sample
+from bench.measure.session import ArmName, Session, Timed
+from bench.measure.worker import Begun, Opened, Setup, WorkerLostError
+from kernels.formats import find_format
 from kernels.kernel import Arm, Kernel, Tensors
 from kernels.packing import Weights
 from profiles.schema import DeviceInfo
@@ -42,7 +48,11 @@ def fake_kernel(arm: Arm, implementation: str = "fake") -> Kernel:
 
 
 class FakeDevice:
-    """See the module. `errors`, `deadly` and `stuck` say which arms are wrong, crash or hang."""
+    """See the module. `errors`, `deadly` and `stuck` say which arms are wrong, crash or hang.
+
+    With `noise`, a fraction, times vary as a function of the block's seed, the time before the block and the
+    place within it: a block that is run again gives the same samples.
+    """
 
     kind = "cpu"
     default_activation = "bf16"
@@ -57,6 +67,10 @@ class FakeDevice:
         self.errors: dict[str, float] = {}
         self.deadly: set[str] = set()
         self.stuck: set[str] = set()
+        self.verify_s = 0.0
+        self.noise = 0.0
+        self.slowness_s = 0.0
+        self.rng = np.random.default_rng(0)
 
     def describe(self) -> DeviceInfo:
         return DeviceInfo(
@@ -87,6 +101,7 @@ class FakeDevice:
         return Prepared(problem, kernel, (problem.operator, layout), COPY_BYTES)
 
     def verify(self, prepared: Prepared) -> float:
+        time.sleep(self.verify_s)
         return self.errors.get(prepared.kernel.arm, 1e-4)
 
     def warm(self, prepared: Prepared) -> None:
@@ -99,7 +114,9 @@ class FakeDevice:
         self.copies = dict(copies)
 
     def start_block(self, seed: tuple[int, ...], elapsed_s: float) -> None:
-        pass
+        if self.noise:
+            self.clock_s = elapsed_s
+            self.rng = np.random.default_rng((*seed, int(elapsed_s * 1e6)))
 
     def sample(self, prepared: Prepared, repeats: int, mode: str) -> Sample:
         arm = prepared.kernel.arm
@@ -107,7 +124,9 @@ class FakeDevice:
             os.kill(os.getpid(), signal.SIGSEGV)
         if arm in self.stuck:
             time.sleep(60)
+        time.sleep(self.slowness_s)
         started, seconds = self.clock_s, TIMES_S[arm] * prepared.problem.batch
+        seconds *= float(np.exp(self.noise * self.rng.standard_normal()))
         self.clock_s += seconds * repeats
         self.sampled.append((prepared.problem.operator, arm, repeats))
         return Sample(seconds, repeats, started)
@@ -136,3 +155,48 @@ def with_wrong_bypass(name: str) -> FakeDevice:
     device = FakeDevice()
     device.errors = {"bypass": 0.5}
     return device
+
+
+def noisy(name: str) -> FakeDevice:
+    device = FakeDevice()
+    device.noise = 0.03
+    return device
+
+
+def noisy_with_deadly_fused(name: str) -> FakeDevice:
+    device = noisy(name)
+    device.deadly = {"fused"}
+    return device
+
+
+class InProcess:
+    """A worker without a process, for tests of hundreds of runs. What would kill a process is raised."""
+
+    def __init__(self, setup: Setup, opener: Callable[[str], FakeDevice]) -> None:
+        self.device = opener(setup.gpu)
+        self.session = Session(
+            self.device, setup.operators, "bf16", "eager", setup.skip, self.announce, setup.bars
+        )
+        about = (self.device.describe(), self.device.cache_bytes, "bf16", "eager")
+        self.opened = Opened(*about, self.device.software(), self.device.seeds())
+        self.deadly, self.device.deadly = self.device.deadly, set()
+        self.name: ArmName | None = None
+
+    def announce(self, name: ArmName | None) -> None:
+        self.name = name
+
+    def begin(
+        self, weight_format: str, batches: Sequence[int], planned: Mapping[ArmName, int]
+    ) -> Begun:
+        states = self.session.begin(find_format(weight_format), batches, planned)
+        return Begun(states, self.session.rotation_bytes)
+
+    def block(self, *arguments: Any) -> list[Timed]:
+        timed = self.session.block(*arguments)
+        for sample in timed:
+            if sample.name.arm in self.deadly:
+                raise WorkerLostError("it crashed with SIGSEGV", sample.name)
+        return timed
+
+    def close(self) -> None:
+        pass

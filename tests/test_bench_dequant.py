@@ -36,16 +36,17 @@ def command(*arguments: str) -> Result:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs use a device without hardware."""
-    monkeypatch.setattr(bench.measure.run, "open_device", fake_device.healthy)
     use(monkeypatch, fake_device.healthy)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, opener: object) -> None:
+    """Another device, in this process: what real workers do is tested elsewhere."""
+    monkeypatch.setattr(bench.measure.run, "Worker", fake_device.InProcess)
     run = bench.measure.run.Run.__init__
     monkeypatch.setattr(
         bench.measure.run.Run,
         "__init__",
-        lambda self, plan, journal, report: run(self, plan, journal, report, opener),  # type: ignore[arg-type]
+        lambda self, plan, journal, report, warn: run(self, plan, journal, report, opener, warn),  # type: ignore[arg-type]
     )
 
 
@@ -207,7 +208,7 @@ def test_ctrl_c_keeps_the_finished_blocks(tmp_path: Path) -> None:
     journal = output.with_suffix(".journal.jsonl")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and '"fresh"' in journal.read_text():
+        if journal.exists() and journal.read_text().count('"phase":"fresh"') > 1:
             break
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
@@ -215,7 +216,8 @@ def test_ctrl_c_keeps_the_finished_blocks(tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert not output.exists()
-    assert not journal.exists()
+    assert f"go on with\n    python -m bench.dequant --resume {journal}" in errors
+    assert journal.exists()
     profile = load_profile(output.with_suffix(".incomplete.json"))
     assert not profile.complete
     assert load_samples(profile, tmp_path).num_rows > 0
@@ -227,3 +229,68 @@ def test_list_names_every_format_with_its_stored_bits() -> None:
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["int4-g128", "W4A16", "4", "4.125"] in rows
     assert ["int8-ch", "W8A16", "8", "8.004"] in rows
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs use a device without hardware whose times vary."""
+    use(monkeypatch, fake_device.noisy)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_a_full_disk_left_is_resumed(tmp_path: Path) -> None:
+    """First the journal cannot grow, then the profile cannot be written, then there is room again."""
+    output, journal = tmp_path / "run.json", tmp_path / "run.journal.jsonl"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.measure.run.Run, "_plan_fresh", full)
+        result = command(*QUICK, "--output", str(output))
+    assert result.exit_code == 2
+    resume = f"python -m bench.dequant --resume {journal}"
+    assert result.stderr.strip() == (
+        f"error: cannot write {output}: No space left on device.\n"
+        f"The samples so far are safe in {journal}; go on with\n    {resume}"
+    )
+    again = command(*QUICK, "--output", str(output))
+    assert again.exit_code == 2
+    assert again.stderr == (
+        f"error: {journal} holds the samples of a run that was not finished; go on with it by "
+        f"{resume}, or choose another --output.\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.replace", full)
+        assert command("--resume", str(journal)).exit_code == 2
+    assert not output.exists()
+    with journal.open("a") as file:
+        file.write('{"crc32":"01')
+    other = tmp_path / "elsewhere" / "other.json"
+    other.parent.mkdir()
+    result = command("--resume", str(journal), "--output", str(other))
+    assert result.exit_code == 0, result.output
+    assert f"warning: the last line of {journal} was torn (12 bytes)" in result.stderr
+    assert not journal.exists()
+    profile = load_profile(other)
+    assert profile.complete
+    assert len(profile.resumed) == 1, "the last one only wrote the profile"
+    assert "Resumed 1 time after an interruption." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--resume", "x.json"], "--resume takes a file that ends in .journal.jsonl, not x.json."),
+        (["--resume", "x.journal.jsonl", "--gpu", "cpu"], "from the journal; leave out --gpu."),
+        (["--resume", "x.journal.jsonl", "--format", "int8-ch"], "leave out --format."),
+        (["--resume", "x.journal.jsonl", "--output", "y"], "must be a file that ends in .json"),
+        (["--resume", "x.journal.jsonl"], "there is no journal x.journal.jsonl"),
+    ],
+)
+def test_what_cannot_be_resumed(arguments: list[str], sentence: str) -> None:
+    result = command(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1

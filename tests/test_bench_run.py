@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import fake_device
@@ -10,7 +9,7 @@ import pytest
 
 from bench.analysis.decompose import decompose
 from bench.measure import worker
-from bench.measure.journal import Journal
+from bench.measure.journal import Journal, read_journal
 from bench.measure.run import Plan, Progress, Result, Run, samples_table
 from kernels.formats import find_format
 from profiles.schema import ArmRow, Comparison, Operator, Protocol
@@ -63,10 +62,10 @@ def test_planted_times_come_out(tmp_path: Path) -> None:
 
 def test_the_journal_holds_every_sample(tmp_path: Path) -> None:
     *_, journal, _ = measure(tmp_path, fake_device.healthy)
-    lines = (tmp_path / "run.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == journal.rows
+    assert read_journal(tmp_path / "run.jsonl") == journal.ledger
     compared = ("fused", "bypass", "unfused", "native")
-    assert len(lines) == (10 * len(compared) + 21 * len(fake_device.TIMES_S)) * len(OPERATORS)
+    expected = (10 * len(compared) + 21 * len(fake_device.TIMES_S)) * len(OPERATORS)
+    assert len(journal.rows) == expected
 
 
 def test_a_crashing_kernel_costs_its_rows_only(tmp_path: Path) -> None:
@@ -86,7 +85,7 @@ def test_a_crashing_kernel_costs_its_rows_only(tmp_path: Path) -> None:
 def test_a_hanging_kernel_costs_its_rows_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "BLOCK_DEADLINE_S", 0.3)
+    monkeypatch.setattr(worker, "SAMPLE_DEADLINE_S", 0.3)
     result, rows, comparisons, *_ = measure(tmp_path, fake_device.with_stuck_stream)
     assert result.complete
     failed = {(row.operator, row.arm): row.failure for row in rows if row.failure}

@@ -13,10 +13,13 @@ come from several processes because where a process lands in memory moves its ti
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -24,15 +27,33 @@ import pyarrow as pa
 from bench.analysis import decompose
 from bench.analysis.arms import ArmKey
 from bench.analysis.arms import Problem as ProblemKey
-from bench.measure.devices import Device, Float16, Mode, open_device
+from bench.measure import resume
+from bench.measure.devices import Device, open_device
 from bench.measure.journal import Journal
-from bench.measure.session import ArmName, ArmState, Timed
+from bench.measure.ledger import Cell, Ledger
+from bench.measure.lock import DeviceLock
+from bench.measure.records import (
+    BlockRecord,
+    DeathRecord,
+    FinishedRecord,
+    HeaderRecord,
+    OpenedRecord,
+    Phase,
+    Plan,
+    PlannedRecord,
+    ResumedRecord,
+    VerifiedRecord,
+)
+from bench.measure.session import ArmName
 from bench.measure.worker import Opened, Setup, Worker, WorkerLostError
 from kernels.formats import WeightFormat
-from profiles.schema import Operator, Protocol, Traffic, Workload, samples_schema
+from profiles.schema import Workload, samples_schema
+
+__all__ = ["Plan", "Progress", "Result", "Run", "samples_table"]
 
 CELL_S = 15.0  # the fresh blocks of a format and batch take about this long at most
-MAX_DEATHS = 20
+MAX_DEATHS = 50  # of workers, each with a kernel to blame
+MAX_UNEXPLAINED_DEATHS = 3
 OVERHEAD_S = 1e-4  # between two samples
 WHY_NULL = {
     "minor_faults": "a sample on this device is not timed by the host",
@@ -45,22 +66,6 @@ WHY_NULL = {
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to measure. None for activation and mode: the device's default."""
-
-    gpu: str
-    model: str
-    layers: int
-    operators: tuple[Operator, ...]
-    formats: tuple[WeightFormat, ...]
-    batches: tuple[int, ...]
-    activation: Float16 | None
-    mode: Mode | None
-    protocol: Protocol
-    seed: int = 0
-
-
-@dataclass
 class Result:
     """What a run found out, complete or not.
 
@@ -73,8 +78,8 @@ class Result:
 
     opened: Opened
     workload: Workload
-    facts: dict[ArmKey, decompose.ArmFacts] = field(default_factory=dict)
-    complete: bool = False
+    facts: dict[ArmKey, decompose.ArmFacts]
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -87,10 +92,21 @@ class Progress:
 
 
 class Run:
-    """One run of a plan. `measure` does it; after Ctrl-C `result` holds what there is.
+    """One run of a plan, from its beginning or from where its journal ends.
+
+    All that it learns it writes into the journal; `measure` does the work, and `result` is what the
+    journal says, after Ctrl-C as well.
+
+    Args:
+        plan: what to measure; that of the journal's header where it has one.
+        journal: new, or of a run that was interrupted.
+        report: told before every block what is done.
+        opener: how a worker opens its device.
+        warn: told in sentences what is different from before the interruption.
 
     Raises:
-        DeviceError: the device is not there.
+        DeviceError: the device is not there, or in use.
+        ResumeError: it is another device than the journal's, or the kernels have changed.
         WorkerLostError: workers kept dying, and no kernel could be blamed.
         OSError: the journal cannot be written.
     """
@@ -101,60 +117,97 @@ class Run:
         journal: Journal,
         report: Callable[[Progress], None],
         opener: Callable[[str], Device] = open_device,
+        warn: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.plan = plan
         self._opener = opener
         self.journal = journal
-        self.result: Result | None = None
         self._report = report
-        self._skip: dict[ArmName, str] = {}
-        self._repeats: dict[ArmName, int] = {}
-        self._blocks: dict[tuple[str, int], int] = {}  # fresh blocks of a format and batch
-        self._block_s: dict[tuple[str, int], float] = {}
-        self._estimate_s: dict[ArmName, float] = {}
-        self._lean: dict[tuple[str, int], set[ArmName]] = {}  # arms of blocks beyond the minimum
+        self._warn = warn
+        self._block_s: dict[Cell, float] = {}
         self._cells_done = 0
         self._deaths = 0
+        self._unexplained = 0
+        self._resumed = self._ledger.header is not None
+        self._checked = False  # the device is the journal's, and ours alone
+        self._held = contextlib.ExitStack()
+
+    @property
+    def result(self) -> Result | None:
+        """What is known so far; None before a device has been opened."""
+        ledger = self.journal.ledger
+        if ledger.opened is None:
+            return None
+        return Result(ledger.opened, ledger.workload, ledger.facts, ledger.finished)
 
     def measure(self) -> Result:
-        """Runs the plan; returns when every block has been timed."""
-        self._report(Progress("opening the device", None, 0.0))
-        for process in range(self.plan.protocol.processes):
-            self._process(process)
+        """Runs what is left of the plan; returns when every block has been timed."""
+        if self._ledger.header is None:
+            created = datetime.now(UTC)
+            argv = ("bench.dequant", *sys.argv[1:])
+            sources = resume.sources()
+            self.journal.add(
+                HeaderRecord(created=created, argv=argv, plan=self.plan, sources=sources)
+            )
+        if not self._ledger.finished:
+            self._report(Progress("opening the device", None, 0.0))
+            with self._held:
+                for process in range(self.plan.protocol.processes):
+                    self._process(process)
+            self.journal.add(FinishedRecord())
         assert self.result is not None
-        self.result.complete = True
         return self.result
 
+    @property
+    def _ledger(self) -> Ledger:
+        return self.journal.ledger
+
     def _process(self, process: int) -> None:
-        worker = self._open()
+        left = [
+            (
+                weight_format,
+                [b for b in self.plan.batches if self._unfinished(weight_format, b, process)],
+            )
+            for weight_format in self.plan.formats
+        ]
+        worker = self._open() if any(batches for _, batches in left) else None
         try:
-            for weight_format in self.plan.formats:
-                worker = self._begin(worker, weight_format, process)
+            for weight_format, batches in left:
+                if worker is not None and batches:
+                    worker = self._begin(worker, weight_format, process)
                 for batch in self.plan.batches:
-                    worker = self._cell(worker, weight_format, batch, process)
+                    if worker is not None and batch in batches:
+                        worker = self._cell(worker, weight_format, batch, process)
                     self._cells_done += 1
         finally:
-            worker.close()
+            if worker is not None:
+                worker.close()
 
     def _open(self) -> Worker:
-        plan = self.plan
-        setup = Setup(plan.gpu, plan.operators, plan.activation, plan.mode, self._skip)
+        """A worker on the device, once that is known to be the right one and in nobody's use."""
+        plan, ledger = self.plan, self._ledger
+        setup = Setup(
+            plan.gpu, plan.operators, plan.activation, plan.mode, ledger.skip, ledger.bars
+        )
         worker = Worker(setup, self._opener)
-        if self.result is None:
+        if self._checked:
+            return worker
+        try:
             opened = worker.opened
-            workload = Workload(
-                model=plan.model,
-                layers=plan.layers,
-                operators=plan.operators,
-                activation=opened.activation,
-                formats=tuple(f.name for f in plan.formats),
-                batches=plan.batches,
-                launch_mode=opened.mode,
-                cache_state="cold",
-                rotation_bytes=0,
-                seeds={"order": plan.seed, **opened.seeds},
-            )
-            self.result = Result(opened, workload)
+            differences = resume.differences(ledger, opened, self.journal.path)
+            self._held.enter_context(DeviceLock(opened.device))
+            if ledger.opened is None:
+                self.journal.add(OpenedRecord(opened=opened))
+            if self._resumed:
+                now = datetime.now(UTC)
+                argv = ("bench.dequant", *sys.argv[1:])
+                self.journal.add(ResumedRecord(created=now, argv=argv, differences=differences))
+            for sentence in differences:
+                self._warn(sentence)
+            self._checked = True
+        except BaseException:
+            worker.close()
+            raise
         return worker
 
     def _begin(self, worker: Worker, weight_format: WeightFormat, process: int) -> Worker:
@@ -163,61 +216,57 @@ class Run:
         self._report(Progress(doing, self._left_s(), self._done()))
         while True:
             try:
-                begun = worker.begin(weight_format.name, self.plan.batches, self._repeats)
+                begun = worker.begin(weight_format.name, self.plan.batches, self._ledger.repeats)
                 break
             except WorkerLostError as death:
                 worker = self._replace(worker, death)
-        assert self.result is not None
-        known = self.result.workload.rotation_bytes or begun.rotation_bytes
-        self.result.workload = self.result.workload.model_copy(
-            update={"rotation_bytes": min(known, begun.rotation_bytes)}
+        self.journal.add(
+            VerifiedRecord(
+                process=process,
+                format=weight_format.name,
+                rotation_bytes=begun.rotation_bytes,
+                states=tuple(begun.states),
+            )
         )
-        for state in begun.states:
-            self._note(state)
         for batch in self.plan.batches:
             cell = (weight_format.name, batch)
             self._block_s[cell] = self._cost_s(
-                [n for n in self._repeats if (n.format, n.batch) == cell]
+                [n for n in self._ledger.repeats if (n.format, n.batch) == cell]
             )
         return worker
 
-    def _note(self, state: ArmState) -> None:
-        """Records what verification said of an arm; the first failure stays."""
-        assert self.result is not None
-        if not state.failure:
-            self._repeats.setdefault(state.name, state.repeats)
-        if state.estimate_s is not None:
-            self._estimate_s.setdefault(state.name, state.estimate_s)
-        key = self._key(state.name)
-        known = self.result.facts.get(key)
-        if known is None or (known.failure is None and state.failure):
-            self.result.facts[key] = decompose.ArmFacts(
-                error_vs_reference=state.error,
-                traffic=Traffic(
-                    bytes_read=state.traffic.bytes_read,
-                    bytes_written=state.traffic.bytes_written,
-                    flops=state.traffic.flops,
-                ),
-                failure=state.failure or None,
-                calls_per_sample=None if state.failure else state.repeats,
-            )
+    def _unfinished(self, weight_format: WeightFormat, batch: int, process: int) -> bool:
+        """Whether a cell has blocks that a process has still to run."""
+        cell = (weight_format.name, batch)
+        return cell not in self._ledger.planned or bool(self._fresh_left(cell, process))
+
+    def _fresh_left(self, cell: Cell, process: int) -> list[int]:
+        """The planned fresh blocks of a cell that a process has still to run."""
+        blocks = range(self._share(self._ledger.planned[cell].fresh_blocks))
+        return [b for b in blocks if (process, *cell, "fresh", b) not in self._ledger.blocks]
 
     def _cell(
         self, worker: Worker, weight_format: WeightFormat, batch: int, process: int
     ) -> Worker:
-        """The blocks of one format and batch in one process."""
+        """The blocks of one format and batch in one process, those that have not been run yet."""
         cell = (weight_format.name, batch)
-        if process == 0:
-            likely = self._likely(cell)
+        if cell not in self._ledger.planned:
             for block in range(self.plan.protocol.pilot_blocks):
-                worker = self._block(worker, weight_format, batch, process, "pilot", block, likely)
+                if (process, *cell, "pilot", block) not in self._ledger.blocks:
+                    worker = self._block(worker, weight_format, batch, process, "pilot", block)
             self._plan_fresh(cell)
-        share, full = self._share(self._blocks[cell]), self._share(self._least())
-        for block in range(share):
-            every = (block + 1) * full // share > block * full // share
-            only = None if every else self._lean[cell]
-            worker = self._block(worker, weight_format, batch, process, "fresh", block, only)
+        for block in self._fresh_left(cell, process):
+            worker = self._block(worker, weight_format, batch, process, "fresh", block)
         return worker
+
+    def _only(self, cell: Cell, phase: Phase, block: int) -> set[ArmName] | None:
+        """The arms of a block, None for all: it follows from the journal, so a resumed run takes the same."""
+        if phase == "pilot":
+            return self._likely(cell)
+        planned = self._ledger.planned[cell]
+        share, full = self._share(planned.fresh_blocks), self._share(self._least())
+        every = (block + 1) * full // share > block * full // share
+        return None if every else set(planned.lean)
 
     def _block(
         self,
@@ -225,13 +274,13 @@ class Run:
         weight_format: WeightFormat,
         batch: int,
         process: int,
-        phase: str,
+        phase: Phase,
         block: int,
-        only: set[ArmName] | None = None,
     ) -> Worker:
         """One block, again after a crash without the kernel that crashed."""
-        total = self._blocks.get((weight_format.name, batch))
-        of = f" of {self._share(total)}" if total and phase == "fresh" else ""
+        cell = (weight_format.name, batch)
+        planned = self._ledger.planned.get(cell)
+        of = f" of {self._share(planned.fresh_blocks)}" if planned else ""
         doing = (
             f"process {process + 1}: {weight_format.name}, batch {batch}, {phase} {block + 1}{of}"
         )
@@ -239,24 +288,32 @@ class Run:
         seed = (self.plan.seed, process, batch, block, int(phase == "fresh"))
         while True:
             try:
+                only = self._only(cell, phase, block)
                 timed = worker.block(batch, seed, only, self.journal.elapsed_s)
                 break
             except WorkerLostError as death:
                 worker = self._replace(worker, death)
                 worker = self._begin(worker, weight_format, process)
-        self.journal.add([self._row(t, process, phase, block) for t in timed])
+        self.journal.add(
+            BlockRecord(
+                process=process,
+                format=weight_format.name,
+                batch=batch,
+                phase=phase,
+                block=block,
+                timed=tuple(timed),
+            )
+        )
         return worker
 
     def _replace(self, worker: Worker, death: WorkerLostError) -> Worker:
-        """A new worker that leaves the suspect alone."""
+        """A new worker that leaves the suspect alone; without a suspect it may try again, not for ever."""
         worker.close()
+        self.journal.add(DeathRecord(suspect=death.suspect, reason=str(death)))
         self._deaths += 1
-        if death.suspect is None or self._deaths > MAX_DEATHS:
+        self._unexplained += death.suspect is None
+        if self._deaths > MAX_DEATHS or self._unexplained > MAX_UNEXPLAINED_DEATHS:
             raise death
-        self._skip[death.suspect] = str(death)
-        assert self.result is not None
-        key = self._key(death.suspect)
-        self.result.facts[key] = decompose.ArmFacts(failure=str(death))
         return self._open()
 
     def _likely(self, cell: tuple[str, int]) -> set[ArmName]:
@@ -265,41 +322,45 @@ class Run:
         A 16-bit kernel that took more than twice as long as the fastest when it was verified, over
         the whole layer, is not going to be best16.
         """
-        names = [n for n in self._estimate_s if (n.format, n.batch) == cell]
+        names = [n for n in self._ledger.estimate_s if (n.format, n.batch) == cell]
         sixteen = [n for n in names if n.weight_format in ("fp16", "bf16")]
         totals: dict[tuple[str, str, str], float] = defaultdict(float)
         for name in sixteen:
-            totals[name.arm, name.implementation, name.variant] += self._estimate_s[name]
+            totals[name.arm, name.implementation, name.variant] += self._ledger.estimate_s[name]
         limit = 2 * min(totals.values(), default=0.0)
         likely = {n for n in sixteen if totals[n.arm, n.implementation, n.variant] <= limit}
         return likely | {n for n in names if n.arm in ("fused", "bypass", "unfused")}
 
     def _plan_fresh(self, cell: tuple[str, int]) -> None:
         """From the pilot: how many fresh blocks, within the time of a cell, and the arms they need."""
-        assert self.result is not None
-        workload, protocol = self.result.workload, self.plan.protocol
-        lost = {self._key(name) for name in self._skip}
+        ledger, protocol = self._ledger, self.plan.protocol
+        workload = ledger.workload
+        lost = {ledger.key(name) for name in ledger.skip}
         pilot = samples_table(
-            [
-                r
-                for r in self.journal.rows
-                if (r["format"], r["batch"]) == cell and _key(r) not in lost
-            ]
+            [r for r in ledger.rows if (r["format"], r["batch"]) == cell and _key(r) not in lost]
         )
         compared = decompose.compared_arms(pilot, workload)
-        self._lean[cell] = {name for name in self._repeats if self._key(name) in compared}
-        full_s, lean_s = self._block_s[cell], self._cost_s(self._lean[cell])
+        lean = tuple(name for name in ledger.repeats if ledger.key(name) in compared)
+        full_s, lean_s = self._block_s[cell], self._cost_s(lean)
         by_problem = sorted(decompose.fresh_blocks(pilot, workload, protocol).values())
         needed = by_problem[-2:][0] if by_problem else 0  # one noisy operator does not hold up all
         least = self._least()
         affordable = least + max(0, math.floor((CELL_S - least * full_s) / max(lean_s, 1e-6)))
         blocks = max(least, min(needed, affordable))
-        self._blocks[cell] = math.ceil(blocks / protocol.processes) * protocol.processes
+        self.journal.add(
+            PlannedRecord(
+                format=cell[0],
+                batch=cell[1],
+                fresh_blocks=math.ceil(blocks / protocol.processes) * protocol.processes,
+                lean=lean,
+            )
+        )
 
     def _cost_s(self, names: Collection[ArmName]) -> float:
         """Roughly what a block of these arms takes: launches, discarded ones, and the bookkeeping."""
         return sum(
-            self._estimate_s.get(name, 0.0) * (self._repeats.get(name, 1) + 1) + OVERHEAD_S
+            self._ledger.estimate_s.get(name, 0.0) * (self._ledger.repeats.get(name, 1) + 1)
+            + OVERHEAD_S
             for name in names
         )
 
@@ -322,8 +383,9 @@ class Run:
         for index in range(self._cells_done, len(cells) * protocol.processes):
             cell = cells[index % len(cells)]
             full_s = self._block_s.get(cell, mean)
-            lean_s = self._cost_s(self._lean.get(cell, ()))
-            extra = self._blocks.get(cell, least) - least
+            planned = self._ledger.planned.get(cell)
+            lean_s = self._cost_s(planned.lean if planned else ())
+            extra = planned.fresh_blocks - least if planned else 0
             left += (least * full_s + extra * lean_s) / protocol.processes
             left += protocol.pilot_blocks * full_s / 2 if index < len(cells) else 0.0
         return left
@@ -331,47 +393,6 @@ class Run:
     def _done(self) -> float:
         total = len(self.plan.formats) * len(self.plan.batches) * self.plan.protocol.processes
         return self._cells_done / total
-
-    def _key(self, name: ArmName) -> ArmKey:
-        assert self.result is not None
-        workload = self.result.workload
-        problem = ProblemKey(
-            name.operator, name.batch, name.format, workload.launch_mode, workload.cache_state
-        )
-        return ArmKey(problem, name.arm, name.implementation, name.variant, name.weight_format)
-
-    def _row(self, timed: Timed, process: int, phase: str, block: int) -> dict[str, Any]:
-        """A sample as a row of the samples table."""
-        assert self.result is not None
-        name, sample, workload = timed.name, timed.sample, self.result.workload
-        operator = next(o for o in self.plan.operators if o.name == name.operator)
-        return {
-            "process": process,
-            "block": block,
-            "position": timed.position,
-            "phase": phase,
-            "operator": name.operator,
-            "n": operator.n,
-            "k": operator.k,
-            "batch": name.batch,
-            "format": name.format,
-            "arm": name.arm,
-            "implementation": name.implementation,
-            "variant": name.variant,
-            "weight_format": name.weight_format,
-            "launch_mode": workload.launch_mode,
-            "cache_state": workload.cache_state,
-            "time_s": sample.time_s,
-            "calls": sample.calls,
-            "started_s": sample.started_s,
-            "minor_faults": sample.minor_faults,
-            "involuntary_switches": sample.involuntary_switches,
-            "steal_s": sample.steal_s,
-            "probe_us": sample.probe_us,
-            "sm_clock_mhz": None,
-            "temperature_c": None,
-            "flags": " ".join(sample.flags),
-        }
 
 
 def _key(row: dict[str, Any]) -> ArmKey:

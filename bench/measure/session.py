@@ -56,11 +56,35 @@ class ArmName:
             kernel.arm, kernel.implementation, kernel.variant, reads,
         )  # fmt: skip
 
+    @property
+    def kernel(self) -> tuple[str, ...]:
+        """What the same kernel has in common on every operator and batch."""
+        return (self.format, self.arm, self.implementation, self.variant, self.weight_format)
+
     def __str__(self) -> str:
         return (
             f"{self.arm} ({self.implementation}, {self.weight_format}) "
             f"on {self.operator} at batch {self.batch}"
         )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A kernel that crashed on several problems is left alone on others, from some batch on.
+
+    Attributes:
+        kernel: ArmName.kernel.
+        batch: problems from this batch on; those of smaller ones came before the crash.
+        reason: how it crashed.
+    """
+
+    kernel: tuple[str, ...]
+    batch: int
+    reason: str
+
+    def covers(self, name: ArmName) -> bool:
+        """Whether an arm is the kernel on such a problem."""
+        return name.kernel == self.kernel and name.batch >= self.batch
 
 
 @dataclass(frozen=True)
@@ -110,6 +134,7 @@ class Session:
         activation: dtype of x.
         mode: "graph" or "eager".
         skip: arms that crashed a worker before; they are listed as failed and left alone.
+        bars: kernels that are not tried on problems on which they have not run before.
         rotation_bytes: after begin, the bytes touched between two uses of any one copy.
         announce: called with an arm's name before it runs for the first time and before each sample,
             and with None when no arm is to blame for what follows.
@@ -121,6 +146,7 @@ class Session:
     mode: Mode
     skip: Mapping[ArmName, str] = field(default_factory=dict)
     announce: Callable[[ArmName | None], None] = lambda name: None
+    bars: tuple[Bar, ...] = ()
     rotation_bytes: int = 0
     _arms: dict[int, list[_Arm]] = field(default_factory=dict, repr=False)
 
@@ -202,6 +228,9 @@ class Session:
         self.announce(name)
         if name in self.skip:
             return replace(state, failure=self.skip[name])
+        for bar in self.bars:
+            if bar.covers(name) and name not in planned:
+                return replace(state, failure=bar.reason)
         try:
             prepared = self.device.prepare(problem, kernel)
             if name in planned:

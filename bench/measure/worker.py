@@ -1,33 +1,39 @@
 """A session in a process of its own, so that a crashing kernel costs a row and not the run.
 
 The parent sends (method, arguments) and waits for the answer. Before each kernel runs for the first time
-and before each sample the child writes the arm's number into shared memory; when the child dies or does not
-answer in time, the parent reads there which arm it was.
+and before each sample the child writes the arm's name and the time into shared memory; when the child dies,
+or is busy with one arm for too long, the parent reads there which arm it was. A child never outlives its
+parent: the kernel of the operating system ends it, whatever it is doing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import multiprocessing as mp
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import astuple, dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bench.measure.devices import Device, Float16, Mode, open_device
-from bench.measure.session import ArmName, ArmState, Session, Timed
+from bench.measure.devices import Device, DeviceError, Float16, Mode, open_device
+from bench.measure.session import ArmName, ArmState, Bar, Session, Timed
 from kernels.formats import find_format
 from profiles.schema import DeviceInfo, Operator
 
 START_DEADLINE_S = 180.0  # importing and opening a device on a slow disk
-BEGIN_DEADLINE_S = 1800.0  # compiling and verifying every kernel of a format
-BLOCK_DEADLINE_S = 180.0
+KERNEL_DEADLINE_S = 600.0  # compiling and verifying one kernel on one operator, or rotating weights
+SAMPLE_DEADLINE_S = 180.0  # one sample
+END_S = 10.0  # a process that was told to end, or whose pipe is closed
 _NAME_BYTES = 512
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Setup:
     activation: Float16 | None
     mode: Mode | None
     skip: Mapping[ArmName, str]
+    bars: tuple[Bar, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,26 +93,27 @@ class Worker:
         self._folder = tempfile.TemporaryDirectory(prefix="dequant-bench-")
         self._connection, child = context.Pipe()
         self._suspect = context.Array("c", _NAME_BYTES, lock=False)
+        self._since_s = context.Value("d", 0.0, lock=False)
         self._process = context.Process(
-            target=_serve, args=(setup, opener, child, self._suspect), daemon=True
+            target=_serve,
+            args=(setup, opener, child, self._suspect, self._since_s, os.getpid()),
+            daemon=True,
         )
-        ours = signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # inherited: Ctrl-C is the parent's to handle
         try:
-            with _environment(Path(self._folder.name)):
+            with _environment(Path(self._folder.name)), _signals_held():
                 self._process.start()
-        finally:
-            signal.signal(signal.SIGINT, ours)
-        child.close()
-        self.opened: Opened = self._answer(START_DEADLINE_S)
+            child.close()
+            self.opened: Opened = self._answer(START_DEADLINE_S)
+        except BaseException:
+            self.close()
+            raise
 
     def begin(
         self, weight_format: str, batches: Collection[int], planned: Mapping[ArmName, int]
     ) -> Begun:
         """Session.begin, with what it found out about rotation."""
         self._send("begin", (weight_format, list(batches), dict(planned)))
-        answer: Begun = self._answer(BEGIN_DEADLINE_S)
+        answer: Begun = self._answer(KERNEL_DEADLINE_S)
         return answer
 
     def block(
@@ -117,41 +125,55 @@ class Worker:
     ) -> list[Timed]:
         """Session.block."""
         self._send("block", (batch, seed, only, elapsed_s))
-        answer: list[Timed] = self._answer(BLOCK_DEADLINE_S)
+        answer: list[Timed] = self._answer(SAMPLE_DEADLINE_S)
         return answer
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
         with contextlib.suppress(OSError, ValueError):
             self._connection.close()
-        self._process.join(timeout=2)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        if self._process.pid is not None:
+            self._process.join(timeout=2)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join(timeout=END_S)  # a driver may hold it for longer: not waited for
         self._folder.cleanup()
 
     def _send(self, method: str, arguments: tuple[object, ...]) -> None:
         try:
             self._connection.send((method, arguments))
         except OSError:
-            self._process.join(timeout=10)
-            raise WorkerLostError(_how_it_ended(self._process.exitcode), self._last()) from None
+            raise self._lost() from None
 
     def _answer(self, deadline_s: float) -> Any:
-        """The child's next answer; its exceptions are raised here."""
+        """The child's next answer; its exceptions are raised here.
+
+        Args:
+            deadline_s: how long it may be busy with one arm.
+        """
+        asked_s = time.monotonic()
         try:
-            if not self._connection.poll(deadline_s):
-                self._process.kill()
-                raise WorkerLostError(f"it did not finish within {deadline_s:g} s", self._last())
+            while not self._connection.poll(0):
+                left_s = max(asked_s, self._since_s.value) + deadline_s - time.monotonic()
+                if left_s <= 0:
+                    self._process.kill()
+                    raise WorkerLostError(
+                        f"it did not finish within {deadline_s:g} s", self._last()
+                    )
+                self._connection.poll(left_s)
             good, answer = self._connection.recv()
         except (EOFError, OSError):
-            self._process.join(timeout=10)
-            raise WorkerLostError(_how_it_ended(self._process.exitcode), self._last()) from None
+            raise self._lost() from None
         if good:
             return answer
         if isinstance(answer, str):
             raise WorkerLostError(answer, self._last())
         raise answer
+
+    def _lost(self) -> WorkerLostError:
+        """Why the child is gone: its end of the pipe is closed."""
+        self._process.join(timeout=END_S)
+        return WorkerLostError(_how_it_ended(self._process.exitcode), self._last())
 
     def _last(self) -> ArmName | None:
         text = self._suspect.value.decode()
@@ -185,32 +207,66 @@ def _environment(folder: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """A process started here never sees Ctrl-C and SIGTERM, which are its parent's; here they wait."""
+    resource_tracker.ensure_running()  # it would release them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _how_it_ended(exitcode: int | None) -> str:
+    if exitcode == -signal.SIGKILL:
+        return "it was killed with SIGKILL, most likely by the system for want of memory"
     if exitcode is not None and exitcode < 0:
         with contextlib.suppress(ValueError):
             return f"it crashed with {signal.Signals(-exitcode).name}"
     return f"its process ended with exit code {exitcode}"
 
 
+def _die_with(parent: int) -> None:
+    """Ends this process when its parent ends, even in the middle of a kernel; Linux does it for us."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # it ended before we asked
+
+
 def _serve(
-    setup: Setup, opener: Callable[[str], Device], connection: Connection, suspect: Any
+    setup: Setup,
+    opener: Callable[[str], Device],
+    connection: Connection,
+    suspect: Any,
+    since_s: Any,
+    parent: int,
 ) -> None:
     """The child: opens the device, then answers until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _die_with(parent)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
 
     def announce(name: ArmName | None) -> None:
         fields = [str(value) for value in astuple(name)] if name else []
         suspect.value = "\t".join(fields).encode()[: _NAME_BYTES - 1]
+        since_s.value = time.monotonic()  # the same clock in both processes
 
     try:
         device = opener(setup.gpu)
         activation = setup.activation or device.default_activation
         mode = setup.mode or device.default_mode
-        session = Session(device, setup.operators, activation, mode, setup.skip, announce)
+        session = Session(
+            device, setup.operators, activation, mode, setup.skip, announce, setup.bars
+        )
         about = (device.describe(), device.cache_bytes, activation, mode)
         opened = Opened(*about, device.software(), device.seeds())
-    except Exception as error:
+    except (DeviceError, ValueError) as error:
         connection.send((False, error))
+        return
+    except Exception as error:
+        connection.send((False, f"the device could not be opened: {_first_line(error)}"))
         return
     try:
         connection.send((True, opened))
@@ -226,9 +282,12 @@ def _serve(
             connection.send((True, result))
     except (BrokenPipeError, EOFError):
         return  # the parent is gone or done
-    except (
-        Exception
-    ) as error:  # the arm that was running is to blame, and the rest goes on without it
-        lines = str(error).strip().splitlines() or [repr(error)]
+    except Exception as error:
+        # the arm that was running is to blame, and the rest goes on without it
         with contextlib.suppress(OSError):
-            connection.send((False, f"it failed: {lines[0]}"))
+            connection.send((False, f"it failed: {_first_line(error)}"))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [repr(error)]
+    return lines[0]

@@ -1,0 +1,135 @@
+"""What a kernel may do to its process: it costs a row, the row says what happened, the run goes on."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import fake_device
+import pytest
+
+from bench.analysis.decompose import decompose
+from bench.measure import run, worker
+from bench.measure.devices import DeviceError, Prepared
+from bench.measure.journal import Journal
+from bench.measure.ledger import Ledger
+from bench.measure.records import Plan
+from bench.measure.run import Run, samples_table
+from bench.measure.worker import Setup, Worker, WorkerLostError
+from kernels.formats import find_format
+from profiles.schema import Operator, Protocol
+
+OPERATORS = (Operator(name="up", n=64, k=128), Operator(name="down", n=128, k=128))
+INT4 = "int4-g128"
+
+
+def measure(tmp_path: Path, opener: object) -> tuple[Ledger, dict[tuple[str, str], str]]:
+    """One process only: each start of a worker takes a second."""
+    protocol = Protocol(
+        pilot_blocks=10, fresh_blocks_minimum=21, fresh_blocks_maximum=30, processes=1,
+        target_half_width=0.05, confidence=0.95, sample_minimum_s=1e-3,
+    )  # fmt: skip
+    plan = Plan("fake", "tiny", 2, OPERATORS, (find_format(INT4),), (1,), None, None, protocol)
+    with Journal(tmp_path / "run.jsonl") as journal:
+        Run(plan, journal, lambda state: None, opener).measure()  # type: ignore[arg-type]
+    ledger = journal.ledger
+    rows, _ = decompose(samples_table(ledger.rows), ledger.workload, protocol, ledger.facts)
+    assert mp.active_children() == []
+    return ledger, {(row.operator, row.arm): row.failure for row in rows if row.failure}
+
+
+def opened(kind: str, marker: str, name: str) -> fake_device.FakeDevice:
+    """A device on which one arm does something terrible, once per process or, with a marker, once."""
+    device = fake_device.FakeDevice()
+    verify = device.verify
+
+    def terrible(prepared: Prepared) -> float:
+        if prepared.kernel.arm != "fused" or prepared.problem.operator != "up":
+            return verify(prepared)
+        if kind == "hang":
+            signal.pause()
+        if kind == "exit":
+            os._exit(7)
+        os.kill(os.getpid(), getattr(signal, kind))
+        return 0.0
+
+    def lose_between_arms(copies: object) -> None:
+        if not marker or not Path(marker).exists():
+            if marker:
+                Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if kind == "between":
+        device.rotate = lose_between_arms  # type: ignore[method-assign, assignment]
+    else:
+        device.verify = terrible  # type: ignore[method-assign]
+    return device
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        pytest.param("SIGABRT", "it crashed with SIGABRT", marks=pytest.mark.proof),
+        ("SIGKILL", "it was killed with SIGKILL, most likely by the system for want of memory"),
+        pytest.param("exit", "its process ended with exit code 7", marks=pytest.mark.proof),
+        ("hang", "it did not finish within 0.5 s"),
+    ],
+)
+def test_dying_while_it_is_verified_costs_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, says: str
+) -> None:
+    monkeypatch.setattr(worker, "KERNEL_DEADLINE_S", 0.5)
+    ledger, failures = measure(tmp_path, partial(opened, kind, ""))
+    assert failures == {("up", "fused"): says}
+    assert {row["arm"] for row in ledger.rows if row["operator"] == "up"} == set(
+        fake_device.TIMES_S
+    ) - {"fused"}
+    assert "fused" in {row["arm"] for row in ledger.rows if row["operator"] == "down"}
+
+
+def slow_to_verify(name: str) -> fake_device.FakeDevice:
+    device = fake_device.FakeDevice()
+    device.verify_s = 0.2
+    return device
+
+
+def test_the_deadline_is_of_one_kernel_not_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve arms of 0.2 s take far longer than the deadline of 1 s."""
+    monkeypatch.setattr(worker, "KERNEL_DEADLINE_S", 1.0)
+    _, failures = measure(tmp_path, slow_to_verify)
+    assert failures == {}
+
+
+def test_a_death_that_no_arm_explains_is_tried_again(tmp_path: Path) -> None:
+    ledger, failures = measure(tmp_path, partial(opened, "between", str(tmp_path / "marker")))
+    assert failures == {}
+    assert ledger.finished
+
+
+def test_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "MAX_UNEXPLAINED_DEATHS", 1)
+    with pytest.raises(WorkerLostError, match="SIGKILL"):
+        measure(tmp_path, partial(opened, "between", ""))
+    assert mp.active_children() == []
+
+
+def unfit(name: str) -> fake_device.FakeDevice:
+    raise RuntimeError("the driver is too old\nand more")
+
+
+def absent(name: str) -> fake_device.FakeDevice:
+    raise DeviceError("there is no such device.")
+
+
+def test_a_device_that_does_not_open_leaves_no_process() -> None:
+    setup = Setup("fake", OPERATORS, None, None, {})
+    with pytest.raises(WorkerLostError, match=r"could not be opened: the driver is too old$"):
+        Worker(setup, unfit)  # type: ignore[arg-type]
+    with pytest.raises(DeviceError, match="there is no such device"):
+        Worker(setup, absent)  # type: ignore[arg-type]
+    assert mp.active_children() == []
