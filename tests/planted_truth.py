@@ -32,6 +32,7 @@ import typer
 
 from bench.analysis import stats
 from bench.analysis.decompose import decompose
+from bench.measure import resume
 from bench.measure import run as run_module
 from bench.measure.devices.simulated import (
     BOARDS,
@@ -510,9 +511,10 @@ def tables(runs: int = RUNS) -> Tables:
 
 
 def _without_processes() -> None:
-    """In each process of the pool: workers are in process, and nothing waits for the disk."""
+    """In each process of the pool: no workers' processes, no waiting for the disk, facts read once."""
     run_module.Worker = InProcess  # type: ignore[misc, assignment]
     os.fsync = lambda file: None  # type: ignore[assignment]
+    resume.sources = cache(resume.sources)  # type: ignore[assignment]
 
 
 def text(t: Tables) -> str:
