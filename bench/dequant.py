@@ -347,7 +347,9 @@ def main(
     output: Annotated[
         Path | None, typer.Option(help="Where the profile goes; below results/ by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of arms within blocks.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the order of arms within blocks.")
+    ] = 0,
     resume: Annotated[
         Path | None,
         typer.Option(help="Go on with the run of this journal; takes no option but --output."),

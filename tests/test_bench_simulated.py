@@ -31,6 +31,7 @@ MATRIX_BYTES = 2 * N * K
 X_BYTES, Y_BYTES = 2 * K, 2 * N  # batch 1
 PHI_S = N * K * 0.06e-12  # 0.09 ps of fused less 0.03 ps of bypass, per weight
 SEED = (7, 1, 1, 5, 1)  # run, process, batch, block, fresh
+ROOT = Path(__file__).parent.parent
 
 
 def device(**scenario: object) -> SimulatedDevice:
@@ -442,3 +443,24 @@ def test_a_session_on_it_needs_no_seed_of_a_run() -> None:
     session.begin(INT4, [1], {})
     first, again = session.block(1, (7,)), session.block(1, (7,))
     assert [t.sample.time_s for t in first] == [t.sample.time_s for t in again]
+
+
+def test_a_simulated_profile_is_checked_and_not_trusted(tmp_path: Path) -> None:
+    """From the command to the check: one reason is serious, and it is the kind of evidence."""
+    output = tmp_path / "run.json"
+    arguments = ["--gpu", "simulated:h100", "--batches", "1", "--format", "int4-g128"]
+    made = subprocess.run(
+        [sys.executable, "-m", "bench.dequant", *arguments, "--output", str(output)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    found = subprocess.run(
+        [sys.executable, "-m", "bench.check", str(output), "--json"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 1, found.stderr
+    serious = [
+        f["topic"] for f in json.loads(found.stdout)["findings"] if f["severity"] == "serious"
+    ]
+    assert "kind" in serious
+    assert set(serious) <= {"kind", "checkout"}  # a tree with changes is serious too

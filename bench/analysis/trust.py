@@ -21,7 +21,8 @@ problem, however many rows have it.
     unconverged  under 90 % of the φ met the target width      caution: under 100 %
     few blocks   over 10 % of the rows have fewer than the     caution: some have, or the protocol
                  protocol asks for                             asks for fewer than the method
-    dependent    over 20 % of the φ flagged, beyond chance     caution: beyond chance; note: within
+    dependent    over 20 % of the φ flagged, beyond chance,    caution: beyond chance; note: within
+                 or dependence over the whole run
     spread       over 10 % of the φ moved between processes    caution: more than the interval, and
                  by more than twice their interval             more often than by chance
     throttled,   over 10 % of the rows had it in over 10 %     caution: any such row, or over 1 % of
@@ -44,6 +45,8 @@ problem, however many rows have it.
     baseline                                                   caution: best16 had no rival
     implausible                                                caution: fused beat its own bypass or
                                                                stream, beyond chance
+    resumed                                                    caution: something had changed when an
+                                                               interrupted run went on; note: nothing
     gaps                                                       caution: planned and not there;
                                                                note: usual batches not measured
 
@@ -84,7 +87,8 @@ if TYPE_CHECKING:
 
 CACHE_MULTIPLE = 2  # METHOD: bytes touched between two uses of a copy, in last-level caches
 METHOD_FRESH, METHOD_PROCESSES = 20, 3
-METHOD_TARGET = {"cpu": 0.05, "cuda": 0.02}
+METHOD_TARGET = {"cpu": 0.05, "cuda": 0.02, "simulated": 0.02}
+COMPILERS = {"cpu": ("numba",), "cuda": ("triton", "driver", "cuda"), "simulated": ()}
 METHOD_CONFIDENCE = 0.95
 USUAL_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 NEEDED_ARMS = ("native", "vendor", "fused", "bypass", "dequantize", "unfused")
@@ -118,6 +122,7 @@ def examine(profile: Profile, samples: pa.Table | str, checkout: Checkout) -> tu
         *_blocks(profile),
         *_cold(profile),
         *_origin(profile, checkout),
+        *_resumed(profile),
         *_reach(profile),
     ]
     if isinstance(samples, str):
@@ -348,8 +353,7 @@ def _origin(profile: Profile, checkout: Checkout) -> Iterator[Finding]:
             "How they are timed may have changed in between.",
             "Look at the log between the two before comparing small differences.",
         )
-    compiler = {"cpu": ("numba",), "cuda": ("triton", "driver", "cuda")}[profile.device.kind]
-    needed = ("numpy", "torch", *compiler)
+    needed = ("numpy", "torch", *COMPILERS[profile.device.kind])
     unknown = [name for name in needed if getattr(profile.software, name) is None]
     if unknown and profile.kind == "measured":
         reasons = "; ".join(sorted({profile.software.missing.get(n, "") for n in unknown}))
@@ -359,6 +363,28 @@ def _origin(profile: Profile, checkout: Checkout) -> Iterator[Finding]:
             f"Versions that matter are not known: {listed(unknown)} ({shortened(reasons)}).",
             "Compilers and drivers choose the code that runs; two versions differ by more than most φ.",
             "Note them by hand beside the profile.",
+        )
+
+
+def _resumed(profile: Profile) -> Iterator[Finding]:
+    """What was not the same when an interrupted run went on."""
+    if profile.resumed:
+        different = tuple(d for resumption in profile.resumed for d in resumption.differences)
+        yield Finding(
+            "resumed",
+            "caution" if different else "note",
+            f"The run was interrupted and went on {len(profile.resumed)} times; "
+            + (
+                f"meanwhile {shortened(' '.join(different))}"
+                if different
+                else "nothing had changed."
+            ),
+            "Blocks from before and after saw another moment of the machine"
+            + (
+                ", and other software." if different else "; the spread between processes shows it."
+            ),
+            "Measure again in one go if small differences matter." if different else "Nothing.",
+            len(profile.resumed),
         )
 
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from bench.analysis.findings import Finding, at_batches, percent, share_of
-from bench.analysis.stats import AUTOCORRELATED, SHIFTED
+from bench.analysis.stats import AUTOCORRELATED, AUTOCORRELATED_RUN, SHIFTED
 from profiles.schema import Comparison, Profile, Quality, Quantity
 
 CONVERGED_SHARE = 0.9  # a run is stable when this share of its phis met the target width
@@ -86,6 +86,17 @@ def examine_phis(profile: Profile) -> Iterator[Finding]:
             if beyond
             else "Nothing, unless one of them is the number that you came for.",
             len(flagged),
+            known,
+        )
+    whole = [c.batch for c, q, _ in phis(profile) if AUTOCORRELATED_RUN in q.flags]
+    if whole:
+        yield Finding(
+            "dependent",
+            "serious",
+            f"Over the whole run neighbouring blocks depend on each other: {len(whole)} φ are concerned.",
+            "Their intervals are too narrow, even where no row shows it alone.",
+            "Distrust the intervals; look for what changed during the run (heat, a neighbour).",
+            len(whole),
             known,
         )
     yield from _spread(profile)

@@ -198,6 +198,8 @@ def _short(profile: Profile, fresh: pa.Table, rows: NDArray[np.int64]) -> Iterat
 
 def _clocks(profile: Profile, fresh: pa.Table) -> Iterator[Finding]:
     extra = profile.device.extra
+    if profile.device.kind == "simulated":
+        return
     if profile.device.kind == "cpu":
         governor = extra.get("governor")
         if governor is None:

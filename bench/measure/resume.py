@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ONLY_LOADED = ("driver", "cuda", "threading_layer")  # known once the device is open
 SAME_DEVICE = ("kind", "name", "uuid_hash", "cores")
 VOLATILE = ("load_average_1min",)
+COMPILED_BY = ("torch", "triton", "numba", "driver", "cuda")
 
 
 class ResumeError(ValueError):
@@ -74,6 +75,14 @@ def differences(ledger: Ledger, opened: Opened, path: Path) -> tuple[str, ...]:
             f"(SHA-256 {was_from.kernels_sha256[:12]}, now {is_from.kernels_sha256[:12]}); "
             f"go back to their state of then, or start a new run."
         )
+    for name in COMPILED_BY:
+        was = getattr(was_from.software, name) or before.software.get(name)
+        is_ = getattr(is_from.software, name) or now.software.get(name)
+        if was != is_:
+            raise ResumeError(
+                f"{path} was measured with {name} {was}, but here it is {is_}, and it decides what "
+                f"code runs; go back to the version of then, or start a new run."
+            )
     return (
         *_changed("", was_from.software.model_dump(), is_from.software.model_dump()),
         *_changed("", before.software, now.software),
