@@ -197,13 +197,18 @@ def test_a_full_disk_leaves_no_half_profile(
         assert "run.journal.jsonl" in result.stderr
 
 
+def heed_ctrl_c() -> None:
+    """A shell's background jobs, and so tests run in one, inherit that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_keeps_the_finished_blocks(tmp_path: Path) -> None:
     """A real run on this CPU, interrupted like a person would: SIGINT to the whole process group."""
     output = tmp_path / "run.json"
     arguments = [sys.executable, "-m", "bench.dequant", *QUICK, "--output", str(output)]
     process = subprocess.Popen(
         arguments, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     journal = output.with_suffix(".journal.jsonl")
     deadline = time.monotonic() + 120
