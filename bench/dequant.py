@@ -38,11 +38,6 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LARGEST_BATCH = 256
 CPU_MODEL = "Qwen3-0.6B"
 GPU_MODEL = "Llama-3.1-8B"
-TARGET = {
-    "cpu": 0.05,
-    "cuda": 0.02,
-    "simulated": 0.02,
-}  # half-width of φ over t(best16), METHOD section 4
 JOURNAL_SUFFIX = ".journal.jsonl"
 
 
@@ -119,6 +114,7 @@ def make_plan(
         UsageError: the model is unknown, or its widths do not divide into a format's groups.
         DeviceError: the device is not there.
     """
+    from bench.analysis.trust import METHOD_TARGET
     from bench.measure.devices import find_device
     from bench.measure.run import Plan
     from profiles.schema import Protocol
@@ -141,7 +137,7 @@ def make_plan(
         fresh_blocks_minimum=21,
         fresh_blocks_maximum=90,
         processes=3,
-        target_half_width=TARGET[kind],
+        target_half_width=METHOD_TARGET[kind],
         confidence=0.95,
         sample_minimum_s=1e-3,
     )

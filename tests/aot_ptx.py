@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.static.ptx import Report, launch
+from bench.static.ptx.problem import bf16
 from kernels import packing
 from kernels.formats import find_format
 from kernels.kernel import output_shape
@@ -76,8 +77,7 @@ def emit(job: Job) -> Ptx:
 def float_bits(values: np.ndarray, activation: str) -> np.ndarray:
     """Values as an array of the activation's storage: float16, or the upper halves of float32."""
     if activation == "bf16":
-        rounded = packing.round_to(values, "bf16").view(np.uint32) >> np.uint32(16)
-        return rounded.astype(np.uint16)
+        return bf16(values).bits
     return values.astype(FLOATS[activation])
 
 

@@ -87,7 +87,7 @@ if TYPE_CHECKING:
 
 CACHE_MULTIPLE = 2  # METHOD: bytes touched between two uses of a copy, in last-level caches
 METHOD_FRESH, METHOD_PROCESSES = 20, 3
-METHOD_TARGET = {"cpu": 0.05, "cuda": 0.02, "simulated": 0.02}
+METHOD_TARGET = {"cpu": 0.05, "cuda": 0.02, "simulated": 0.02}  # half-width of φ over t(best16)
 COMPILERS = {"cpu": ("numba",), "cuda": ("triton", "driver", "cuda"), "simulated": ()}
 METHOD_CONFIDENCE = 0.95
 USUAL_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.static.build import Built, SourceError
-from bench.static.ptx import FaultError, PtxError, Report, UnsupportedError, launch
+from bench.static.ptx import FaultError, PtxError, Report, UnsupportedError, launch, numerics
 from bench.static.ptx.problem import KINDS, Bfloat16, Draw, Problem
 from bench.static.source import Kernel
 
@@ -187,8 +187,7 @@ def from_device(written: Value, argument: object) -> NDArray[np.float64]:
     """What an array holds after a launch."""
     assert isinstance(written, np.ndarray)
     if isinstance(argument, Bfloat16):
-        single = (written.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return single.astype(np.float64)
+        return numerics.decode(written, "bf16")
     return written.astype(np.float64)
 
 

@@ -183,6 +183,21 @@ def check_batch(regime: str, batch: int, batches: tuple[int, int]) -> None:
         )
 
 
+def check_activations(x: torch.Tensor) -> tuple[str, int, int]:
+    """Check the activations of any arm.
+
+    Returns:
+        activation dtype, batch, k.
+
+    Raises:
+        ValueError: x is no matrix, or of another dtype.
+    """
+    if x.dim() != 2:
+        raise ValueError(f"x should be [batch, k], but it has shape {list(x.shape)}; reshape it.")
+    batch, k = x.shape
+    return activation_of(x, "x"), batch, k
+
+
 def check_packed(
     tensors: Tensors, x: torch.Tensor, out: torch.Tensor, arm: Arm
 ) -> tuple[WeightFormat, str, int, int, int]:
@@ -194,10 +209,7 @@ def check_packed(
     Raises:
         ValueError: the first argument that does not fit, and what would.
     """
-    if x.dim() != 2:
-        raise ValueError(f"x should be [batch, k], but it has shape {list(x.shape)}; reshape it.")
-    activation = activation_of(x, "x")
-    batch, k = x.shape
+    activation, batch, k = check_activations(x)
     n = tensors["words"].shape[0]
     weight_format = format_of(tensors, k)
     shape, written = output_shape(arm, n, k, batch)
@@ -223,10 +235,7 @@ def check_matrix(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> tuple[
     Raises:
         ValueError: the first argument that does not fit, and what would.
     """
-    if x.dim() != 2:
-        raise ValueError(f"x should be [batch, k], but it has shape {list(x.shape)}; reshape it.")
-    activation = activation_of(x, "x")
-    batch, k = x.shape
+    activation, batch, k = check_activations(x)
     n = tensors["weights"].shape[0]
     check("x", x, (batch, k), x.dtype, x.device)
     check("weights", tensors["weights"], (n, k), x.dtype, x.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -286,18 +286,13 @@ def bind_unpack(
 
 def bind_lookup(machine: Machine, instruction: Instruction) -> Step:
     """lop3.b32 d, a, b, c, table."""
-    target, *sources, constant = instruction.operands
+    *registers, constant = instruction.operands
     assert isinstance(constant, Immediate)
     if not 0 <= constant.value < 256:
         raise ValueError(f"{constant.value} is no table of eight bits")
-    write, number = machine.writer(target, "b32"), constant.value
-    reads = [machine.reader(source, "b32", instruction) for source in sources]
-    first, second, third = reads
-
-    def step() -> None:
-        write(integers.lookup(first(), second(), third(), number))
-
-    return step
+    function = partial(integers.lookup, table=constant.value)
+    without_table = replace(instruction, operands=tuple(registers))
+    return compute(machine, without_table, function, "b32", ("b32",) * 3, apart=True)
 
 
 def bind_select(machine: Machine, instruction: Instruction) -> Step:

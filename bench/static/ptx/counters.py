@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.static.ptx.registers import WARP_LANES
+
 if TYPE_CHECKING:
     from bench.static.ptx.program import Instruction
 
@@ -27,7 +29,6 @@ Array = npt.NDArray[Any]
 SECTOR_BYTES = 32
 BANKS = 32
 BANK_BYTES = 4
-WARP_LANES = 32
 
 
 @dataclass

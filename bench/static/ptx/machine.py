@@ -108,17 +108,15 @@ class Machine(Registers):
         self.shared = SharedMemory(len(self.ctas), size, launch.race)
         self.local = LocalMemory(self.size, kernel.local_bytes)
 
-    def bind(
-        self, instruction: Instruction
-    ) -> tuple[Instruction, Callable[[], Array] | None, Step]:
-        """An instruction with its guard and its step.
+    def bind(self, instruction: Instruction) -> tuple[Callable[[], Array] | None, Step]:
+        """An instruction's guard and its step.
 
         Raises:
             UnsupportedError: the opcode is not on the whitelist, or an operand not of its form.
         """
         operation = opcodes.find(instruction)
         try:
-            return instruction, self.guard(instruction), operation.bind(self, instruction)
+            return self.guard(instruction), operation.bind(self, instruction)
         except (AssertionError, LookupError, TypeError, ValueError) as error:
             raise UnsupportedError(
                 instruction.text, instruction.line, f"its operands are of another form: {error}."
@@ -167,7 +165,7 @@ class Machine(Registers):
         self.mask = None if everyone else active
         self.lanes = self.all_lanes if everyone else np.flatnonzero(active)
         self.blocks_run[index] += active.reshape(-1, WARP_LANES).any(axis=1).sum()
-        for _, guard, step in self.program[index]:
+        for guard, step in self.program[index]:
             self.taint = None
             if guard is None:
                 step()

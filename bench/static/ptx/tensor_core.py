@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from bench.static.ptx import numerics
 from bench.static.ptx.program import Operand, Vector
+from bench.static.ptx.registers import WARP_LANES
 from bench.static.ptx.warp import check_warps, taint_warps
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 SHAPE = re.compile(r"\.m16n8k(\d+)\.")
-ROWS, COLUMNS, WARP_LANES = 16, 8, 32
+ROWS, COLUMNS = 16, 8
 FLOAT32_MANTISSA_BITS = 23
 
 

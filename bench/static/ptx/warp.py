@@ -83,14 +83,10 @@ def check_warps(machine: Machine, instruction: Instruction) -> None:
     Raises:
         FaultError: lanes of a warp are elsewhere, or have exited.
     """
-    if machine.mask is None:
-        return
-    here: Array = running(machine)
-    partly = np.any(here, axis=1) & ~np.all(here, axis=1)
-    if np.any(partly):
-        lanes = np.flatnonzero((here & partly[:, None]).ravel())
-        detail = "lanes of the warp are elsewhere, but all must run it together"
-        machine.fault(Fault.MISSING_LANES, instruction, lanes, detail)
+    if machine.mask is not None:
+        everyone = np.ones(machine.size, bool)
+        detail = "are elsewhere, but all must run it together"
+        machine.check_together(instruction, Fault.MISSING_LANES, everyone, detail)
 
 
 def taint_warps(machine: Machine) -> None:
