@@ -80,7 +80,9 @@ def test_another_variant_is_said_to_be_one(name: str, another: bool) -> None:
 def test_duty_cycles() -> None:
     h100, turing = published_traits("H100"), published_traits("RTX 2080 Ti")
     ada = published_traits("RTX 4090")
-    assert h100 and turing and ada
+    assert h100
+    assert turing
+    assert ada
     assert h100.duty_cycle("power_instant_w") == pytest.approx(0.25)
     assert h100.duty_cycle("power_average_w") == 1
     assert turing.duty_cycle("power_instant_w") == 1
