@@ -116,14 +116,15 @@ def poll(
 ) -> tuple[Trace, Sampling]:
     """Reads a sensor every period until told to stop.
 
-    A call that takes longer than a period makes the next ones late; they are taken at once, not dropped. A
-    sensor that fails for good leaves one last row with its error.
+    A call that takes longer than a period makes the next reading late; that is taken at once, and the period
+    begins anew from it. A sensor that fails for good leaves one last row with its error.
     """
     readings: list[Reading] = []
     late, due_s = 0, clock.now_s()
     while not stop():
         before_s = clock.now_s()
-        late += before_s > due_s + period_s
+        if before_s > due_s + period_s:
+            late, due_s = late + 1, before_s
         values: dict[str, float] = {}
         gone = False
         try:
@@ -134,8 +135,8 @@ def poll(
         readings.append(Reading((before_s + after_s) / 2, after_s - before_s, values, error))
         if gone:
             break
-        due_s = max(due_s + period_s, after_s)
-        clock.sleep(due_s - after_s)
+        due_s += period_s
+        clock.sleep(max(0.0, due_s - after_s))
     trace = Trace.of(readings)
     return trace, Sampling(
         readings=len(readings),
@@ -150,18 +151,24 @@ def poll(
 class Sampler:
     """A thread that polls a sensor until it is stopped.
 
-    Use as a context manager; `result` is there after its end.
+    Use as a context manager; `result` is there after its end. An error that no sensor should raise ends the
+    thread; it is raised again at the end of the block.
     """
 
     def __init__(self, sensor: Sensor, period_s: float = PERIOD_S) -> None:
         self._sensor, self._period_s = sensor, period_s
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="power", daemon=True)
+        self._fault: Exception | None = None
         self.result: tuple[Trace, Sampling] | None = None
 
     def _run(self) -> None:
         began_s = time.thread_time()
-        trace, sampling = poll(self._sensor, HostClock(), self._end.is_set, self._period_s)
+        try:
+            trace, sampling = poll(self._sensor, HostClock(), self._end.is_set, self._period_s)
+        except Exception as fault:
+            self._fault = fault
+            return
         cpu_s = time.thread_time() - began_s
         self.result = (trace, replace(sampling, cpu_s=cpu_s))
 
@@ -172,3 +179,5 @@ class Sampler:
     def __exit__(self, *error: object) -> None:
         self._end.set()
         self._thread.join()
+        if self._fault is not None and error[0] is None:
+            raise self._fault
