@@ -21,23 +21,27 @@ import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
 from kernels.formats import FORMATS, WeightFormat, find_format, formats_with_bits
 
 if TYPE_CHECKING:
+    from bench.analysis.joules import Joules
     from bench.measure.devices import Mode
     from bench.measure.journal import Journal
     from bench.measure.ledger import Ledger
+    from bench.measure.records import EnergyPlan
     from bench.measure.run import Plan, Result
+    from profiles.schema import Energy as ProfileEnergy
     from profiles.schema import Kind, Profile
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LARGEST_BATCH = 256
 CPU_MODEL = "Qwen3-0.6B"
 GPU_MODEL = "Llama-3.1-8B"
+Energy = Literal["default", "full", "smoke", "off"]
 JOURNAL_SUFFIX = ".journal.jsonl"
 
 
@@ -107,6 +111,7 @@ def make_plan(
     activation: Literal["fp16", "bf16"] | None,
     mode: Mode | None,
     seed: int,
+    energy: Energy = "default",
 ) -> Plan:
     """The plan of a run, checked before anything is compiled.
 
@@ -143,8 +148,22 @@ def make_plan(
     )
     return Plan(
         gpu, shape.name, shape.layers, shape.operators, formats, batches,
-        activation, mode, protocol, seed,
+        activation, mode, protocol, seed, plan_energy(energy, batches),
     )  # fmt: skip
+
+
+def plan_energy(energy: Energy, batches: tuple[int, ...]) -> EnergyPlan | None:
+    """The energy windows that --energy asks for: at METHOD's batches, or at all where there is none."""
+    from bench.analysis.energy import SMOKE, Rules
+    from bench.measure.energy import BATCHES as METHOD_BATCHES
+    from bench.measure.records import EnergyPlan
+
+    if energy == "off":
+        return None
+    chosen = tuple(b for b in batches if b in METHOD_BATCHES) or batches
+    if energy == "full":
+        return EnergyPlan("full", batches, Rules())
+    return EnergyPlan("default", chosen, SMOKE if energy == "smoke" else Rules())
 
 
 def default_output(gpu: str, model: str, formats: tuple[WeightFormat, ...]) -> Path:
@@ -178,6 +197,7 @@ def how_to_resume(journal: Path) -> str:
 def assemble(ledger: Ledger) -> Profile:
     """The profile of a run, complete or not, from its journal alone."""
     from bench.analysis.decompose import decompose
+    from bench.analysis.joules import with_joules
     from bench.measure.run import samples_table
     from profiles.schema import Profile, Resumption
 
@@ -188,6 +208,9 @@ def assemble(ledger: Ledger) -> Profile:
     quantities, comparisons = decompose(
         samples_table(ledger.rows), ledger.workload, header.plan.protocol, ledger.facts, kind
     )
+    energy, found = energy_of(ledger, kind)
+    if found is not None:
+        quantities, comparisons = with_joules(quantities, comparisons, found)
     software = header.sources.software.model_dump()
     for name in ("driver", "cuda", "threading_layer"):
         software[name] = opened.software.get(name)
@@ -207,8 +230,59 @@ def assemble(ledger: Ledger) -> Profile:
         protocol=header.plan.protocol,
         rows=quantities,
         comparisons=comparisons,
+        energy=energy,
         resumed=tuple(Resumption(at=r.created, differences=r.differences) for r in ledger.resumed),
     )
+
+
+def energy_of(ledger: Ledger, kind: Kind) -> tuple[ProfileEnergy, Joules | None]:
+    """The energy part of a profile, and what its joules say of each arm; None without any."""
+    from bench.analysis.joules import Trial, joules
+    from profiles.schema import Energy as ProfileEnergy
+    from profiles.schema import EnergyProtocol, SamplingCost
+
+    sensor, plan = ledger.sensor, ledger.plan.energy
+    if sensor is None or plan is None or sensor.info is None:
+        reason = "the run ended before it looked for a sensor" if sensor is None else sensor.reason
+        return ProfileEnergy(reason=reason), None
+    failed = {key.kernel for key, fact in ledger.facts.items() if fact.failure is not None}
+    windows = [record for record in ledger.windows.values() if record.kernel not in failed]
+    found, reason = None, "; ".join(ledger.no_energy.values())
+    if windows and ledger.traits is not None:
+        trials = [Trial(w.format, w.batch, w.kernel, w.trial, w.window) for w in windows]
+        found = joules(trials, ledger.traits, plan.rules, ledger.plan.layers, kind)
+    read = [w.sampling for w in windows]
+    busy_s = [s.cpu_s for s in read if s.cpu_s is not None]
+    square = ledger.characterised if ledger.square else None
+    energy = ProfileEnergy(
+        reason=reason or ("" if found else "the run ended before the first energy window"),
+        sensor=sensor.info.name,
+        scope=sensor.info.scope,
+        channels=sensor.info.channels,
+        missing=sensor.info.missing,
+        facts=sensor.info.facts,
+        published=sensor.published,
+        characterised=ledger.found_traits,
+        characterised_reason=square.reason if square else "the run ended before that",
+        protocol=EnergyProtocol(
+            arms=plan.arms,
+            batches=plan.batches,
+            window_s=plan.rules.window_s,
+            trials=plan.rules.trials,
+            idle_s=plan.rules.idle_s,
+            updates_minimum=plan.rules.updates,
+        ),
+        rows=found.rows if found else (),
+        curves=found.curves if found else (),
+        sampling=SamplingCost(
+            readings=sum(s.readings for s in read),
+            failed=sum(s.failed for s in read),
+            late=sum(s.late for s in read),
+            longest_read_s=max((s.longest_read_s for s in read), default=0.0),
+            cpu_share=sum(busy_s) / sum(s.wall_s for s in read) if busy_s else None,
+        ),
+    )
+    return energy, found
 
 
 def _why_unknown(name: str, kind: str) -> str:
@@ -263,8 +337,11 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
     errors = Console(stderr=True)
     interrupted: KeyboardInterrupt | None = None
 
+    def say(sentence: str) -> None:
+        errors.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
     def warn(sentence: str) -> None:
-        errors.print(f"warning: {sentence}", highlight=False, markup=False, soft_wrap=True)
+        say(f"warning: {sentence}")
 
     if journal.torn:
         warn(
@@ -272,7 +349,7 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
             f"it was cut off, and what it said is measured again."
         )
     with progress(errors) as report:
-        run = Run(plan, journal, report, warn=warn)
+        run = Run(plan, journal, report, warn=warn, say=say)
         try:
             run.measure()
         except KeyboardInterrupt as error:
@@ -350,6 +427,13 @@ def main(
         Path | None,
         typer.Option(help="Go on with the run of this journal; takes no option but --output."),
     ] = None,
+    energy: Annotated[
+        str,
+        typer.Option(
+            help="Joules of best16, bypass, fused and unfused at batch 1, 8, 64, 256 (default), of every "
+            "arm at every batch (full), in short windows (smoke), or none (off)."
+        ),
+    ] = "default",
     show_formats: Annotated[
         bool, typer.Option("--list", help="List the formats and stop.")
     ] = False,
@@ -367,7 +451,9 @@ def main(
             ]
             raise typer.Exit(resume_command(resume, output, given))
         raise typer.Exit(
-            run_command(gpu, bits, formats, model, batches, activation, launch, output, seed)
+            run_command(
+                gpu, bits, formats, model, batches, activation, launch, output, seed, energy
+            )
         )
     except UsageError as error:
         typer.echo(f"error: {error}", err=True)
@@ -390,6 +476,7 @@ def run_command(
     launch: str | None,
     output: Path | None,
     seed: int,
+    energy: str,
 ) -> int:
     """Checks the arguments, measures, and turns what can go wrong into one sentence and a code.
 
@@ -402,12 +489,14 @@ def run_command(
         raise UsageError(f"--activation takes fp16 or bf16, not {activation!r}.")
     if launch not in (None, "graph", "eager"):
         raise UsageError(f"--launch takes graph or eager, not {launch!r}.")
+    if energy not in get_args(Energy):
+        raise UsageError(f"--energy takes {', '.join(get_args(Energy))}, not {energy!r}.")
 
     from bench.measure.devices import DeviceError
     from bench.measure.journal import Journal
 
     try:
-        plan = make_plan(gpu, formats, model, batches, activation, launch, seed)  # type: ignore[arg-type]
+        plan = make_plan(gpu, formats, model, batches, activation, launch, seed, energy)  # type: ignore[arg-type]
     except DeviceError as error:
         raise UsageError(str(error)) from None
     path = check_output(output or default_output(gpu, plan.model, formats), gpu)

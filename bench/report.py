@@ -24,9 +24,10 @@ from bench.analysis.trust_phi import CONVERGED_SHARE as CONVERGED_SHARE
 from bench.analysis.trust_phi import converged_share as converged_share
 from bench.analysis.verdict import verdicts
 from profiles.reader import ProfileError, load_profile
-from profiles.schema import LAYER, ArmRow, Comparison, Implementation, Profile, Quantity
+from profiles.schema import LAYER, ArmRow, Comparison, EnergyRow, Implementation, Profile, Quantity
 
 MS = 1e3
+MJ = 1e3
 
 
 def render(profile: Profile, operator: str = LAYER) -> RenderableType:
@@ -38,8 +39,14 @@ def render(profile: Profile, operator: str = LAYER) -> RenderableType:
         ]
         if chosen:
             parts += [Text(), _times(profile, chosen), _baselines(chosen), Text(), _costs(chosen)]
+        if operator == LAYER and any(r.format == weight_format for r in profile.energy.rows):
+            parts += [Text(), _energy(profile, chosen), Text(), _tokens(profile, weight_format)]
+            parts += list(_curves(profile, weight_format))
     parts.append(Text())
     parts += [Text(v.sentence, style="bold") for v in verdicts(profile.comparisons, operator)]
+    if operator == LAYER:
+        in_joules = verdicts(profile.comparisons, by="energy")
+        parts += [Text(v.sentence, style="bold") for v in in_joules]
     parts += [Text(line, style="dim") for line in _notes(profile)]
     return Group(*parts)
 
@@ -91,6 +98,60 @@ def _costs(chosen: list[Comparison]) -> Table:
             _cell(c.speedup_fused), _cell(c.speedup_unfused),
         )  # fmt: skip
     return table
+
+
+def _energy(profile: Profile, chosen: list[Comparison]) -> Table:
+    """Joules of a layer and of its phi, at the batches that have windows."""
+    table = _table(
+        f"{chosen[0].format}: energy of one layer, mJ",
+        ("best16", "bypass", "fused", "unfused", "φ exposed", "φ unfused", "best16 /\nfused"),
+    )
+    rows = {(r.batch, r.kernel): r for r in profile.energy.rows if r.format == chosen[0].format}
+    for c in chosen:
+        kernels = (c.best16, c.fused, c.unfused)
+        if not any((c.batch, kernel) in rows for kernel in kernels):
+            continue
+        bypass = c.fused and c.fused.model_copy(update={"arm": "bypass"})
+        cells = (
+            rows.get((c.batch, k)) if k else None for k in (c.best16, bypass, c.fused, c.unfused)
+        )
+        table.add_row(
+            _batch(c), *(_cell(row.energy_j if row else None, MJ) for row in cells),
+            _cell(c.phi_exposed_j, MJ), _cell(c.phi_unfused_j, MJ), _cell(c.energy_ratio_fused),
+        )  # fmt: skip
+    return table
+
+
+def _tokens(profile: Profile, weight_format: str) -> Table:
+    """Joules per token, by arm."""
+    rows = [r for r in profile.energy.rows if r.format == weight_format]
+    arms = list(dict.fromkeys(_headed(r, rows) for r in rows))
+    table = _table(
+        f"{weight_format}: linear-operator energy per token, mJ "
+        f"({profile.workload.layers} layers, extrapolated)",
+        arms,
+    )
+    cells = {(r.batch, _headed(r, rows)): r.token_j for r in rows}
+    for batch in sorted({r.batch for r in rows}):
+        table.add_row(str(batch), *(_cell(cells.get((batch, arm)), MJ) for arm in arms))
+    return table
+
+
+def _headed(row: EnergyRow, rows: list[EnergyRow]) -> str:
+    """An arm's name; with who wrote it where there are several of that name."""
+    several = {r.kernel.implementation for r in rows if r.kernel.arm == row.kernel.arm}
+    return f"{row.kernel.arm}\n{row.kernel.implementation}" if len(several) > 1 else row.kernel.arm
+
+
+def _curves(profile: Profile, weight_format: str) -> Iterator[Text]:
+    for c in profile.energy.curves:
+        if c.format == weight_format and c.a_j.value is not None and c.b_j.value is not None:
+            yield Text(
+                f"{c.arm} ({c.implementation}): {c.a_j.value * MJ:.3g} + {c.b_j.value * MJ:.3g} / B mJ "
+                f"per token, within {c.largest_residual or 0:.0%}"
+                f"{'; ' + c.reason if c.reason else ''}.",
+                style="dim",
+            )
 
 
 def _baselines(chosen: list[Comparison]) -> Text:
@@ -151,8 +212,7 @@ def _notes(profile: Profile) -> Iterator[str]:
                 f"(no lm_head, no attention): best16 {_plain(step.best16_s)} ms, "
                 f"fused {_plain(step.fused_s)} ms, unfused {_plain(step.unfused_s)} ms."
             )
-    for reason in sorted({r.energy_j.reason for r in profile.rows if r.energy_j.value is None}):
-        yield f"Joules: absent, {reason}."
+    yield from _joules(profile)
     for row in failures(profile):
         yield (
             f"FAILED {row.arm} ({row.implementation}, {row.weight_format}) on {row.operator} "
@@ -165,6 +225,27 @@ def _notes(profile: Profile) -> Iterator[str]:
         yield from (f"Not the same throughout: {line}" for line in differences)
     if not profile.complete:
         yield "Interrupted: what is here is valid, but not all that was planned."
+
+
+def _joules(profile: Profile) -> Iterator[str]:
+    """What the joules are of, or why there are none."""
+    energy = profile.energy
+    if energy.reason:
+        yield f"Joules: absent, {energy.reason}."
+    if not energy.rows:
+        return
+    traits = energy.characterised or energy.published
+    gain = f", gain known to ±{traits.gain_uncertainty:.0%}" if traits else ""
+    yield (
+        f"Joules are gross, of {energy.scope}; sensor: {energy.sensor}{gain}. φ in joules includes "
+        f"what other bits draw: bypass multiplies other numbers."
+    )
+    for row in energy.rows:
+        name = f"{row.format}, batch {row.batch}, {row.kernel.arm} ({row.kernel.implementation})"
+        if row.energy_j.value is None:
+            yield f"No joules of {name}: {row.energy_j.reason}."
+        elif row.flags:
+            yield f"Joules of {name}: {', '.join(row.flags)}."
 
 
 def _table(title: str, columns: Iterable[str]) -> Table:

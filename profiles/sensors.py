@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from profiles.schema import Facts
+from profiles.record import Facts
 
 SENSORS_FILE = Path(__file__).with_name("sensors.toml")
 OTHER_BOARDS = {"laptop", "mobile", "max", "super"}  # "max" is the Max of Max-Q
@@ -63,6 +63,20 @@ class Traits(Facts):
         """
         averaging_s = self.averaging_s[channel]
         return 1.0 if self.update_s is None else min(1.0, averaging_s / self.update_s)
+
+
+def completed(found: Traits, published: Traits | None) -> Traits:
+    """What was found on a board, with published numbers where nothing was found."""
+    if published is None:
+        return found
+    missing = {n: why for n, why in found.missing.items() if getattr(published, n, None) is None}
+    update = {
+        name: getattr(published, name)
+        for name in ("update_s", "counter_update_s", "lag_s")
+        if getattr(found, name) is None
+    }
+    averaging_s = {**published.averaging_s, **found.averaging_s}
+    return found.model_copy(update={**update, "averaging_s": averaging_s, "missing": missing})
 
 
 @dataclass(frozen=True)

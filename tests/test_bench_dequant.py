@@ -46,7 +46,9 @@ def use(monkeypatch: pytest.MonkeyPatch, opener: object) -> None:
     monkeypatch.setattr(
         bench.measure.run.Run,
         "__init__",
-        lambda self, plan, journal, report, warn: run(self, plan, journal, report, opener, warn),  # type: ignore[arg-type]
+        lambda self, plan, journal, report, **others: run(
+            self, plan, journal, report, opener, **{"open_meter": fake_device.no_meter, **others}
+        ),
     )
 
 
@@ -140,7 +142,7 @@ def test_a_run_leaves_a_profile_and_nothing_else(tmp_path: Path) -> None:
     assert profile.samples is not None
     assert samples.num_rows == profile.samples.rows
     assert "int4-g128 fused beats bf16" in result.stdout
-    assert "Joules: absent, energy is not measured yet." in result.stdout
+    assert "Joules: absent, a fake device draws nothing." in result.stdout
     assert str(output) in result.stderr.replace("\n", "")
     assert all(row.energy_j.value is None and row.energy_j.reason for row in profile.rows)
 

@@ -122,6 +122,25 @@ def add_layers(problems: Mapping[Problem, Arms], workload: Workload) -> dict[Pro
     return result
 
 
+def members(
+    problems: Mapping[Problem, Arms], layer: Problem, kernel: Implementation, workload: Workload
+) -> tuple[ArmKey, ...]:
+    """The arms of the operators that a layer's arm is the sum of, in the workload's order."""
+    found = []
+    for operator in workload.operators:
+        problem = layer._replace(operator=operator.name)
+        chosen = _variant(
+            problems.get(problem, {}), kernel.arm, kernel.implementation, kernel.weight_format
+        )
+        if chosen is not None:
+            found.append(
+                ArmKey(
+                    problem, chosen.arm, chosen.implementation, chosen.variant, chosen.weight_format
+                )
+            )
+    return tuple(found)
+
+
 class Roles(NamedTuple):
     """Who plays which part on one problem; None where nobody does."""
 

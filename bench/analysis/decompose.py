@@ -58,6 +58,7 @@ from profiles.schema import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
+NO_ENERGY = "samples of milliseconds have no joules"
 ARM_ORDER: tuple[Arm, ...] = (
     *("native", "vendor", "fused", "bypass", "scale", "unpack", "stream"),
     *("dequantize", "unfused", "lowp", "upcast"),
@@ -222,6 +223,10 @@ def _compare(setting: _Setting) -> Comparison:
             "speedup_library": setting.pair(
                 best16, library, "a 16-bit arm and a library's kernel of this format"
             ).ratio(),
+            "phi_exposed_j": absent(NO_ENERGY, setting.kind),
+            "phi_unfused_j": absent(NO_ENERGY, setting.kind),
+            "energy_ratio_fused": absent(NO_ENERGY, setting.kind),
+            "energy_ratio_unfused": absent(NO_ENERGY, setting.kind),
             "quality_exposed": exposed.quality(best_s),
             "quality_unfused": penalty.quality(best_s),
         }
@@ -324,7 +329,7 @@ def _rows(
             "error_vs_reference": fact.error_vs_reference,
             "traffic": fact.traffic,
             "stream_bandwidth_fraction": _bandwidth_fraction(arm, known, setting),
-            "energy_j": absent("energy is not measured yet", setting.kind),
+            "energy_j": absent(NO_ENERGY, setting.kind),
             "failure": fact.failure,
         }
         rows.append(ArmRow.model_validate(row))

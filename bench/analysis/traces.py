@@ -98,9 +98,12 @@ class Load:
 
     Attributes:
         marks: (when, layers finished by then), rising; the first is (began_s, 0).
+        planted: (from when, watts, NVML's event reasons) of a device without hardware; empty on every
+            other.
     """
 
     marks: tuple[tuple[float, int], ...]
+    planted: tuple[tuple[float, float, int], ...] = ()
 
     @property
     def began_s(self) -> float:

@@ -243,12 +243,18 @@ def _clocks(profile: Profile, fresh: pa.Table) -> Iterator[Finding]:
         )
 
 
+_WITHOUT_JOULES = dict.fromkeys(
+    ("phi_exposed_j", "phi_unfused_j", "energy_ratio_fused", "energy_ratio_unfused")
+)
+
+
 def _numbers(
     rows: Iterable[ArmRow], comparisons: Iterable[Comparison]
 ) -> dict[tuple[object, ...], list[Quantity]]:
-    """By key: the time of a row, and all that a comparison holds."""
+    """By key: the time of a row, and all that a comparison holds but joules, which no sample has."""
     return {r.key: [r.time_s] for r in rows} | {
-        ("comparison", *c.key): list(quantities(c)) for c in comparisons
+        ("comparison", *c.key): list(quantities(c.model_copy(update=_WITHOUT_JOULES)))
+        for c in comparisons
     }
 
 

@@ -3,6 +3,7 @@
     process 0   per format:  verify  | per batch:  pilot x 10 | fresh x 1/3
     process 1   per format:  warm up | per batch:               fresh x 1/3
     process 2   per format:  warm up | per batch:               fresh x 1/3
+    energy      per format:  warm up | trials of idle, one arm for seconds on end, idle; see energy.py
 
 A block times every arm of every operator once, in random order. The pilot is never part of an estimate: its
 width only says how many blocks the estimate needs (stopping when an interval looks narrow enough would make
@@ -17,37 +18,56 @@ import contextlib
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
-
-import pyarrow as pa
 
 from bench.analysis import decompose
 from bench.analysis.arms import ArmKey
 from bench.analysis.arms import Problem as ProblemKey
+from bench.analysis.characterise import square_wave
+from bench.analysis.energy import load_s, trial_delays
+from bench.analysis.traces import Load
 from bench.measure import resume
-from bench.measure.devices import Device, open_device
+from bench.measure.devices import Burst, Device, open_device
+from bench.measure.energy import (
+    EnergyLoad,
+    Meter,
+    NoMeter,
+    announcement,
+    find_meter,
+    in_order,
+    loads,
+)
 from bench.measure.journal import Journal
-from bench.measure.ledger import Cell, Ledger
+from bench.measure.ledger import Cell, Ledger, samples_table
 from bench.measure.lock import DeviceLock
 from bench.measure.records import (
     BlockRecord,
     DeathRecord,
+    EnergyPlan,
     FinishedRecord,
     HeaderRecord,
+    NoEnergyRecord,
     OpenedRecord,
     Phase,
     Plan,
     PlannedRecord,
+    Readings,
     ResumedRecord,
+    SensorRecord,
+    SquareRecord,
     VerifiedRecord,
+    WindowRecord,
 )
+from bench.measure.resume import ResumeError
 from bench.measure.session import ArmName
 from bench.measure.worker import Opened, Setup, Worker, WorkerLostError
 from kernels.formats import WeightFormat
-from profiles.schema import Workload, samples_schema
+from profiles.schema import DeviceInfo, Workload
+from profiles.sensors import published_traits
 
 __all__ = ["Plan", "Progress", "Result", "Run", "samples_table"]
 
@@ -55,14 +75,6 @@ CELL_S = 15.0  # the fresh blocks of a format and batch take about this long at 
 MAX_DEATHS = 50  # of workers, each with a kernel to blame
 MAX_UNEXPLAINED_DEATHS = 3
 OVERHEAD_S = 1e-4  # between two samples
-WHY_NULL = {
-    "minor_faults": "a sample on this device is not timed by the host",
-    "involuntary_switches": "a sample on this device is not timed by the host",
-    "steal_s": "a sample on this device is not timed by the host, or /proc/stat is not there",
-    "probe_us": "this device has no parallel region to probe",
-    "sm_clock_mhz": "clocks are read with the energy sensors, which are not measured yet",
-    "temperature_c": "temperature is read with the energy sensors, which are not measured yet",
-}
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,8 @@ class Run:
         report: told before every block what is done.
         opener: how a worker opens its device.
         warn: told in sentences what is different from before the interruption.
+        say: told in sentences what energy will be measured with, and how long that takes.
+        open_meter: finds what measures the energy of a device.
 
     Raises:
         DeviceError: the device is not there, or in use.
@@ -118,8 +132,13 @@ class Run:
         report: Callable[[Progress], None],
         opener: Callable[[str], Device] = open_device,
         warn: Callable[[str], None] = lambda sentence: None,
+        say: Callable[[str], None] = lambda sentence: None,
+        open_meter: Callable[[DeviceInfo], Meter | NoMeter] = find_meter,
     ) -> None:
         self.plan = plan
+        self._say = say
+        self._open_meter = open_meter
+        self._meter: Meter | NoMeter | None = None
         self._opener = opener
         self.journal = journal
         self._report = report
@@ -154,6 +173,7 @@ class Run:
             with self._held:
                 for process in range(self.plan.protocol.processes):
                     self._process(process)
+                self._energy()
             self.journal.add(FinishedRecord())
         assert self.result is not None
         return self.result
@@ -204,6 +224,7 @@ class Run:
                 self.journal.add(ResumedRecord(created=now, argv=argv, differences=differences))
             for sentence in differences:
                 self._warn(sentence)
+            self._find_meter(opened.device)
             self._checked = True
         except BaseException:
             worker.close()
@@ -306,6 +327,123 @@ class Run:
         )
         return worker
 
+    def _find_meter(self, device: DeviceInfo) -> None:
+        """Looks for an energy sensor, and says what will be measured with it.
+
+        Raises:
+            ResumeError: the windows so far were measured with another sensor.
+        """
+        plan, before = self.plan.energy, self._ledger.sensor
+        meter = NoMeter("it was not asked for") if plan is None else self._open_meter(device)
+        if isinstance(meter, NoMeter):
+            record = SensorRecord(info=None, reason=meter.reason)
+        else:
+            self._held.callback(meter.close)
+            record = SensorRecord(info=meter.info, published=published_traits(meter.info.model))
+        if before is not None and before.info != record.info and self._ledger.windows:
+            raise ResumeError(
+                f"the energy windows of {self.journal.path} were measured with another sensor, or with "
+                f"other settings of it; resume it there, or start a new run."
+            )
+        if before != record:
+            self.journal.add(record)
+        self._meter = meter
+        if plan is not None:
+            self._say(announcement(plan, record))
+
+    def _energy(self) -> None:
+        """The energy windows of every format that are left."""
+        plan = self.plan.energy
+        if plan is None or isinstance(self._meter, NoMeter):
+            return
+        for weight_format in self.plan.formats:
+            worker: Worker | None = None
+            try:
+                while left := self._windows_left(weight_format.name, plan):
+                    worker = worker or self._open()
+                    if self._meter is None or isinstance(self._meter, NoMeter):
+                        return
+                    try:
+                        self._windows(worker, self._meter, plan, left)
+                    except WorkerLostError as death:
+                        worker = self._replace(worker, death)
+            finally:
+                if worker is not None:
+                    worker.close()
+
+    def _windows_left(self, weight_format: str, plan: EnergyPlan) -> list[tuple[int, EnergyLoad]]:
+        """The windows of a format that have not been measured, in order."""
+        ledger = self._ledger
+        if weight_format in ledger.no_energy:
+            return []
+        found = loads(ledger, weight_format, plan.batches, plan.arms)
+        return [
+            (trial, load)
+            for trial, load in in_order(found, self.plan.seed, plan.rules.trials)
+            if (load.format, load.batch, load.kernel, trial) not in ledger.windows
+        ]
+
+    def _windows(
+        self, worker: Worker, meter: Meter, plan: EnergyPlan, left: list[tuple[int, EnergyLoad]]
+    ) -> None:
+        """Measures windows of one format, or notes why its energy cannot be measured."""
+        first = left[0][1]
+        self._report(Progress(f"energy: preparing {first.format}", None, 0.0))
+        layers = list(dict.fromkeys(load.arms for _, load in left))
+        batches = sorted({load.batch for _, load in left})
+        refused = worker.begin(first.format, batches, self._ledger.repeats, layers).refused
+        if not refused and self._ledger.square is None:
+            self._report(Progress("energy: characterising the sensor", None, 0.0))
+            steps = square_wave()[1:]  # it begins with rest, and so does a recording
+            bursts = [
+                (on.seconds, off.seconds) for on, off in zip(steps[::2], steps[1::2], strict=True)
+            ]
+            found = meter.record(self._steady(worker, first, bursts, 0), plan.rules.idle_s, 0.0)
+            self.journal.add(
+                SquareRecord(
+                    loads=found.loads,
+                    readings=Readings.of(found.trace),
+                    sampling=found.sampling,
+                )
+            )
+        traits = self._ledger.traits
+        if traits is None:
+            refused = refused or (
+                "nothing is published about the sensor of this board, and the run could not find "
+                "out how often it is updated"
+            )
+        if refused or traits is None:
+            self.journal.add(NoEnergyRecord(format=first.format, reason=refused))
+            return
+        seconds, delays_s = load_s(traits, plan.rules), trial_delays(traits, plan.rules)
+        each_s = seconds + 2 * plan.rules.idle_s
+        for index, (trial, load) in enumerate(left):
+            doing = (
+                f"energy: {load.format}, batch {load.batch}, {load.kernel.arm}, trial {trial + 1}"
+            )
+            self._report(Progress(doing, (len(left) - index) * each_s, index / len(left)))
+            run = self._steady(worker, load, ((seconds, 0.0),), trial)
+            recorded = meter.record(run, plan.rules.idle_s, delays_s[trial])
+            self.journal.add(
+                WindowRecord(
+                    format=load.format,
+                    batch=load.batch,
+                    kernel=load.kernel,
+                    trial=trial,
+                    load=recorded.loads[0],
+                    idle_s=plan.rules.idle_s,
+                    readings=Readings.of(recorded.trace),
+                    sampling=recorded.sampling,
+                )
+            )
+
+    def _steady(
+        self, worker: Worker, load: EnergyLoad, bursts: Sequence[Burst], trial: int
+    ) -> Callable[[], tuple[Load, ...]]:
+        """What runs a load; for a simulated device, at its moment of the run."""
+        seed = (self.plan.seed, self.plan.protocol.processes, load.batch, trial, 1)
+        return partial(worker.steady, load.arms, bursts, seed, self.journal.elapsed_s)
+
     def _replace(self, worker: Worker, death: WorkerLostError) -> Worker:
         """A new worker that leaves the suspect alone; without a suspect it may try again, not for ever."""
         worker.close()
@@ -398,9 +536,3 @@ class Run:
 def _key(row: dict[str, Any]) -> ArmKey:
     problem = ProblemKey(*(row[name] for name in ProblemKey._fields))
     return ArmKey(problem, *(row[name] for name in ArmKey._fields[1:]))
-
-
-def samples_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Samples as the table that a profile keeps, with a reason for every column without a value."""
-    missing = {name: why for name, why in WHY_NULL.items() if all(r[name] is None for r in rows)}
-    return pa.Table.from_pylist(rows, schema=samples_schema(missing))

@@ -21,8 +21,9 @@ import numba
 import torch
 from numba import njit, prange
 
+from bench.analysis.traces import Load
 from bench.measure import environment
-from bench.measure.devices import Float16, Kind, Mode, Prepared, Sample
+from bench.measure.devices import CHUNK_S, Float16, Kind, Mode, Prepared, Sample
 from bench.measure.devices.tensors import TensorDevice
 from kernels.kernel import Launch
 from profiles.schema import DeviceInfo
@@ -159,6 +160,18 @@ class CpuDevice(TensorDevice):
             if self._retries == 0:
                 return probe_us, ("busy",)
             self._retries -= 1
+
+    def _burst(self, launches: list[Launch], layers: int, seconds: float, mode: Mode) -> Load:
+        """See the base. The mode is always eager."""
+        done, now_s = 0, time.monotonic()
+        marks, end_s = [(now_s, 0)], now_s + seconds
+        while now_s < end_s:
+            for launch in launches:
+                launch()
+            done, now_s = done + layers, time.monotonic()
+            if now_s >= min(marks[-1][0] + CHUNK_S, end_s):
+                marks.append((now_s, done))
+        return Load(tuple(marks))
 
     def check(self) -> None:
         """See the protocol: a CPU goes on or is gone."""

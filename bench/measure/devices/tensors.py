@@ -7,13 +7,15 @@ just pulled into the cache.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 import torch
 
-from bench.measure.devices import Kind, PoolKey, Prepared, Problem
+from bench.analysis.traces import Load
+from bench.measure.devices import Burst, Kind, Mode, PoolKey, Prepared, Problem
 from kernels import find_kernels
 from kernels.kernel import PRODUCTS, Kernel, Launch, Tensors, output_shape
 from kernels.packing import (
@@ -69,6 +71,10 @@ class TensorDevice(ABC):
     @abstractmethod
     def _reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Uninitialised memory for rotated copies."""
+
+    @abstractmethod
+    def _burst(self, launches: list[Launch], layers: int, seconds: float, mode: Mode) -> Load:
+        """Runs launches, which are so many layers, again and again for at least so long."""
 
     @abstractmethod
     def _run(self, launch: Launch) -> object:
@@ -131,6 +137,26 @@ class TensorDevice(ABC):
 
     def start_block(self, seed: tuple[int, ...], elapsed_s: float) -> None:  # noqa: B027
         """See the protocol: hardware has its own moment."""
+
+    def steady(
+        self,
+        layer: Sequence[tuple[Prepared, int]],
+        copies: int,
+        bursts: Sequence[Burst],
+        mode: Mode,
+    ) -> tuple[Load, ...]:
+        """See the protocol."""
+        launches = [
+            self._bound(prepared)[copy]
+            for copy in range(copies)
+            for prepared, count in layer
+            for _ in range(count)
+        ]
+        loads = []
+        for seconds, rest_s in bursts:
+            loads.append(self._burst(launches, copies, seconds, mode))
+            time.sleep(rest_s)
+        return tuple(loads)
 
     def release(self) -> None:
         """See the protocol."""

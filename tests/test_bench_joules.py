@@ -1,0 +1,377 @@
+"""Energy windows of whole runs: planted joules are found again, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bench.measure.run as run_module
+import fake_device
+from bench.analysis.energy import Rules
+from bench.analysis.traces import Load
+from bench.dequant import assemble
+from bench.measure.devices import Problem
+from bench.measure.devices.simulated import (
+    BOARDS,
+    COSTS,
+    SCENARIOS,
+    Scenario,
+    SimulatedDevice,
+    open_simulated,
+    true_time_s,
+)
+from bench.measure.energy import HostMeter, NoMeter, find_meter, in_order, loads
+from bench.measure.journal import Journal
+from bench.measure.ledger import Ledger
+from bench.measure.power import SensorInfo
+from bench.measure.records import EnergyPlan, Plan
+from bench.measure.run import Run
+from bench.measure.session import Session
+from bench.measure.worker import WorkerLostError
+from kernels.formats import find_format
+from profiles.schema import Operator, Profile, Protocol
+
+OPERATORS = (Operator(name="qkv", n=6144, k=4096), Operator(name="down", n=4096, k=14336, count=2))
+BATCHES = (1, 8, 64)
+SHORT = Rules(window_s=1.0, updates=9, idle_s=2.0, settle_s=0.2, trials=3)
+LAYERS = 32
+
+
+def plan(gpu: str = "simulated:h100", **changes: Any) -> Plan:
+    protocol = Protocol(
+        pilot_blocks=10,
+        fresh_blocks_minimum=6,
+        fresh_blocks_maximum=6,
+        processes=2,
+        target_half_width=0.02,
+        confidence=0.95,
+        sample_minimum_s=1e-3,
+    )
+    asked = Plan(
+        gpu, "made-up", LAYERS, OPERATORS, (find_format("int4-g128"),), BATCHES,
+        None, None, protocol, 0, EnergyPlan("default", BATCHES, SHORT),
+    )  # fmt: skip
+    return replace(asked, **changes)
+
+
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "Worker", InProcess)
+
+
+class InProcess(fake_device.InProcess):
+    """For a simulated device; arms in `deadly` crash in their energy window."""
+
+    deadly_windows: tuple[str, ...] = ()
+
+    def __init__(self, setup: Any, opener: Callable[[str], Any]) -> None:
+        device = opener(setup.gpu)
+        device.deadly = set()
+        super().__init__(setup, lambda name: device)
+        self.session.activation, self.session.mode = "fp16", "graph"
+        self.opened = replace(self.opened, activation="fp16", mode="graph")
+
+    def steady(self, layer: Any, *others: Any) -> tuple[Load, ...]:
+        if layer[0].arm in self.deadly_windows:
+            raise WorkerLostError("it crashed with SIGSEGV", layer[0])
+        return super().steady(layer, *others)
+
+
+def run(path: Path, asked: Plan, opener: Any = open_simulated, **others: Any) -> Ledger:
+    with Journal(path) as journal:
+        Run(asked, journal, lambda progress: None, opener, **others).measure()
+        return journal.ledger
+
+
+def profile(path: Path, asked: Plan | None = None, **others: Any) -> Profile:
+    return assemble(run(path, asked or plan(), **others))
+
+
+def planted_j(arm: str, batch: int) -> float:
+    """Joules of a layer, from the planted parts alone."""
+    board = BOARDS["h100"]
+    device = SimulatedDevice(board)
+    weight_format = find_format("int4-g128")
+    total_s = 0.0
+    for operator in OPERATORS:
+        problem = Problem(operator.name, operator.n, operator.k, batch, weight_format, "fp16")
+        kernels = {k.arm: k for k in device.kernels(problem)}
+        if arm == "unfused":
+            total_s += operator.count * sum(
+                true_time_s(board, problem, kernels[a], a, "graph")  # type: ignore[index, arg-type]
+                for a in ("dequantize", "vendor")
+            )
+        else:
+            kernel = kernels[arm]  # type: ignore[index]
+            total_s += operator.count * true_time_s(board, problem, kernel, kernel.arm, "graph")
+    watts = board.idle_w + COSTS[arm].power * (board.busy_w - board.idle_w)  # type: ignore[index]
+    return watts * total_s
+
+
+def test_planted_joules_are_found_again(tmp_path: Path) -> None:
+    found = profile(tmp_path / "a.jsonl")
+    rows = {(r.kernel.arm, r.batch): r for r in found.energy.rows}
+    assert set(rows) == {(a, b) for a in ("vendor", "bypass", "fused", "unfused") for b in BATCHES}
+    for (arm, batch), row in rows.items():
+        if arm == "unfused":  # its time is not the sum of two kernels in the simulated device
+            continue
+        true_j = planted_j(arm, batch)
+        value, low, high = row.energy_j.value, row.energy_j.low, row.energy_j.high
+        assert value is not None
+        assert low is not None
+        assert high is not None
+        assert value == pytest.approx(true_j, rel=0.01), (arm, batch)
+        assert low <= true_j <= high
+        assert high / value == pytest.approx(1.05, abs=0.01)  # the gain rules
+        assert row.token_j.value == pytest.approx(LAYERS * value / batch)
+        assert row.idle_w.value == pytest.approx(70, rel=0.01)
+        assert row.net_j.value == pytest.approx(true_j * (1 - 70 / row.power_w.value), rel=0.02)
+        assert row.windows == SHORT.trials
+        assert row.energy_j.kind == "simulated"
+    for c in found.comparisons:
+        if c.operator != "layer":
+            assert c.phi_exposed_j.value is None
+            continue
+        exposed_j = planted_j("fused", c.batch) - planted_j("bypass", c.batch)
+        assert c.phi_exposed_j.value == pytest.approx(exposed_j, rel=0.03)
+        assert c.phi_exposed_j.low <= exposed_j <= c.phi_exposed_j.high  # type: ignore[operator]
+        ratio = planted_j("vendor", c.batch) / planted_j("fused", c.batch)
+        assert c.energy_ratio_fused.value == pytest.approx(ratio, rel=0.01)
+        assert c.energy_ratio_fused.high / c.energy_ratio_fused.low < 1.03  # type: ignore[operator]
+    layers = {(r.arm, r.batch): r for r in found.rows if r.operator == "layer"}
+    assert layers["fused", 8].energy_j == rows["fused", 8].energy_j
+    assert "no energy windows" in layers["stream", 8].energy_j.reason
+    curve = next(c for c in found.energy.curves if c.arm == "vendor")
+    at_8 = curve.a_j.value + curve.b_j.value / 8  # type: ignore[operator]
+    assert at_8 == pytest.approx(LAYERS * planted_j("vendor", 8) / 8, rel=0.02)
+
+
+def test_the_sensor_is_characterised_in_the_run(tmp_path: Path) -> None:
+    energy = profile(tmp_path / "a.jsonl").energy
+    assert energy.published is not None
+    assert energy.characterised is not None
+    assert energy.published.update_s == 0.1
+    assert energy.characterised.source == "characterised"
+    assert energy.characterised.update_s == pytest.approx(0.1, rel=0.01)
+    assert energy.characterised.averaging_s["power_instant_w"] == pytest.approx(0.025, abs=0.005)
+    assert energy.characterised.averaging_s["power_average_w"] == pytest.approx(1.0, rel=0.03)
+
+
+def test_throttled_windows_carry_a_flag_and_still_count(tmp_path: Path) -> None:
+    scenario = Scenario(noise=0.002, throttle=0.3, throttle_s=0.15, throttle_every_s=0.6)
+    found = profile(
+        tmp_path / "a.jsonl", opener=lambda name: SimulatedDevice(BOARDS["h100"], scenario)
+    )
+    assert all(row.flags == ("throttled",) for row in found.energy.rows)
+
+
+def test_full_measures_every_arm_and_off_none(tmp_path: Path) -> None:
+    ledger = run(tmp_path / "a.jsonl", plan(energy=EnergyPlan("full", (8,), SHORT)))
+    measured = {kernel.arm for _, _, kernel, _ in ledger.windows}
+    assert measured == {*COSTS}
+    said: list[str] = []
+    ledger = run(tmp_path / "b.jsonl", plan(energy=None), say=said.append)
+    assert not ledger.windows
+    assert not said
+    assert assemble(ledger).energy.reason == "it was not asked for"
+
+
+def test_without_a_sensor_the_reason_is_said_and_nothing_is_zero(tmp_path: Path) -> None:
+    said: list[str] = []
+    found = profile(
+        tmp_path / "a.jsonl", open_meter=lambda device: NoMeter("no energy sensor: none"),
+        say=said.append,
+    )  # fmt: skip
+    assert said == ["Joules: none will be measured: no energy sensor: none."]
+    assert found.energy.reason == "no energy sensor: none"
+    assert not found.energy.rows
+    assert not found.energy.curves
+    assert all(row.energy_j.value is None for row in found.rows)
+    assert all(c.phi_exposed_j.value is None for c in found.comparisons)
+
+
+def test_the_planned_time_is_said_before_the_first_sample(tmp_path: Path) -> None:
+    events: list[str] = []
+    with Journal(tmp_path / "a.jsonl") as journal:
+        Run(
+            plan(), journal, lambda progress: events.append(progress.doing), open_simulated,
+            say=events.append,
+        ).measure()  # fmt: skip
+    said = next(i for i, event in enumerate(events) if event.startswith("Joules"))
+    assert said < next(i for i, event in enumerate(events) if "pilot" in event)
+    # 0.2 s settling, 1 s of averaging, a window of 1 s, two updates of 0.1 s, and 2 x 2 s idle: 6.4 s,
+    # 3 batches x 4 arms x 3 trials times
+    assert "3 trials of 6 s each: about 4 min per format" in events[said]
+
+
+def test_an_interrupted_run_goes_on_with_the_windows_that_are_left(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole.jsonl", plan())
+
+    def interrupt(after: int) -> Callable[[Any], None]:
+        left = [after]
+
+        def report(progress: Any) -> None:
+            left[0] -= progress.doing.startswith("energy: int4")
+            if left[0] < 0:
+                raise KeyboardInterrupt
+
+        return report
+
+    path = tmp_path / "cut.jsonl"
+    with Journal(path) as journal, pytest.raises(KeyboardInterrupt):
+        Run(plan(), journal, interrupt(5), open_simulated).measure()
+    with Journal.reopen(path) as journal:
+        assert len(journal.ledger.windows) == 5
+        cut = assemble(journal.ledger)
+        assert not cut.complete
+        assert cut.energy.rows  # what was measured counts
+        Run(plan(), journal, interrupt(10**6), open_simulated).measure()
+        again = journal.ledger
+    assert again.windows == whole.windows
+    before, after = assemble(whole), assemble(again)
+    assert before.energy == after.energy
+    assert before.comparisons == after.comparisons
+
+
+def test_a_crash_in_a_window_costs_that_arm_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InProcess, "deadly_windows", ("bypass",))
+    found = profile(tmp_path / "a.jsonl")
+    assert found.complete
+    assert {row.kernel.arm for row in found.energy.rows} == {"vendor", "fused", "unfused"}
+    failed = [row for row in found.rows if row.failure is not None]
+    assert {row.arm for row in failed} == {"bypass"}
+    assert all("SIGSEGV" in str(row.failure) for row in failed)
+    layer = next(c for c in found.comparisons if c.operator == "layer" and c.batch == 8)
+    assert layer.phi_exposed_j.value is None
+    assert layer.phi_unfused_j.value is not None
+
+
+def test_too_little_memory_for_cold_layers_is_a_reason(tmp_path: Path) -> None:
+    scenario = replace(SCENARIOS["quiet"], free_bytes=200 << 20)
+    found = profile(
+        tmp_path / "a.jsonl", opener=lambda name: SimulatedDevice(BOARDS["h100"], scenario)
+    )
+    assert not found.energy.rows
+    assert "cold weights for whole layers need" in found.energy.reason
+    assert found.energy.reason.endswith("0.2 GB are free")
+
+
+def test_layers_rotate_over_more_than_twice_the_cache() -> None:
+    device = SimulatedDevice(BOARDS["h100"], Scenario())
+    session = Session(device, OPERATORS, "fp16", "graph")
+    weight_format = find_format("int4-g128")
+    states = session.begin(weight_format, [1], {})
+    layer = tuple(s.name for s in states if s.name.arm == "fused")
+    assert len(layer) == 2
+    session.begin(weight_format, [1], {}, [layer])
+    # 4.125 bits per weight of one qkv and two down projections
+    layer_bytes = (6144 * 4096 + 2 * 4096 * 14336) * 4.125 / 8
+    copies = set(device._copies.values())
+    assert copies == {int(np.ceil(2 * (50 << 20) / layer_bytes)) + 1}
+    assert session.rotation_bytes == pytest.approx((copies.pop() - 1) * layer_bytes)
+    assert session.rotation_bytes >= 2 * device.cache_bytes
+    (load,) = session.steady(layer, ((0.5, 0.0),), (0, 0, 1, 0, 1), 3.0)
+    assert load.began_s == 3.0
+    assert 0.5 <= load.ended_s - load.began_s <= 0.6
+    assert load.layer_s == pytest.approx(
+        sum(
+            o.count
+            * true_time_s(
+                device.board, Problem(o.name, o.n, o.k, 1, weight_format, "fp16"),
+                next(k for k in device.kernels(Problem(o.name, o.n, o.k, 1, weight_format, "fp16"))
+                     if k.arm == "fused"),
+                "fused", "graph",
+            )
+            for o in OPERATORS
+        )
+    )  # fmt: skip
+
+
+def test_arms_of_a_batch_are_neighbours_in_every_trial(tmp_path: Path) -> None:
+    ledger = run(tmp_path / "a.jsonl", plan())
+    found = loads(ledger, "int4-g128", BATCHES, "default")
+    order = list(in_order(found, seed=0, trials=4))
+    assert len(order) == 4 * len(found) == 4 * 4 * len(BATCHES)
+    assert [trial for trial, _ in order] == sorted(trial for trial, _ in order)
+    for i in range(0, len(order), 4):
+        four = order[i : i + 4]
+        assert len({load.batch for _, load in four}) == 1
+        assert len({load.kernel.arm for _, load in four}) == 4
+    assert order != list(in_order(found, seed=1, trials=4))
+
+
+class Ticking:
+    """A sensor whose power changes every 50 ms of the host's clock."""
+
+    info = SensorInfo("ticking", "nothing", "none", ("power_instant_w",))
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def read(self) -> tuple[dict[str, float], str]:
+        return {"power_instant_w": float(time.monotonic() // 0.05)}, ""
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.02])
+def test_a_load_begins_at_its_phase_of_the_sensor(delay_s: float) -> None:
+    phases = []
+    for _ in range(5):
+
+        def load() -> tuple[Load, ...]:
+            began_s = time.monotonic()
+            time.sleep(0.03)
+            return (Load(((began_s, 0), (time.monotonic(), 1))),)
+
+        recording = HostMeter(Ticking()).record(load, 0.06, delay_s)
+        (ran,) = recording.loads
+        phases.append(ran.began_s % 0.05)
+        trace = recording.trace
+        assert trace.time_s[0] <= ran.began_s - 0.06
+        assert trace.time_s[-1] >= ran.ended_s + 0.03
+        assert recording.sampling.readings == len(trace.time_s)
+        assert recording.sampling.cpu_s is not None
+    # an update is seen within a poll of 10 ms; a busy machine may lose one of five
+    assert float(np.median(phases)) == pytest.approx(delay_s + 0.006, abs=0.0085)
+
+
+def test_a_device_without_sensor_has_no_meter(tmp_path: Path) -> None:
+    device = fake_device.FakeDevice().describe()
+    found = find_meter(device.model_copy(update={"kind": "cuda"}))
+    assert isinstance(found, NoMeter)
+    assert "no energy sensor" in found.reason
+    assert "NVML" in found.reason
+
+
+def test_the_cpu_runs_whole_layers_with_marks() -> None:
+    torch = pytest.importorskip("torch")
+    from bench.measure.devices.cpu import CpuDevice
+
+    calls: list[str] = []
+
+    class Counting(CpuDevice):
+        def _bound(self, prepared: Any) -> list[Callable[[], None]]:
+            def launch(copy: int) -> Callable[[], None]:
+                return lambda: (calls.append(f"{prepared}{copy}"), time.sleep(0.001))[0]
+
+            return [launch(copy) for copy in range(4)]
+
+    assert torch.__version__
+    bursts: Sequence[tuple[float, float]] = ((0.12, 0.05), (0.06, 0.0))
+    first, second = Counting().steady([("a", 1), ("b", 2)], 3, bursts, "eager")  # type: ignore[list-item]
+    assert calls[:9] == ["a0", "b0", "b0", "a1", "b1", "b1", "a2", "b2", "b2"]
+    assert len(calls) == 3 * (first.layers + second.layers)
+    assert first.layers % 3 == 0
+    assert first.ended_s - first.began_s >= 0.12
+    assert len(first.marks) >= 3
+    assert second.began_s >= first.ended_s + 0.05
