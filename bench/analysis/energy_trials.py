@@ -91,8 +91,8 @@ def combine(
     reason = ""
     if len(kept) < FEWEST:
         reason = f"{len(kept)} of {len(trials)} trials can be used; {FEWEST} are needed"
-        refused = "; ".join(dict.fromkeys(x.reason for x in trials if x.reason))
-        reason += f": {refused}" if refused else ""
+        refused = next(((i, x.reason) for i, x in enumerate(trials, 1) if x.reason), None)
+        reason += f"; trial {refused[0]}: {refused[1]}" if refused else ""
     elif spread is not None and spread > rules.trial_range:
         reason = (
             f"{len(kept)} trials range over {spread:.0%} of their mean, "

@@ -182,7 +182,7 @@ class SimulatedSensor:
         phase_s: float | None = None,
     ) -> None:
         self.curve, self._clock, self._traits, self._seed = curve, clock, traits, seed
-        self._errors, self._faults, self._conditions = errors, faults, tuple(conditions)
+        self._errors, self._faults, self.conditions = errors, faults, tuple(conditions)
         self._lag_s = lag_s if traits.lag_s is None else traits.lag_s
         drawn = self._rng("phase").random(2)
         drawn_s = float(drawn[0]) * (traits.update_s or 0.0)
@@ -190,7 +190,7 @@ class SimulatedSensor:
         self._counter_phase_s = float(drawn[1]) * (traits.counter_update_s or 0.0)
         self._began_s = clock.now_s()
         self._slow = list(faults.slow)
-        self._calls = 0
+        self._calls = self._rng("call")
         self._last: dict[str, tuple[int, float]] = {}  # channel to its last update and reading
         self._seen_j = [0.0]  # joules seen since the first update, one more for each
 
@@ -200,7 +200,7 @@ class SimulatedSensor:
         channels = tuple(c for c in POWERS if c in self._traits.averaging_s)
         if self._traits.counter_update_s is not None:
             channels = ("energy_j", *channels)
-        conditions = tuple(sorted({c for _, values in self._conditions for c in values}))
+        conditions = tuple(sorted({c for _, values in self.conditions for c in values}))
         return SensorInfo(
             name="simulated",
             scope="a simulated board",
@@ -212,11 +212,10 @@ class SimulatedSensor:
 
     def read(self) -> tuple[dict[str, float], str]:
         """See the protocol. The values are those of some moment within the call."""
-        self._calls += 1
         t, takes_s = self._clock.now_s(), self._errors.read_s
         drawn = (0.0, 0.0)
         if self._errors.jitter_s or takes_s:
-            drawn = tuple(self._rng("call", self._calls).random(2))
+            drawn = tuple(self._calls.random(2))
         takes_s += drawn[0] * self._errors.jitter_s
         if self._slow and t >= self._slow[0][0]:
             takes_s += self._slow.pop(0)[1]
@@ -241,7 +240,7 @@ class SimulatedSensor:
             values = dict.fromkeys(values, 0.0)
         if t >= f.nan_s:
             values = dict.fromkeys(values, math.nan)
-        for from_s, conditions in self._conditions:
+        for from_s, conditions in self.conditions:
             if from_s <= t:
                 values |= conditions
         return values
