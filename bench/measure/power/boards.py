@@ -176,7 +176,8 @@ def refuse_shared_watts(nv: Any, board: Board) -> None:
     """Says no to boards whose watts are not the measured program's alone.
 
     Raises:
-        SensorError: MIG is on, the GPU is virtual, or the board serves virtual machines.
+        SensorError: MIG is on, the GPU is virtual, the board serves virtual machines, or another
+            process uses it now.
     """
     if mode(ask(nv, "nvmlDeviceGetMigMode", board.handle)):
         raise SensorError(_mig(board))
@@ -239,7 +240,7 @@ def mode(value: object) -> bool | None:
 def _ancestors(pid: int) -> set[int]:
     """A process, its parent, and so on, as far as /proc shows them."""
     found: set[int] = set()
-    while pid > 1 and pid not in found:
+    while pid > 0 and pid not in found:
         found.add(pid)
         try:
             stat = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace")
