@@ -5,7 +5,7 @@
     subprocess.run([sys.executable, "-m", "bench.power"], env=env)
 
 The binding loads libnvidia-ml.so.1 by name, so the stub is found through LD_LIBRARY_PATH, which the loader
-reads once: a process of its own. Within this process `loaded` puts the stub where the binding keeps the library.
+reads once: a process of its own. In this process `loaded` puts the stub where the binding keeps the library.
 """
 
 from __future__ import annotations

@@ -74,10 +74,9 @@ class Board:
     def is_meant(self, which: str) -> bool:
         """Whether `which` is its UUID, the hash of it (with or without "GPU-"), or its PCI id."""
         asked = which.strip().lower()
-        ids = {self.uuid.lower(), self.uuid.lower().removeprefix("gpu-")}
-        return asked in ids | {uuid_hash(i) for i in ids} or (
-            ":" in asked and _pci(asked) == _pci(self.pci)
-        )
+        ids = {self.uuid, self.uuid.removeprefix("GPU-")}
+        known_as = {i.lower() for i in ids} | {uuid_hash(i) for i in ids}
+        return asked in known_as or (":" in asked and _pci(asked) == _pci(self.pci))
 
 
 def uuid_hash(uuid: str) -> str:
@@ -186,6 +185,10 @@ def refuse_shared_watts(nv: Any, board: Board) -> None:
         raise SensorError(f"{board.name} is a virtual GPU: its power, if any, is not its own")
     if virtual in (3, 4):
         raise SensorError(f"{board.name} serves virtual machines: its power is that of all of them")
+    others, _ = strangers(nv, board)
+    if others:
+        who = "another process uses" if others == 1 else f"{others} other processes use"
+        raise SensorError(f"{who} {board.name} (see nvidia-smi): its power is theirs too")
 
 
 def facts(nv: Any, board: Board) -> dict[str, Fact]:
