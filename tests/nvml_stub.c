@@ -143,6 +143,7 @@ static void read_script(void) {
     FILE *script = path ? fopen(path, "r") : NULL;
     char text[512], word[32];
     board_count = rule_count = 0;
+    start_s = -1;
     while (script && fgets(text, sizeof text, script)) {
         int used = 0;
         if (sscanf(text, "%31s%n", word, &used) == 1) line(word, text + used);

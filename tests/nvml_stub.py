@@ -5,7 +5,7 @@
     subprocess.run([sys.executable, "-m", "bench.power"], env=env)
 
 The binding loads libnvidia-ml.so.1 by name, so the stub is found through LD_LIBRARY_PATH, which the loader
-reads once: whatever uses it runs in a process of its own.
+reads once: a process of its own. In this process `loaded` puts the stub where the binding keeps the library.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ctypes import CDLL
 from pathlib import Path
+
+import pynvml
 
 SOURCE = Path(__file__).with_name("nvml_stub.c")
 FLAGS = ("-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
@@ -70,3 +74,19 @@ def environment(folder: Path | None, script: Path, lines: Sequence[str]) -> dict
     env["NVML_STUB"] = str(script)
     env["LD_LIBRARY_PATH"] = str(folder)
     return env
+
+
+@contextmanager
+def loaded(folder: Path) -> Iterator[None]:
+    """The binding with the stub instead of the driver's library, in this process.
+
+    The stub reads the script that $NVML_STUB names whenever it is initialized.
+    """
+    before = pynvml.nvmlLib
+    pynvml.nvmlLib = CDLL(str(folder / "libnvidia-ml.so.1"))
+    pynvml._nvmlGetFunctionPointer_cache.clear()
+    try:
+        yield
+    finally:
+        pynvml.nvmlLib = before
+        pynvml._nvmlGetFunctionPointer_cache.clear()

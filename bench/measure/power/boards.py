@@ -74,10 +74,9 @@ class Board:
     def is_meant(self, which: str) -> bool:
         """Whether `which` is its UUID, the hash of it (with or without "GPU-"), or its PCI id."""
         asked = which.strip().lower()
-        ids = {self.uuid.lower(), self.uuid.lower().removeprefix("gpu-")}
-        return asked in ids | {uuid_hash(i) for i in ids} or (
-            ":" in asked and _pci(asked) == _pci(self.pci)
-        )
+        ids = {self.uuid, self.uuid.removeprefix("GPU-")}
+        known_as = {i.lower() for i in ids} | {uuid_hash(i) for i in ids}
+        return asked in known_as or (":" in asked and _pci(asked) == _pci(self.pci))
 
 
 def uuid_hash(uuid: str) -> str:
@@ -176,7 +175,8 @@ def refuse_shared_watts(nv: Any, board: Board) -> None:
     """Says no to boards whose watts are not the measured program's alone.
 
     Raises:
-        SensorError: MIG is on, the GPU is virtual, or the board serves virtual machines.
+        SensorError: MIG is on, the GPU is virtual, the board serves virtual machines, or another
+            process uses it now.
     """
     if mode(ask(nv, "nvmlDeviceGetMigMode", board.handle)):
         raise SensorError(_mig(board))
@@ -185,6 +185,10 @@ def refuse_shared_watts(nv: Any, board: Board) -> None:
         raise SensorError(f"{board.name} is a virtual GPU: its power, if any, is not its own")
     if virtual in (3, 4):
         raise SensorError(f"{board.name} serves virtual machines: its power is that of all of them")
+    others, _ = strangers(nv, board)
+    if others:
+        who = "another process uses" if others == 1 else f"{others} other processes use"
+        raise SensorError(f"{who} {board.name} (see nvidia-smi): its power is theirs too")
 
 
 def facts(nv: Any, board: Board) -> dict[str, Fact]:
@@ -239,7 +243,7 @@ def mode(value: object) -> bool | None:
 def _ancestors(pid: int) -> set[int]:
     """A process, its parent, and so on, as far as /proc shows them."""
     found: set[int] = set()
-    while pid > 1 and pid not in found:
+    while pid > 0 and pid not in found:
         found.add(pid)
         try:
             stat = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace")

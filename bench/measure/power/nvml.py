@@ -62,8 +62,8 @@ class NvmlSensor:
                 or NVML's index.
 
         Raises:
-            SensorError: NVML cannot be used, the board is not there, or its watts are not its own
-                (MIG, virtual GPU).
+            SensorError: NVML cannot be used, the board is not there, or its watts are not the program's
+                alone (MIG, virtual GPU, other processes).
         """
         nv = start()
         try:
@@ -107,7 +107,10 @@ class NvmlSensor:
         return _sorted_out({channel: outcome(self._nv, call)})
 
     def strangers(self) -> tuple[int | None, int | None]:
-        """Processes that use the board now: how many are not ours, and how many cannot be told."""
+        """How many processes of others use the board now, and how many cannot be told; see `boards`.
+
+        To be asked again around every window: `open` has refused a board that others were using then.
+        """
         return strangers(self._nv, self._board)
 
     def close(self) -> None:

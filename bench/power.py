@@ -1,0 +1,285 @@
+"""Shows which energy sensors this machine has, what they are like, and why the others are not there.
+
+    python -m bench.power                 every GPU that the driver lists, and the CPU
+    python -m bench.power --gpu h100      the GPUs of that name; a UUID, a PCI id or nvidia-smi's number do too
+    python -m bench.power --gpu cpu
+
+Every sensor is watched for three seconds: current values, what a reading costs, how often values change. No
+load is run. Exit codes: 0 a usable sensor, 1 none (of a GPU, where the driver lists one), 2 usage, or no such
+GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from bench.analysis.traces import CHANNELS
+from bench.measure import environment
+from bench.measure.devices import names_gpu
+from bench.measure.power import HostClock, Sensor, SensorError, SensorInfo
+from bench.measure.power import boards as nvml_boards
+from bench.measure.power.discover import JOULES, Found, open_usable
+from bench.measure.power.look import SECONDS, Look, look
+from bench.measure.power.nvml import NvmlSensor
+from bench.measure.power.rapl import RaplSensor
+from profiles.files import printable
+
+SLOW_S = 0.1  # a reading that takes longer misses updates of most boards
+UNITS = {"j": "J", "w": "W", "mhz": "MHz", "c": "°C"}
+
+
+class UsageError(ValueError):
+    """The command line asks for something that is not there; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sensor that there might be.
+
+    Attributes:
+        name: "NVML" or "RAPL".
+        of: the board or processor; empty where there is none.
+        open: opens it.
+    """
+
+    name: str
+    of: str
+    open: Callable[[], Sensor]
+
+
+@dataclass(frozen=True)
+class View:
+    """A candidate, and what came of it.
+
+    Attributes:
+        candidate: the candidate.
+        found: its channels, and why others are missing.
+        info: None when it could not be opened.
+        look: what it was like; None when it could not be opened.
+    """
+
+    candidate: Candidate
+    found: tuple[Found, ...]
+    info: SensorInfo | None = None
+    look: Look | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why it cannot be used, as a clause; empty when it can."""
+        if self.look is None:
+            return "; ".join(dict.fromkeys(f.reason for f in self.found if f.reason))
+        if self.look.gone:
+            return self.look.gone
+        if not self.look.alive:
+            return f"what it says did not change in {self.look.sampling.wall_s:.1f} s: it is frozen"
+        return ""
+
+    def cautions(self) -> Iterator[str]:
+        """What to mind when it is used, as sentences."""
+        if self.info is None or self.look is None or self.reason:
+            return
+        for channel in JOULES:
+            if channel in self.info.missing and self.info.name == "NVML":
+                yield f"No {channel}: {self.info.missing[channel]}."
+            elif channel in self.info.channels and channel not in self.look.alive:
+                yield f"{channel} did not change in {self.look.sampling.wall_s:.1f} s."
+        cost = self.look.sampling
+        if cost.longest_read_s > SLOW_S:
+            yield f"A reading took {1e3 * cost.longest_read_s:.0f} ms."
+        if self.look.errors:
+            yield f"{cost.failed} of {cost.readings} readings failed: {self.look.errors[0]}."
+
+
+def candidates(gpu: str) -> tuple[Candidate, ...]:
+    """The sensors that a device's name stands for.
+
+    Args:
+        gpu: "auto" for all, "cpu", or part of a GPU's name, its UUID, PCI id or number.
+
+    Raises:
+        UsageError: there are GPUs, but none that is meant.
+    """
+    asked = gpu.strip().lower()
+    if not asked or asked.startswith("simulated"):
+        raise UsageError("--gpu takes auto, cpu, or a GPU of this machine.")
+    model = str(environment.machine().facts["name"] or "this CPU")
+    cpu = Candidate("RAPL", model, lambda: RaplSensor.open(model))
+    if asked == "cpu":
+        return (cpu,)
+    try:
+        listed = _boards()
+    except SensorError as problem:
+        reason = problem  # bound here, for Python forgets `problem` when the block ends
+
+        def fail() -> Sensor:
+            raise reason
+
+        return (Candidate("NVML", "", fail), *([cpu] if asked == "auto" else []))
+    meant = [b for b in listed if asked == "auto" or _is_meant(b, gpu.strip())]
+    if not meant:
+        names = ", ".join(dict.fromkeys(b.name for b in listed))
+        raise UsageError(f"there is no GPU {printable(gpu, 60)} here; the driver lists {names}.")
+    gpus = [Candidate("NVML", b.name, lambda b=b: NvmlSensor.open(b.uuid)) for b in meant]  # type: ignore[misc]
+    return (*gpus, *([cpu] if asked == "auto" else []))
+
+
+def view(candidate: Candidate, seconds: float) -> View:
+    """Opens a sensor and watches it."""
+    sensor, found = open_usable(candidate.name, candidate.open)
+    if sensor is None:
+        return View(candidate, found)
+    try:
+        seen = look(sensor, HostClock(), seconds)
+        return View(candidate, found, sensor.info, seen)
+    finally:
+        sensor.close()
+
+
+def render(one: View) -> RenderableType:
+    """A sensor: what it is, its channels, what they cost."""
+    title = Text.assemble(
+        (one.candidate.name, "bold"), f": {one.candidate.of}" * bool(one.candidate.of)
+    )
+    if one.info is None or one.look is None:
+        title.append(f"  not usable: {one.reason}", style="yellow")
+        return title
+    facts = ", ".join(_fact(n, value) for n, value in one.info.facts.items() if value is not None)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for header in ("channel", "now", "one call", "calls/s", "changes", ""):
+        table.add_column(
+            header, justify="right" if header in ("now", "one call", "calls/s") else "left"
+        )
+    for channel in CHANNELS:
+        if channel in one.info.channels:
+            cost_s = one.look.channel_s.get(channel)
+            table.add_row(
+                channel,
+                _value(channel, one.look.now.get(channel)),
+                "" if cost_s is None else f"{1e3 * cost_s:.3g} ms",
+                "" if not cost_s else f"{1 / cost_s:.0f}",
+                _changes(channel, one.look),
+                "",
+            )
+        elif channel in one.info.missing:
+            table.add_row(channel, *[""] * 4, Text(one.info.missing[channel], style="yellow"))
+    cost = one.look.sampling
+    summary = Text(
+        f"A reading of all takes {1e3 * one.look.read_s:.3g} ms (longest "
+        f"{1e3 * cost.longest_read_s:.3g}): {cost.readings} in {cost.wall_s:.1f} s, "
+        f"{cost.failed} failed, {cost.late} late."
+    )
+    return Group(title.append(f", {one.info.scope}"), Text(facts, style="dim"), table, summary)
+
+
+def verdict(views: list[View]) -> tuple[int, str]:
+    """Exit code, and the one line that says what it stands for.
+
+    Where the driver lists GPUs, a sensor of the CPU alone is not enough: it would be a GPU that is measured.
+    """
+    gpus = [one for one in views if one.candidate.name == "NVML" and one.candidate.of]
+    counted = gpus or views
+    usable = [one for one in counted if not one.reason]
+    if not usable:
+        why = "; ".join(f"{one.candidate.name}: {one.reason}" for one in views if one.reason)
+        return 1, f"No energy sensor. {why}."
+    names = ", ".join(f"{one.candidate.name} of {one.candidate.of}" for one in usable)
+    not_usable = [f"Not usable: {one.candidate.of}: {one.reason}." for one in gpus if one.reason]
+    cautions = [sentence for one in usable for sentence in one.cautions()]
+    return 0, " ".join([f"Usable: {names}.", *not_usable, *cautions])
+
+
+def show(gpu: str, seconds: float) -> int:
+    """Prints every sensor and the verdict; returns the exit code.
+
+    Raises:
+        UsageError: the command line asks for what is not there.
+    """
+    console = Console(highlight=False)
+    views = []
+    for candidate in candidates(gpu):
+        views.append(view(candidate, seconds))
+        console.print(render(views[-1]), Text())
+    code, sentence = verdict(views)
+    console.print(f"[bold]{escape(sentence)}[/bold]", soft_wrap=True)
+    return code
+
+
+def _boards() -> list[nvml_boards.Board]:
+    """Boards that NVML lists; handles do not outlive the call.
+
+    Raises:
+        SensorError: NVML cannot be used.
+    """
+    nv = nvml_boards.start()
+    try:
+        return nvml_boards.boards(nv)
+    finally:
+        nv.nvmlShutdown()
+
+
+def _is_meant(board: nvml_boards.Board, asked: str) -> bool:
+    if asked.isdecimal() and len(asked) < 4:
+        return board.index == int(asked) or names_gpu(asked, board.name)
+    return board.is_meant(asked) or names_gpu(asked, board.name)
+
+
+def _value(channel: str, value: float | None) -> str:
+    if value is None:
+        return "no value"
+    if channel == "event_reasons":
+        return f"{int(value):#x}"
+    return f"{value:.10g} {UNITS[channel.rpartition('_')[2]]}"
+
+
+def _changes(channel: str, seen: Look) -> str:
+    """How often a channel changes, as far as readings can see."""
+    if channel not in seen.changes:
+        return ""
+    if channel not in seen.update_s:
+        return f"{seen.changes[channel]} times" if seen.changes[channel] else "never: frozen?"
+    period_s = seen.update_s[channel]
+    least = "≤ " if period_s < 1.5 * seen.step_s else ""
+    return f"every {least}{1e3 * period_s:.3g} ms"
+
+
+def _fact(name: str, value: str | float | bool) -> str:
+    """A recorded fact as words: "power limit 350 W", "ecc mode on"."""
+    if isinstance(value, bool):
+        return f"{name.replace('_', ' ')} {'on' if value else 'off'}"
+    stem, _, unit = name.rpartition("_")
+    if stem and unit in UNITS:
+        return f"{stem.replace('_', ' ')} {value:g} {UNITS[unit]}"
+    return f"{name.replace('_', ' ')} {value}"
+
+
+def main(
+    gpu: Annotated[
+        str,
+        typer.Option(metavar="auto|cpu|NAME", help="Whose sensors: a GPU's name, UUID or PCI id."),
+    ] = "auto",
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=600, help="How long to watch each sensor.")
+    ] = SECONDS,
+) -> None:
+    """Show which energy sensors there are, and why others are not. Exit code 1 if none is usable."""
+    try:
+        code = show(gpu, seconds)
+    except UsageError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        raise typer.Exit(130) from None
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    typer.run(main)
