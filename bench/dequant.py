@@ -15,6 +15,8 @@ Every block is on disk before the next one begins. A run that ended too early, h
 from __future__ import annotations
 
 import contextlib
+import glob
+import hashlib
 import re
 import shlex
 import signal
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from bench.measure.records import EnergyPlan
     from bench.measure.run import Plan, Result
     from profiles.schema import Energy as ProfileEnergy
-    from profiles.schema import Kind, Profile
+    from profiles.schema import Kind, Profile, Samples
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LARGEST_BATCH = 256
@@ -43,6 +45,7 @@ CPU_MODEL = "Qwen3-0.6B"
 GPU_MODEL = "Llama-3.1-8B"
 Energy = Literal["default", "full", "smoke", "off"]
 JOURNAL_SUFFIX = ".journal.jsonl"
+TRACE_SUFFIX = ".power.parquet"
 
 
 class UsageError(ValueError):
@@ -285,6 +288,38 @@ def energy_of(ledger: Ledger, kind: Kind) -> tuple[ProfileEnergy, Joules | None]
     return energy, found
 
 
+def write_trace(ledger: Ledger, kind: Kind, output: Path) -> Samples | None:
+    """Writes every reading of every energy window beside a profile; None where there is none.
+
+    The file carries part of its hash in its name, like the samples; those of a profile that is about to be
+    replaced stay until that has happened.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from bench.measure.power.files import trace_content
+    from bench.measure.replay import recorded
+    from profiles.reader import replace_file
+    from profiles.schema import Samples
+
+    windows = recorded(ledger, kind)
+    if not windows or ledger.sensor is None or ledger.sensor.info is None:
+        return None
+    content, rows = trace_content(output, ledger.sensor.info, windows)
+    digest = hashlib.sha256(content).hexdigest()
+    path = output.with_name(f"{output.stem}.{digest[:8]}{TRACE_SUFFIX}")
+    replace_file(path, content)
+    return Samples(file=path.name, sha256=digest, rows=rows)
+
+
+def remove_other_traces(profile: Profile, output: Path) -> None:
+    """Removes the power traces of a profile that has been replaced."""
+    trace = profile.energy.trace
+    for path in output.parent.glob(f"{glob.escape(output.stem)}.????????{TRACE_SUFFIX}"):
+        if trace is None or path.name != trace.file:
+            path.unlink(missing_ok=True)
+
+
 def _why_unknown(name: str, kind: str) -> str:
     if kind == "cpu":
         return "not used on a CPU"
@@ -328,6 +363,7 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
     """
     from rich.console import Console
 
+    from bench.curves import draw, picture_of
     from bench.measure.journal import read_journal, sync_folder
     from bench.measure.run import Run, samples_table
     from bench.progress import progress
@@ -365,12 +401,22 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
     if interrupted:
         output = output.with_suffix(".incomplete.json")
     ledger = read_journal(journal.path)
-    profile = write_profile(assemble(ledger), samples_table(ledger.rows), output)
+    profile = assemble(ledger)
+    trace = write_trace(ledger, profile.kind, output)
+    energy = profile.energy.model_copy(update={"trace": trace})
+    profile = write_profile(
+        profile.model_copy(update={"energy": energy}), samples_table(ledger.rows), output
+    )
+    remove_other_traces(profile, output)
     sync_folder(output.parent)
     if not interrupted:
         journal.remove()
     Console().print(render(profile))
-    errors.print(f"Wrote {output}", highlight=False, soft_wrap=True)
+    say(f"Wrote {output}")
+    if any(row.token_j.value is not None for row in profile.energy.rows):
+        picture = picture_of(output)
+        draw(profile, picture)
+        say(f"Drew {picture}")
     if interrupted:
         typer.echo(
             "Interrupted: the profile holds the finished blocks and says it is incomplete.",

@@ -162,9 +162,9 @@ def write_profile(profile: Profile, samples: pa.Table | None, path: str | Path) 
     text = profile.model_dump_json(indent=1) + "\n"
     existed = samples_path is not None and samples_path.exists()
     if samples_path is not None:
-        _replace(samples_path, content)
+        replace_file(samples_path, content)
     try:
-        _replace(path, text.encode())
+        replace_file(path, text.encode())
     except BaseException:
         if samples_path is not None and not existed:
             samples_path.unlink(missing_ok=True)
@@ -324,7 +324,7 @@ def _parquet_bytes(samples: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one step: readers see the old file or the new one."""
     descriptor, temporary = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"

@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.analysis.traces import Load
 from bench.measure.devices import PoolKey, Prepared, Problem, Sample
-from bench.measure.energy import NoMeter
+from bench.measure.meters import NoMeter
 from bench.measure.session import ArmName, Session, Timed
 from bench.measure.worker import Begun, Opened, Setup, WorkerLostError
 from kernels.formats import find_format

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fake_device
 import numpy as np
 import pytest
 
 import bench.measure.run as run_module
-import fake_device
 from bench.analysis.energy import Rules
 from bench.analysis.traces import Load
 from bench.dequant import assemble
@@ -26,10 +26,11 @@ from bench.measure.devices.simulated import (
     open_simulated,
     true_time_s,
 )
-from bench.measure.energy import HostMeter, NoMeter, find_meter, in_order, loads
+from bench.measure.energy import HostMeter, NoMeter, find_meter, in_order, loads, recorded, replay
 from bench.measure.journal import Journal
 from bench.measure.ledger import Ledger
 from bench.measure.power import SensorInfo
+from bench.measure.power.files import TraceFileError, load_windows, save_windows
 from bench.measure.records import EnergyPlan, Plan
 from bench.measure.run import Run
 from bench.measure.session import Session
@@ -375,3 +376,21 @@ def test_the_cpu_runs_whole_layers_with_marks() -> None:
     assert first.ended_s - first.began_s >= 0.12
     assert len(first.marks) >= 3
     assert second.began_s >= first.ended_s + 0.05
+
+
+def test_a_recorded_trace_gives_the_same_joules_without_the_run(tmp_path: Path) -> None:
+    ledger = run(tmp_path / "a.jsonl", plan())
+    path = tmp_path / "a.power.parquet"
+    assert ledger.sensor is not None
+    assert ledger.sensor.info is not None
+    save_windows(path, ledger.sensor.info, recorded(ledger, "simulated"))
+    again = replay(path)
+    whole = assemble(ledger)
+    assert again.joules is not None
+    assert again.joules.rows == whole.energy.rows
+    assert again.joules.curves == whole.energy.curves
+    assert again.traits == ledger.traits
+    info, windows = load_windows(path)
+    save_windows(path, info, windows[1:])  # without the square wave
+    with pytest.raises(TraceFileError, match="does not say what its windows are of"):
+        replay(path)

@@ -32,18 +32,11 @@ from bench.analysis.energy import load_s, trial_delays
 from bench.analysis.traces import Load
 from bench.measure import resume
 from bench.measure.devices import Burst, Device, open_device
-from bench.measure.energy import (
-    EnergyLoad,
-    Meter,
-    NoMeter,
-    announcement,
-    find_meter,
-    in_order,
-    loads,
-)
+from bench.measure.energy import EnergyLoad, announcement, in_order, loads
 from bench.measure.journal import Journal
 from bench.measure.ledger import Cell, Ledger, samples_table
 from bench.measure.lock import DeviceLock
+from bench.measure.meters import Meter, NoMeter, find_meter
 from bench.measure.records import (
     BlockRecord,
     DeathRecord,

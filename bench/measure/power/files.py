@@ -60,8 +60,32 @@ def save_windows(path: Path, info: SensorInfo, windows: Sequence[Recorded]) -> N
     """Writes windows; an existing file is replaced in one step.
 
     Raises:
-        TraceFileError: there are none, they do not hold together, or are more than would be read.
+        TraceFileError: as `trace_content`.
         OSError: the file cannot be written.
+    """
+    content, _ = trace_content(path, info, windows)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def trace_content(path: Path, info: SensorInfo, windows: Sequence[Recorded]) -> tuple[bytes, int]:
+    """What a file of windows holds, and how many rows that is.
+
+    Args:
+        path: for messages.
+        info: of the sensor.
+        windows: in any order.
+
+    Raises:
+        TraceFileError: there are none, they do not hold together, or are more than would be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -96,13 +120,7 @@ def save_windows(path: Path, info: SensorInfo, windows: Sequence[Recorded]) -> N
     pq.write_table(table, sink, compression="zstd")
     content = bytes(sink.getvalue())
     _parsed(path, content)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    return content, table.num_rows
 
 
 def load_windows(path: Path) -> tuple[SensorInfo, tuple[Recorded, ...]]:
