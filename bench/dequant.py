@@ -404,9 +404,14 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
     profile = assemble(ledger)
     trace = write_trace(ledger, profile.kind, output)
     energy = profile.energy.model_copy(update={"trace": trace})
-    profile = write_profile(
-        profile.model_copy(update={"energy": energy}), samples_table(ledger.rows), output
-    )
+    try:
+        profile = write_profile(
+            profile.model_copy(update={"energy": energy}), samples_table(ledger.rows), output
+        )
+    except BaseException:
+        if trace is not None:
+            output.with_name(trace.file).unlink(missing_ok=True)
+        raise
     remove_other_traces(profile, output)
     sync_folder(output.parent)
     if not interrupted:

@@ -5,14 +5,20 @@
     python -m bench.power --gpu cpu
 
 Every sensor is watched for three seconds: current values, what a reading costs, how often values change. No
-load is run. Exit codes: 0 a usable sensor, 1 none (of a GPU, where the driver lists one), 2 usage, or no such
-GPU.
+load is run.
+
+    python -m bench.power --characterise --gpu auto     runs a square wave, and says what the sensor is like
+    python -m bench.power --replay RUN.power.parquet    computes the joules of a run once more, from its trace
+
+Exit codes: 0 a usable sensor (or joules), 1 none (of a GPU, where the driver lists one), 2 usage, or no such GPU,
+130 interrupted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from bench.analysis.characterise import Characterisation
 from bench.analysis.traces import CHANNELS
 from bench.measure import environment
 from bench.measure.devices import names_gpu
@@ -31,6 +38,8 @@ from bench.measure.power.look import SECONDS, Look, look
 from bench.measure.power.nvml import NvmlSensor
 from bench.measure.power.rapl import RaplSensor
 from profiles.files import printable
+from profiles.schema import Quantity
+from profiles.sensors import Traits, published_traits
 
 SLOW_S = 0.1  # a reading that takes longer misses updates of most boards
 UNITS = {"j": "J", "w": "W", "mhz": "MHz", "c": "°C"}
@@ -212,6 +221,113 @@ def show(gpu: str, seconds: float) -> int:
     return code
 
 
+def characterised(found: Characterisation, published: Traits | None) -> RenderableType:
+    """What was found of a sensor, beside what is published."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for header in ("channel", "", "found, ms", "published, ms"):
+        table.add_column(header, justify="right" if "ms" in header else "left")
+    for c in found.channels:
+        counter = c.channel == "energy_j"
+        said = published and (published.counter_update_s if counter else published.update_s)
+        table.add_row(c.channel, "updates every", _ms(c.update_s), _plain_ms(said))
+        if counter:
+            table.add_row("", "lag", _ms(c.lag_s), "–")
+            continue
+        said = published and published.averaging_s.get(c.channel)
+        table.add_row("", "mean over", _ms(c.averaging_s), _plain_ms(said))
+        table.add_row("", "lag", _ms(c.lag_s), _plain_ms(published and published.lag_s))
+        seen = c.duty_cycle.value
+        table.add_row("", "sees of the time", "–" if seen is None else f"{seen:.0%}", "")
+    notes = [f"{c.channel}: {c.reason}." for c in found.channels if c.reason]
+    if published is not None:
+        notes.append(f"Published: {published.origin}.")
+    return Group(table, *(Text(note, style="dim") for note in notes))
+
+
+def show_characterisation(gpu: str, model: str) -> int:
+    """Runs the square wave on the device and prints what it shows; returns the exit code.
+
+    Raises:
+        UsageError: the device is not there or in use, or there is no such model.
+    """
+    from bench.measure.devices import DeviceError
+    from bench.measure.square import SquareError, characterise_here
+    from bench.measure.worker import WorkerLostError
+    from kernels.formats import find_format
+    from profiles.shapes import load_model
+
+    try:
+        operators = load_model(model).operators
+        found = characterise_here(gpu, operators, find_format("int4-g128"))
+    except (DeviceError, ValueError) as problem:
+        raise UsageError(str(problem)) from None
+    except (SquareError, WorkerLostError) as problem:
+        typer.echo(f"error: the sensor cannot be characterised: {problem}.", err=True)
+        return 1
+    console, result = Console(highlight=False), found.characterisation
+    console.print(
+        Text.assemble((found.info.name, "bold"), f": {found.device.name}, {found.info.scope}")
+    )
+    console.print(characterised(result, published_traits(found.info.model)))
+    if result.reason:
+        console.print(Text(f"Nothing was found. {result.reason}.", style="bold"), soft_wrap=True)
+    return 1 if result.reason else 0
+
+
+def show_replay(path: Path) -> int:
+    """Computes and prints the joules in a trace; returns the exit code.
+
+    Raises:
+        UsageError: it is not a trace.
+    """
+    from bench.measure.power.files import TraceFileError
+    from bench.measure.replay import replay
+
+    try:
+        found = replay(path)
+    except TraceFileError as problem:
+        raise UsageError(str(problem)) from None
+    console = Console(highlight=False)
+    console.print(characterised(found.characterised, published_traits(found.info.model)), Text())
+    if found.joules is None:
+        console.print(Text(f"No joules: {found.characterised.reason}.", style="bold"))
+        return 1
+    kind = found.joules.kind.upper()
+    table = Table(title=Text(f"{kind}: energy of one layer"), title_justify="left", box=None)
+    for header in ("format", "B", "arm", "mJ", "net mJ", "W", "idle W", "ms", "windows"):
+        table.add_column(header, justify="left" if header in ("format", "arm") else "right")
+    for row in found.joules.rows:
+        table.add_row(
+            row.format, str(row.batch), row.kernel.arm, _interval(row.energy_j, 1e3),
+            _interval(row.net_j, 1e3), _interval(row.power_w), _interval(row.idle_w),
+            _interval(row.windows_s, 1e3), str(row.windows),
+        )  # fmt: skip
+    console.print(table)
+    for row in found.joules.rows:
+        if row.energy_j.value is None:
+            name = f"{row.format}, batch {row.batch}, {row.kernel.arm}"
+            console.print(Text(f"No joules of {name}: {row.energy_j.reason}."), soft_wrap=True)
+    return 0 if any(row.energy_j.value is not None for row in found.joules.rows) else 1
+
+
+def _interval(quantity: Quantity, scale: float = 1.0) -> str:
+    """A value with half the width of its interval."""
+    if quantity.value is None:
+        return "–"
+    if quantity.low is None or quantity.high is None:
+        return f"{quantity.value * scale:.4g}"
+    half = (quantity.high - quantity.low) / 2 * scale
+    return f"{quantity.value * scale:.4g} ± {half:.2g}"
+
+
+def _ms(quantity: Quantity) -> str:
+    return _interval(quantity, 1e3)
+
+
+def _plain_ms(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds * 1e3:.4g}"
+
+
 def _boards() -> list[nvml_boards.Board]:
     """Boards that NVML lists; handles do not outlive the call.
 
@@ -268,10 +384,28 @@ def main(
     seconds: Annotated[
         float, typer.Option(min=0.1, max=600, help="How long to watch each sensor.")
     ] = SECONDS,
+    characterise: Annotated[
+        bool,
+        typer.Option(
+            "--characterise", help="Run a square wave, and find out what the sensor is like."
+        ),
+    ] = False,
+    model: Annotated[
+        str, typer.Option(help="Whose layer is the load of the square wave.")
+    ] = "Llama-3.1-8B",
+    replay: Annotated[
+        Path | None,
+        typer.Option(metavar="TRACE", help="Compute the joules in a run's .power.parquet again."),
+    ] = None,
 ) -> None:
     """Show which energy sensors there are, and why others are not. Exit code 1 if none is usable."""
     try:
-        code = show(gpu, seconds)
+        if replay is not None:
+            code = show_replay(replay)
+        elif characterise:
+            code = show_characterisation(gpu, model)
+        else:
+            code = show(gpu, seconds)
     except UsageError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

@@ -258,6 +258,7 @@ def test_what_a_full_disk_left_is_resumed(tmp_path: Path) -> None:
     assert result.exit_code == 2
     resume = f"python -m bench.dequant --resume {journal}"
     assert result.stderr.strip() == (
+        "Joules: none will be measured: a fake device draws nothing.\n"
         f"error: cannot write {output}: No space left on device.\n"
         f"The samples so far are safe in {journal}; go on with\n    {resume}"
     )

@@ -26,12 +26,14 @@ from bench.measure.devices.simulated import (
     open_simulated,
     true_time_s,
 )
-from bench.measure.energy import HostMeter, NoMeter, find_meter, in_order, loads, recorded, replay
+from bench.measure.energy import in_order, loads
 from bench.measure.journal import Journal
 from bench.measure.ledger import Ledger
+from bench.measure.meters import HostMeter, NoMeter, find_meter
 from bench.measure.power import SensorInfo
 from bench.measure.power.files import TraceFileError, load_windows, save_windows
 from bench.measure.records import EnergyPlan, Plan
+from bench.measure.replay import recorded, replay
 from bench.measure.run import Run
 from bench.measure.session import Session
 from bench.measure.worker import WorkerLostError

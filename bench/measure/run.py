@@ -27,7 +27,6 @@ from typing import Any
 from bench.analysis import decompose
 from bench.analysis.arms import ArmKey
 from bench.analysis.arms import Problem as ProblemKey
-from bench.analysis.characterise import square_wave
 from bench.analysis.energy import load_s, trial_delays
 from bench.analysis.traces import Load
 from bench.measure import resume
@@ -57,6 +56,7 @@ from bench.measure.records import (
 )
 from bench.measure.resume import ResumeError
 from bench.measure.session import ArmName
+from bench.measure.square import bursts
 from bench.measure.worker import Opened, Setup, Worker, WorkerLostError
 from kernels.formats import WeightFormat
 from profiles.schema import DeviceInfo, Workload
@@ -387,11 +387,7 @@ class Run:
         refused = worker.begin(first.format, batches, self._ledger.repeats, layers).refused
         if not refused and self._ledger.square is None:
             self._report(Progress("energy: characterising the sensor", None, 0.0))
-            steps = square_wave()[1:]  # it begins with rest, and so does a recording
-            bursts = [
-                (on.seconds, off.seconds) for on, off in zip(steps[::2], steps[1::2], strict=True)
-            ]
-            found = meter.record(self._steady(worker, first, bursts, 0), plan.rules.idle_s, 0.0)
+            found = meter.record(self._steady(worker, first, bursts(), 0), plan.rules.idle_s, 0.0)
             self.journal.add(
                 SquareRecord(
                     loads=found.loads,
@@ -431,11 +427,11 @@ class Run:
             )
 
     def _steady(
-        self, worker: Worker, load: EnergyLoad, bursts: Sequence[Burst], trial: int
+        self, worker: Worker, load: EnergyLoad, pattern: Sequence[Burst], trial: int
     ) -> Callable[[], tuple[Load, ...]]:
         """What runs a load; for a simulated device, at its moment of the run."""
         seed = (self.plan.seed, self.plan.protocol.processes, load.batch, trial, 1)
-        return partial(worker.steady, load.arms, bursts, seed, self.journal.elapsed_s)
+        return partial(worker.steady, load.arms, pattern, seed, self.journal.elapsed_s)
 
     def _replace(self, worker: Worker, death: WorkerLostError) -> Worker:
         """A new worker that leaves the suspect alone; without a suspect it may try again, not for ever."""
