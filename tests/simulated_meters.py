@@ -133,17 +133,33 @@ class Trial:
 
     Attributes:
         window: what was polled.
-        ours: what it says.
-        true_j: planted joules per layer.
-        naive: relative error of the naive meter over the load.
-        naive_short: and over its first 0.3 s.
+        curve: what was planted.
+        ours: what our meter says.
     """
 
     window: Window
+    curve: PowerCurve
     ours: WindowEnergy
-    true_j: float
-    naive: float
-    naive_short: float
+
+    @property
+    def true_j(self) -> float:
+        """Planted joules per layer."""
+        load = self.window.load
+        return self.curve.energy_j(load.began_s, load.ended_s) / load.layers
+
+    def naive(self, lasts_s: float = float("inf")) -> float:
+        """Relative error of mean power times time, from the load's begin on.
+
+        The power is what nvmlDeviceGetPowerUsage gives: the one-second average where the board has one.
+        """
+        trace, began_s = self.window.trace, self.window.load.began_s
+        until_s = min(self.window.load.ended_s, began_s + lasts_s)
+        power_w = trace.values["power_average_w"]
+        if not np.isfinite(power_w).any():
+            power_w = trace.values["power_instant_w"]
+        at = np.searchsorted(trace.time_s, np.arange(began_s, until_s, NAIVE_POLL_S))
+        joules = float(power_w[at].mean()) * (until_s - began_s)
+        return joules / self.curve.energy_j(began_s, until_s) - 1
 
 
 @dataclass(frozen=True)
@@ -162,11 +178,11 @@ class Cell:
 
     @property
     def naive(self) -> float:
-        return _worst(t.naive for t in self.trials)
+        return _worst(t.naive() for t in self.trials)
 
     @property
     def naive_short(self) -> float:
-        return _worst(t.naive_short for t in self.trials)
+        return _worst(t.naive(SHORT_S) for t in self.trials)
 
 
 def run(
@@ -206,28 +222,7 @@ def run(
     after, _ = poll(sensor, clock, lambda: clock.now_s() >= over_s, POLL_S)
     readings: list[Reading] = before.readings() + after.readings()
     window = Window(Load(ran.marks), Trace.of(readings), began_s - 1000.0, over_s - ran.ended_s)
-    return Trial(
-        window,
-        window_joules(window, traits, rules),
-        curve.energy_j(began_s, ran.ended_s) / window.load.layers,
-        naive(window, curve, ran.ended_s),
-        naive(window, curve, min(ran.ended_s, began_s + SHORT_S)),
-    )
-
-
-def naive(window: Window, curve: PowerCurve, until_s: float) -> float:
-    """Relative error of mean power times time, from the load's begin to some moment.
-
-    The power is what nvmlDeviceGetPowerUsage gives: the one-second average where the board has one.
-    """
-    trace, began_s = window.trace, window.load.began_s
-    power_w = trace.values["power_average_w"]
-    if not np.isfinite(power_w).any():
-        power_w = trace.values["power_instant_w"]
-    moments = np.arange(began_s, until_s, NAIVE_POLL_S)
-    at = np.searchsorted(trace.time_s, moments)
-    polled_w = power_w[at[at < len(power_w)]]
-    return float(np.nanmean(polled_w)) * (until_s - began_s) / curve.energy_j(began_s, until_s) - 1
+    return Trial(window, curve, window_joules(window, traits, rules))
 
 
 def board_traits(board: str) -> Traits:

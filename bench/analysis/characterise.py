@@ -33,6 +33,7 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 PULSES = 40
 SHORTEST_S, LONGEST_S = 0.06, 0.5  # of a pulse or a pause
 STEP_S = 3.0
+AHEAD_S = 0.01  # that a lag may seem negative by, where updates are known to a poll
 EXPLAINED = 0.95  # of the variance of readings, by the load
 
 
@@ -174,6 +175,12 @@ def _channel(trace: Trace, channel: str, switched: Floats, kind: Kind) -> Channe
         reason = (
             f"the load explains {fit.explained:.0%} of how it changes, less than {EXPLAINED:.0%}: "
             "it does not follow the load, or is too noisy"
+        )
+        return _refused(channel, reason, kind)
+    if fit.lag_s < -AHEAD_S:
+        reason = (
+            f"it follows the load {-fit.lag_s:.3f} s before it happens: the load was switched at "
+            "other moments than were given"
         )
         return _refused(channel, reason, kind)
     averaging_s, lag_s = fit.quantities(updates.resolution_s, kind)

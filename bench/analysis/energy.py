@@ -132,12 +132,14 @@ def load_s(traits: Traits, rules: Rules) -> float:
     """How long a load must last for every channel of a sensor to be able to answer.
 
     settle, lag and the longest averaging window are discarded; then come window_s or a tenth more than the
-    fewest updates; and two updates, since edges fall where they like.
+    fewest updates; and two updates or a tenth of a second, since edges fall where they like.
     """
     update_s = max(traits.update_s or 0.0, traits.counter_update_s or 0.0)
     discarded_s = rules.settle_s + (traits.lag_s or 0.0)
     discarded_s += max(traits.averaging_s.values(), default=0.0)
-    return discarded_s + max(rules.window_s, 1.1 * rules.updates * update_s) + 2 * update_s
+    return (
+        discarded_s + max(rules.window_s, 1.1 * rules.updates * update_s) + max(0.1, 2 * update_s)
+    )
 
 
 def trial_delays(traits: Traits, rules: Rules) -> tuple[float, ...]:

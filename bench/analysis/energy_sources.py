@@ -274,7 +274,7 @@ def _unusable(
 ) -> str:
     """Why a channel cannot be right during a load; empty if it may be."""
     load, counter = window.load, channel == COUNTER
-    time_s, _, value = polls(window.trace, channel)
+    time_s, read_s, value = polls(window.trace, channel)
     if not len(value):
         said = next((e for e in window.trace.errors if e), "")
         return "it has no value" + (f": {said}" if said else "")
@@ -293,7 +293,14 @@ def _unusable(
         return _counter_unusable(time_s, value, during, update_s, load)
     if (within <= 0).any():
         return f"{int((within <= 0).sum())} of its {len(within)} readings are 0 W or less"
-    return _power_unusable(window, time_s, value, update_s, traits.averaging_s[channel], rules)
+    begun_s = load.began_s + rules.settle_s + traits.averaging_s[channel]
+    still_s = _longest_repeat(time_s, value, begun_s, load.ended_s)
+    if still_s > rules.frozen_updates * update_s:
+        return (
+            f"it repeated one value bit for bit for {still_s:.2f} s, "
+            f"though it is updated every {update_s:g} s: frozen"
+        )
+    return _gapped(time_s[during], read_s[during], update_s, load, rules)
 
 
 def _counter_unusable(
@@ -316,31 +323,18 @@ def _counter_unusable(
     return ""
 
 
-def _power_unusable(
-    window: Window,
-    time_s: Floats,
-    value: Floats,
-    update_s: float,
-    averaging_s: float,
-    rules: Rules,
-) -> str:
-    load = window.load
-    begun_s = load.began_s + rules.settle_s + averaging_s
-    still_s = _longest_repeat(time_s, value, begun_s, load.ended_s)
-    if still_s > rules.frozen_updates * update_s:
-        return (
-            f"it repeated one value bit for bit for {still_s:.2f} s, "
-            f"though it is updated every {update_s:g} s: frozen"
-        )
-    there = (time_s >= load.began_s) & (time_s <= load.ended_s)
-    gaps = np.diff(np.concatenate([[load.began_s], time_s[there], [load.ended_s]]))
+def _gapped(time_s: Floats, read_s: Floats, update_s: float, load: Load, rules: Rules) -> str:
+    """Whether updates may have been missed: a value may be from the beginning of its call, or the end."""
+    earliest = np.insert(time_s - read_s / 2, 0, load.began_s)
+    latest = np.append(time_s + read_s / 2, load.ended_s)
+    gaps = latest - earliest
     lost_s = float(gaps[gaps > update_s * (1 + 1e-6)].sum())
-    if lost_s > rules.gap_share * (load.ended_s - load.began_s):
-        return (
-            f"gaps between polls of up to {gaps.max():.3f} s are longer than its update period of "
-            f"{update_s:g} s and cover {lost_s:.2f} s of the load"
-        )
-    return ""
+    if lost_s <= rules.gap_share * (load.ended_s - load.began_s):
+        return ""
+    return (
+        f"gaps between polls of up to {gaps.max():.3f} s are longer than its update period of "
+        f"{update_s:g} s and cover {lost_s:.2f} s of the load"
+    )
 
 
 def _longest_repeat(time_s: Floats, value: Floats, from_s: float, to_s: float) -> float:

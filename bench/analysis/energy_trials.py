@@ -8,7 +8,7 @@ Three errors, three widths, all half-widths at 95 %, added in quadrature:
     gain     gain_uncertainty times the value: the sensor's, the same in every window of a board
 
 The gain is read as normal, with 5 % as its 95 % half-width: the published examples (0.944, 0.954, 1.001,
-1.044) do not say more. A uniform gain within 5 % is covered more often than said. Offsets of some watts have
+1.044) do not say more. A uniform gain within 5 % is covered no less often. Offsets of some watts have
 been seen too; they are not in the gain, cancel in no gross joule, and cancel in net joules.
 
 Trials whose errors are normal are covered in 95 % of runs where either the spread or the gain rules, and
@@ -23,6 +23,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -201,8 +202,13 @@ def _tick(trial: WindowEnergy, name: str) -> float:
 def _spread(values: np.ndarray) -> float:
     """Half-width of the interval of a mean: Student's t over the trials."""
     n = len(values)
-    quantile = float(student.ppf((1 + CONFIDENCE) / 2, n - 1))
-    return quantile * float(values.std(ddof=1)) / math.sqrt(n)
+    return _quantile(n) * float(values.std(ddof=1)) / math.sqrt(n)
+
+
+@cache
+def _quantile(n: int) -> float:
+    """Student's t of n trials."""
+    return float(student.ppf((1 + CONFIDENCE) / 2, n - 1))
 
 
 def _quantity(value: float, *widths: float, n: int, kind: Kind) -> Quantity:

@@ -44,8 +44,9 @@ def find_updates(trace: Trace, channel: str, kind: Kind) -> Updates | str:
     """Lays a grid through the edges, or says why there is none.
 
     A first guess from the smaller distances between edges; then the period at which edges have most nearly
-    one phase, |sum exp(2 pi i t / T)|; then a straight line through edges over their number; then the phase
-    that all polls around edges allow, since polls that keep step with updates always miss them by as much.
+    one phase, |sum exp(2 pi i t / T)|; then a straight line through edges over their number; then, close to
+    it, the line with most room between the polls around every edge, since polls that keep step with updates
+    miss them all by as much.
     """
     time_s = polls(trace, channel)[0]
     found = edges(trace, channel, None)
@@ -56,23 +57,29 @@ def find_updates(trace: Trace, channel: str, kind: Kind) -> Updates | str:
     poll_s = float(np.median(np.diff(time_s)))
     if count > EVERY_POLL * (len(time_s) - 1):
         return _unresolved(edges(trace, channel, 0.0), poll_s, kind)
-    number, line = _grid(at)
-    grid_s = line[0] + line[1] * number
-    scatter_s = float(np.sqrt(((at - grid_s) ** 2).sum() / (count - 2)))
-    if scatter_s > CLOSE_TO_PERIOD * line[1]:
+    number, (first_s, period_s) = _grid(at)
+    scatter_s = float(np.sqrt(((at - first_s - period_s * number) ** 2).sum() / (count - 2)))
+    if scatter_s > CLOSE_TO_PERIOD * period_s:
         return (
             f"its changes scatter by {scatter_s * 1e3:.1f} ms around a period of "
-            f"{line[1] * 1e3:.1f} ms: it keeps to none, or is polled too rarely"
+            f"{period_s * 1e3:.1f} ms: it keeps to none, or is polled too rarely"
         )
     quantile = float(student.ppf((1 + CONFIDENCE) / 2, count - 2))
     half = quantile * scatter_s / float(np.sqrt(((number - number.mean()) ** 2).sum()))
-    update = Quantity(value=line[1], low=line[1] - half, high=line[1] + half, n=count, kind=kind)
-    earliest = float((at - found.half_s - grid_s).max())
-    latest = float((at + found.half_s - grid_s).min())
-    if earliest > latest:  # the sensor itself is not that regular
-        return Updates(update, grid_s, found.value, quantile * scatter_s)
-    resolution_s = (latest - earliest) / 2 + quantile * scatter_s / math.sqrt(count)
-    return Updates(update, grid_s + (earliest + latest) / 2, found.value, resolution_s)
+    periods = period_s + half * np.linspace(-2, 2, 401)
+    centred = (number - number.mean())[:, None]
+    earliest = (found.time_s - found.half_s)[:, None] - periods * centred
+    latest = (found.time_s + found.half_s)[:, None] - periods * centred
+    room = latest.min(axis=0) - earliest.max(axis=0)
+    best = int(np.argmax(room))
+    if room[best] < 0:  # the sensor itself is not that regular
+        middle_s, resolution_s = float(at.mean()), quantile * scatter_s
+    else:
+        period_s = float(periods[best])
+        middle_s = float(latest[:, best].min() + earliest[:, best].max()) / 2
+        resolution_s = float(room[best]) / 2 + quantile * scatter_s / count
+    update = Quantity(value=period_s, low=period_s - half, high=period_s + half, n=count, kind=kind)
+    return Updates(update, middle_s + period_s * centred[:, 0], found.value, resolution_s)
 
 
 def _unresolved(found: Edges, poll_s: float, kind: Kind) -> Updates:
@@ -170,7 +177,7 @@ class LoadFit:
         """Averaging window and lag, with what noise and the grid of updates leave open.
 
         The intervals are those of least squares, linearised: the inverse of J^T J times the variance of the
-        residuals. The grid of updates shifts all readings alike, so its error adds to the lag's.
+        residuals. The grid of updates shifts all readings alike, so its error, a bound, is added to the lag's.
         """
         step = 1e-4
         columns = [np.ones(len(self.at)), self.load(self.averaging_s, self.lag_s)]
@@ -184,7 +191,7 @@ class LoadFit:
         freedom = len(self.at) - jacobian.shape[1]
         covariance = np.linalg.pinv(jacobian.T @ jacobian) * self.residual_w**2
         half = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * np.sqrt(np.diag(covariance))
-        lag = _positive(self.lag_s, math.hypot(half[-1], resolution_s), len(self.at), kind)
+        lag = _positive(self.lag_s, float(half[-1]) + resolution_s, len(self.at), kind)
         if self.averaging is not None:
             return absent("a counter misses no time, so it averages over all of it", kind), lag
         return _positive(self.averaging_s, float(half[2]), len(self.at), kind), lag
