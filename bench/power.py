@@ -10,8 +10,8 @@ load is run.
     python -m bench.power --characterise --gpu auto     runs a square wave, and says what the sensor is like
     python -m bench.power --replay RUN.power.parquet    computes the joules of a run once more, from its trace
 
-Exit codes: 0 a usable sensor (or joules), 1 none (of a GPU, where the driver lists one), 2 usage, or no such GPU,
-130 interrupted.
+Exit codes: 0 a usable sensor (or joules), 1 none (of a GPU, where the driver lists one), 2 usage, or no such
+GPU, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ from bench.measure.power.discover import JOULES, Found, open_usable
 from bench.measure.power.look import SECONDS, Look, look
 from bench.measure.power.nvml import NvmlSensor
 from bench.measure.power.rapl import RaplSensor
+from bench.report import cell_of, plain_table
 from profiles.files import printable
-from profiles.schema import Quantity
+from profiles.schema import EnergyRow, Kind, Quantity
 from profiles.sensors import Traits, published_traits
 
 SLOW_S = 0.1  # a reading that takes longer misses updates of most boards
@@ -228,14 +229,15 @@ def characterised(found: Characterisation, published: Traits | None) -> Renderab
         table.add_column(header, justify="right" if "ms" in header else "left")
     for c in found.channels:
         counter = c.channel == "energy_j"
-        said = published and (published.counter_update_s if counter else published.update_s)
-        table.add_row(c.channel, "updates every", _ms(c.update_s), _plain_ms(said))
+        update_s = lag_s = averaging_s = None
+        if published is not None:
+            update_s = published.counter_update_s if counter else published.update_s
+            lag_s, averaging_s = published.lag_s, published.averaging_s.get(c.channel)
+        table.add_row(c.channel, "updates every", _ms(c.update_s), _plain_ms(update_s))
+        table.add_row("", "lag", _ms(c.lag_s), _plain_ms(lag_s))
         if counter:
-            table.add_row("", "lag", _ms(c.lag_s), "–")
             continue
-        said = published and published.averaging_s.get(c.channel)
-        table.add_row("", "mean over", _ms(c.averaging_s), _plain_ms(said))
-        table.add_row("", "lag", _ms(c.lag_s), _plain_ms(published and published.lag_s))
+        table.add_row("", "mean over", _ms(c.averaging_s), _plain_ms(averaging_s))
         seen = c.duty_cycle.value
         table.add_row("", "sees of the time", "–" if seen is None else f"{seen:.0%}", "")
     notes = [f"{c.channel}: {c.reason}." for c in found.channels if c.reason]
@@ -292,22 +294,29 @@ def show_replay(path: Path) -> int:
     if found.joules is None:
         console.print(Text(f"No joules: {found.characterised.reason}.", style="bold"))
         return 1
-    kind = found.joules.kind.upper()
-    table = Table(title=Text(f"{kind}: energy of one layer"), title_justify="left", box=None)
-    for header in ("format", "B", "arm", "mJ", "net mJ", "W", "idle W", "ms", "windows"):
-        table.add_column(header, justify="left" if header in ("format", "arm") else "right")
-    for row in found.joules.rows:
-        table.add_row(
-            row.format, str(row.batch), row.kernel.arm, _interval(row.energy_j, 1e3),
-            _interval(row.net_j, 1e3), _interval(row.power_w), _interval(row.idle_w),
-            _interval(row.windows_s, 1e3), str(row.windows),
-        )  # fmt: skip
-    console.print(table)
+    rows = found.joules.rows
+    for weight_format in dict.fromkeys(row.format for row in rows):
+        console.print(
+            _joules([row for row in rows if row.format == weight_format], found.joules.kind)
+        )
     for row in found.joules.rows:
         if row.energy_j.value is None:
             name = f"{row.format}, batch {row.batch}, {row.kernel.arm}"
             console.print(Text(f"No joules of {name}: {row.energy_j.reason}."), soft_wrap=True)
     return 0 if any(row.energy_j.value is not None for row in found.joules.rows) else 1
+
+
+def _joules(rows: list[EnergyRow], kind: Kind) -> Table:
+    """Energy rows of one format."""
+    table = plain_table(
+        f"{kind.upper()}: {rows[0].format}, energy of one layer",
+        ("arm", "mJ", "net mJ", "W", "idle W", "ms", "windows"),
+    )
+    for row in rows:
+        numbers = (row.energy_j, row.net_j, row.power_w, row.idle_w, row.windows_s)
+        cells = [cell_of(q, s) for q, s in zip(numbers, (1e3, 1e3, 1.0, 1.0, 1e3), strict=True)]
+        table.add_row(str(row.batch), row.kernel.arm, *cells, str(row.windows))
+    return table
 
 
 def _interval(quantity: Quantity, scale: float = 1.0) -> str:
@@ -317,7 +326,8 @@ def _interval(quantity: Quantity, scale: float = 1.0) -> str:
     if quantity.low is None or quantity.high is None:
         return f"{quantity.value * scale:.4g}"
     half = (quantity.high - quantity.low) / 2 * scale
-    return f"{quantity.value * scale:.4g} ± {half:.2g}"
+    least = abs(quantity.value) * scale * 1e-4
+    return f"{quantity.value * scale:.4g} ± {f'{half:.2g}' if half > least else f'<{least:.1g}'}"
 
 
 def _ms(quantity: Quantity) -> str:

@@ -63,7 +63,7 @@ def _header(profile: Profile) -> Text:
 
 
 def _times(profile: Profile, chosen: list[Comparison]) -> Table:
-    table = _table(
+    table = plain_table(
         f"{chosen[0].format}: time of {_what(chosen[0])}, ms",
         ("best16", "stream", "bypass", "fused", "unfused", "library"),
     )
@@ -75,7 +75,7 @@ def _times(profile: Profile, chosen: list[Comparison]) -> Table:
         if kernel is None:
             return Text("–", style="dim")
         wanted = (arm or kernel.arm, kernel.implementation, kernel.variant, kernel.weight_format)
-        return _cell(times.get((c.operator, c.batch, c.format, wanted)), MS)
+        return cell_of(times.get((c.operator, c.batch, c.format, wanted)), MS)
 
     for c in chosen:
         table.add_row(
@@ -86,23 +86,23 @@ def _times(profile: Profile, chosen: list[Comparison]) -> Table:
 
 
 def _costs(chosen: list[Comparison]) -> Table:
-    table = _table(
+    table = plain_table(
         f"{chosen[0].format}: cost of dequantization in {_what(chosen[0])}",
         ("φ exposed\nms", "φ unfused\nms", "COR\nexposed", "COR\nunfused", "speed-up\nfused",
          "speed-up\nunfused"),
     )  # fmt: skip
     for c in chosen:
         table.add_row(
-            _batch(c), _cell(c.phi_exposed_s, MS), _cell(c.phi_unfused_s, MS),
-            _cell(c.cor_exposed), _cell(c.cor_unfused),
-            _cell(c.speedup_fused), _cell(c.speedup_unfused),
+            _batch(c), cell_of(c.phi_exposed_s, MS), cell_of(c.phi_unfused_s, MS),
+            cell_of(c.cor_exposed), cell_of(c.cor_unfused),
+            cell_of(c.speedup_fused), cell_of(c.speedup_unfused),
         )  # fmt: skip
     return table
 
 
 def _energy(profile: Profile, chosen: list[Comparison]) -> Table:
     """Joules of a layer and of its phi, at the batches that have windows."""
-    table = _table(
+    table = plain_table(
         f"{chosen[0].format}: energy of one layer, mJ",
         ("best16", "bypass", "fused", "unfused", "φ exposed", "φ unfused", "best16 /\nfused"),
     )
@@ -116,8 +116,8 @@ def _energy(profile: Profile, chosen: list[Comparison]) -> Table:
             rows.get((c.batch, k)) if k else None for k in (c.best16, bypass, c.fused, c.unfused)
         )
         table.add_row(
-            _batch(c), *(_cell(row.energy_j if row else None, MJ) for row in cells),
-            _cell(c.phi_exposed_j, MJ), _cell(c.phi_unfused_j, MJ), _cell(c.energy_ratio_fused),
+            _batch(c), *(cell_of(row.energy_j if row else None, MJ) for row in cells),
+            cell_of(c.phi_exposed_j, MJ), cell_of(c.phi_unfused_j, MJ), cell_of(c.energy_ratio_fused),
         )  # fmt: skip
     return table
 
@@ -126,14 +126,14 @@ def _tokens(profile: Profile, weight_format: str) -> Table:
     """Joules per token, by arm."""
     rows = [r for r in profile.energy.rows if r.format == weight_format]
     arms = list(dict.fromkeys(_headed(r, rows) for r in rows))
-    table = _table(
+    table = plain_table(
         f"{weight_format}: linear-operator energy per token, mJ "
         f"({profile.workload.layers} layers, extrapolated)",
         arms,
     )
     cells = {(r.batch, _headed(r, rows)): r.token_j for r in rows}
     for batch in sorted({r.batch for r in rows}):
-        table.add_row(str(batch), *(_cell(cells.get((batch, arm)), MJ) for arm in arms))
+        table.add_row(str(batch), *(cell_of(cells.get((batch, arm)), MJ) for arm in arms))
     return table
 
 
@@ -248,7 +248,7 @@ def _joules(profile: Profile) -> Iterator[str]:
             yield f"Joules of {name}: {', '.join(row.flags)}."
 
 
-def _table(title: str, columns: Iterable[str]) -> Table:
+def plain_table(title: str, columns: Iterable[str]) -> Table:
     table = Table(
         title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0)
     )
@@ -270,7 +270,7 @@ def _identity(row: ArmRow) -> tuple[str, str, str, str]:
     return (row.arm, row.implementation, row.variant, row.weight_format)
 
 
-def _cell(quantity: Quantity | None, scale: float = 1.0) -> Text:
+def cell_of(quantity: Quantity | None, scale: float = 1.0) -> Text:
     """The value, and below it the interval, to three digits of the larger end."""
     if quantity is None or quantity.value is None:
         return Text("–", style="dim")

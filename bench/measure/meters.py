@@ -21,6 +21,7 @@ from profiles.sensors import Traits, published_traits
 
 UPDATE_WAIT_S = 0.5  # for a sensor to say something new
 UPDATE_POLL_S = 0.001
+NOTICED_S = 0.0037  # after which a simulated update is noticed: some time within a poll
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class SimulatedMeter:
         began_s, end_s = loads[0].began_s, loads[-1].ended_s + idle_s
         clock = VirtualClock(began_s - delay_s - idle_s)
         reasons = [(from_s, float(why)) for load in loads for from_s, _, why in load.planted]
-        sensor = self._sensor(curve, clock, began_s - delay_s, reasons)
+        sensor = self._sensor(curve, clock, began_s - delay_s - NOTICED_S, reasons)
         return Recording(loads, *poll(sensor, clock, lambda: clock.now_s() >= end_s))
 
     def _sensor(
