@@ -174,72 +174,66 @@ def measure(window: Window, channel: str, traits: Traits, rules: Rules) -> Sourc
     of power is the scatter between updates over the square root of their number: steady noise, or what a
     sensor that sees a part of the time did not see.
     """
-    counter = channel == COUNTER
+    counter, load = channel == COUNTER, window.load
     update_s = traits.counter_update_s if counter else traits.update_s
-    averaging_s = max(traits.averaging_s.values(), default=0.0)
-    if not counter:
-        averaging_s = traits.averaging_s.get(channel, 0.0)
-    empty = Source(channel)
     reason = _unusable(window, channel, update_s, traits, rules)
     if reason or update_s is None:
-        return replace(empty, reason=reason, idle_reason=reason)
-    all_edges = edges(window.trace, channel, update_s)
-    lag_s = traits.lag_s or 0.0
-    middle_s = lag_s if counter else lag_s + averaging_s / 2
-    ends = _Ends(all_edges, all_edges.time_s - lag_s, averaging_s, middle_s)
-
-    load = window.load
+        return Source(channel, reason=reason, idle_reason=reason)
+    ends = _ends(window.trace, channel, update_s, traits)
     at = ends.within(load.began_s + rules.settle_s, load.ended_s)
     n = len(at.time_s)
     span_s = float(at.time_s[-1] - at.time_s[0]) if n else 0.0
-    empty = replace(empty, updates=n, window_s=span_s)
-    # Half an update less may be missing where the last edge just fell behind the end of the load.
+    source = Source(channel, updates=n, window_s=span_s)
+    # Half an update may be missing: an edge is placed in the middle of where it may be.
     if n < rules.updates or span_s < rules.window_s - update_s / 2:
         reason = (
             f"{n} updates over {span_s:.2f} s of steady load are too few; "
             f"{rules.updates} over {rules.window_s:g} s are needed"
         )
-        return replace(empty, reason=reason, idle_reason=reason)
-
-    moments = at.time_s - middle_s
+        return replace(source, reason=reason, idle_reason=reason)
+    moments = at.time_s - ends.middle_s
     layers = float(np.diff(layers_by(load, moments[[0, -1]]))[0])
-    if counter:
-        energy = at.value - at.value[0]
-        tick = UNIFORM_95 * float(np.hypot(at.half_s[0], at.half_s[-1])) / span_s
-        unsteady = None
-        if tick > rules.edge_share:
-            reason = (
-                f"polls leave the length of its window open by {tick:.1%}, "
-                f"more than {rules.edge_share:.0%}"
-            )
-    else:
-        steps = (at.value[1:] + at.value[:-1]) / 2 * np.diff(moments)
-        energy = np.concatenate([[0.0], np.cumsum(steps)])
-        scatter_w = float(np.sqrt(np.mean(np.diff(at.value) ** 2) / 2))
-        unsteady = scatter_w / float(at.value.mean())
-        tick = 1.96 * unsteady / n**0.5
+    energy, tick, unsteady = _counted(at) if counter else _integrated(at)
     if layers <= 0:
         reason = f"no layer was finished in the {span_s:.2f} s that it covers"
+    elif counter and tick > rules.edge_share:
+        reason = f"polls leave {tick:.1%} of its window open, more than {rules.edge_share:.0%}"
     if reason:
-        return replace(empty, reason=reason, idle_reason=reason)
+        return replace(source, reason=reason, idle_reason=reason)
     gross_j = float(energy[-1]) / layers
-    before = (load.began_s - window.idle_before_s, load.began_s)
-    after = (load.ended_s, load.ended_s + window.idle_after_s)
-    idle = [_idle(ends, a + rules.settle_s, b, counter) for a, b in (before, after)]
-    missing = [f"idle {w}" for w, v in zip(("before", "after"), idle, strict=True) if v is None]
+    before_w, after_w, idle_reason = _idle(ends, window, rules, counter)
     return replace(
-        empty,
+        source,
         gross_j=gross_j,
         power_w=float(energy[-1]) / span_s,
         layer_s=span_s / layers,
         tick_j=tick * gross_j,
-        idle_before_w=idle[0],
-        idle_after_w=idle[1],
-        idle_reason=f"{' and '.join(missing)} has too few updates, or reads 0" if missing else "",
+        idle_before_w=before_w,
+        idle_after_w=after_w,
+        idle_reason=idle_reason,
         time_s=moments,
         energy_j=energy,
         unsteady=unsteady,
     )
+
+
+def _counted(at: Edges) -> tuple[Floats, float, float | None]:
+    """Joules since the first edge, and the share that polls leave open."""
+    span_s = float(at.time_s[-1] - at.time_s[0])
+    tick = UNIFORM_95 * float(np.hypot(at.half_s[0], at.half_s[-1])) / span_s
+    return at.value - at.value[0], tick, None
+
+
+def _integrated(at: Edges) -> tuple[Floats, float, float]:
+    """Joules since the first edge, the share that scatter leaves open, and the scatter of one update.
+
+    The scatter is that of neighbours (von Neumann, Ann. Math. Statist. 12 (1941) 367-395): a slow drift is
+    no noise.
+    """
+    steps = (at.value[1:] + at.value[:-1]) / 2 * np.diff(at.time_s)
+    scatter_w = float(np.sqrt(np.mean(np.diff(at.value) ** 2) / 2))
+    unsteady = scatter_w / float(at.value.mean())
+    return np.insert(np.cumsum(steps), 0, 0.0), 1.96 * unsteady / len(at.value) ** 0.5, unsteady
 
 
 @dataclass(frozen=True)
@@ -257,9 +251,34 @@ class _Ends:
         return Edges(self.edges.time_s[there], self.edges.half_s[there], self.edges.value[there])
 
 
-def _idle(ends: _Ends, from_s: float, to_s: float, counter: bool) -> float | None:
+def _ends(trace: Trace, channel: str, update_s: float, traits: Traits) -> _Ends:
+    """The counter may count what the slowest channel shows, so as much is discarded for it."""
+    found, lag_s = edges(trace, channel, update_s), traits.lag_s or 0.0
+    if channel == COUNTER:
+        discarded_s = max(traits.averaging_s.values(), default=0.0)
+        return _Ends(found, found.time_s - lag_s, discarded_s, lag_s)
+    averaging_s = traits.averaging_s[channel]
+    return _Ends(found, found.time_s - lag_s, averaging_s, lag_s + averaging_s / 2)
+
+
+def _idle(
+    ends: _Ends, window: Window, rules: Rules, counter: bool
+) -> tuple[float | None, float | None, str]:
+    """Watts without load before and after, and why one of them is missing."""
+    load = window.load
+    began_s = {"before": load.began_s - window.idle_before_s, "after": load.ended_s}
+    ended_s = {"before": load.began_s, "after": load.ended_s + window.idle_after_s}
+    watts = {
+        when: _idle_w(ends.within(began_s[when] + rules.settle_s, ended_s[when]), counter)
+        for when in began_s
+    }
+    missing = " and ".join(f"idle {when}" for when, w in watts.items() if w is None)
+    reason = f"{missing} has too few updates, or reads 0" if missing else ""
+    return watts["before"], watts["after"], reason
+
+
+def _idle_w(at: Edges, counter: bool) -> float | None:
     """Watts between two moments without load; None where there is too little, or a zero."""
-    at = ends.within(from_s, to_s)
     if len(at.value) < IDLE_UPDATES:
         return None
     if counter:
@@ -275,9 +294,10 @@ def _unusable(
     """Why a channel cannot be right during a load; empty if it may be."""
     load, counter = window.load, channel == COUNTER
     time_s, read_s, value = polls(window.trace, channel)
-    if not len(value):
+    if len(value) < 2:
         said = next((e for e in window.trace.errors if e), "")
-        return "it has no value" + (f": {said}" if said else "")
+        count = "one value" if len(value) else "no value"
+        return f"it has {count}" + (f": {said}" if said else "")
     if update_s is None or (not counter and channel not in traits.averaging_s):
         return "how often it changes, or what it is the mean of, is not known for this board"
     during = (time_s >= load.began_s) & (time_s <= load.ended_s)
