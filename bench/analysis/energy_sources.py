@@ -1,10 +1,4 @@
-"""Joules of one load from one channel of a sensor: edges, what they cover, and when to refuse.
-
-Readings change only at the sensor's own updates, and polls fall anywhere between them. So a channel is cut
-down to its edges, the moments at which it changed, each known to within a poll:
-
-    poll     |    |    |    |    |    |    |    |
-    reading  7    7    9    9    9    9    8    8      edges at ] ] between 7|9 and 9|8
+"""Joules of one load from one channel of a sensor: which of its edges count, and what they cover.
 
 A reading of power at an edge u is the mean over [u - lag - averaging, u - lag]; it stands at the middle of
 that. The counter's reading is what was counted up to u - lag. Only edges count whose reading lies wholly
@@ -13,8 +7,6 @@ within the load, after the power has settled:
     load     |====================================================|
              |settle|averaging|*    *    *    *    *    *    *    *|
                                ^ first edge            last edge ^
-
-Nothing here repairs a reading. What cannot be right is refused, in one clause with numbers.
 """
 
 from __future__ import annotations
@@ -22,59 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bench.analysis.energy_faults import unusable
+from bench.analysis.energy_rules import Rules
+from bench.analysis.sensor_edges import COUNTER, Edges, Floats, edges
 from bench.analysis.traces import Load, Trace, Window
 from profiles.sensors import Traits
 
-Floats = NDArray[np.float64]
-
-COUNTER = "energy_j"
-NAMES = {
-    "energy_j": "the energy counter",
-    "power_instant_w": "the instantaneous power",
-    "power_average_w": "the averaged power",
-}
-COUNTER_STILL = 5  # updates in a row at which no counter of a running board stands still
 IDLE_UPDATES = 5  # that make an idle power
 UNIFORM_95 = 1.96 / 3**0.5  # half-width of 95 % over the bound of a uniform error, if many add up
-
-
-@dataclass(frozen=True)
-class Rules:
-    """When a window is good enough (METHOD section 5).
-
-    Attributes:
-        window_s: the shortest time between the first and the last edge that count.
-        updates: and the fewest edges.
-        idle_s: planned without load, before and after.
-        settle_s: after the load's begin or end until power and clocks have followed, a lag that is not
-            known included; nothing is counted before.
-        trials: windows of an arm, with shifted phase.
-        disagreement: largest difference of two channels over the same time, beyond what their edges and
-            their noise explain.
-        unsteady: largest scatter from update to update, over the mean, for a sensor that sees a part of
-            the time only: what it does not see is then not known.
-        trial_range: largest range of the trials of an arm, over their mean.
-        frozen_updates: updates in a row after which a power that repeats bit for bit is frozen.
-        gap_share: largest share of the window within gaps between polls that are longer than an update.
-        edge_share: largest error of the window's length from polls, for the counter.
-    """
-
-    window_s: float = 5.0
-    updates: int = 50
-    idle_s: float = 3.0
-    settle_s: float = 0.5
-    trials: int = 4
-    disagreement: float = 0.05
-    unsteady: float = 0.10
-    trial_range: float = 0.10
-    frozen_updates: int = 20
-    gap_share: float = 0.02
-    edge_share: float = 0.02
-
-
-SMOKE = Rules(window_s=2.0, updates=18, idle_s=2.0, settle_s=0.25, frozen_updates=10)
 
 
 @dataclass(frozen=True)
@@ -115,47 +63,6 @@ class Source:
     energy_j: Floats = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
 
-@dataclass(frozen=True)
-class Edges:
-    """When a channel changed, and to what.
-
-    Attributes:
-        time_s: [edges], the middle of the time in which it may have changed.
-        half_s: [edges], half of that time.
-        value: [edges].
-    """
-
-    time_s: Floats
-    half_s: Floats
-    value: Floats
-
-
-def polls(trace: Trace, channel: str) -> tuple[Floats, Floats, Floats]:
-    """Times, durations and values of the polls that have a value of a channel."""
-    there = np.isfinite(trace.values[channel])
-    return trace.time_s[there], trace.read_s[there], trace.values[channel][there]
-
-
-def edges(trace: Trace, channel: str, update_s: float | None) -> Edges:
-    """The changes of a channel.
-
-    A value was taken at some moment of its call. One that differs from the value before came with the last
-    update before that moment, so after the poll before, and at most one update period ago.
-
-    Args:
-        trace: readings.
-        channel: of them.
-        update_s: how often it changes; None where that is not known.
-    """
-    time_s, read_s, value = polls(trace, channel)
-    changed = np.flatnonzero(np.diff(value) != 0) + 1
-    high = time_s[changed] + read_s[changed] / 2
-    low = time_s[changed - 1] - read_s[changed - 1] / 2
-    if update_s is not None:
-        low = np.maximum(low, time_s[changed] - read_s[changed] / 2 - update_s)
-    return Edges((low + high) / 2, (high - low) / 2, value[changed])
-
-
 def layers_by(load: Load, time_s: Floats) -> Floats:
     """Layers that were finished by some moments, interpolated between the marks."""
     when, done = zip(*load.marks, strict=True)
@@ -176,7 +83,7 @@ def measure(window: Window, channel: str, traits: Traits, rules: Rules) -> Sourc
     """
     counter, load = channel == COUNTER, window.load
     update_s = traits.counter_update_s if counter else traits.update_s
-    reason = _unusable(window, channel, update_s, traits, rules)
+    reason = unusable(window, channel, update_s, traits, rules)
     if reason or update_s is None:
         return Source(channel, reason=reason, idle_reason=reason)
     ends = _ends(window.trace, channel, update_s, traits)
@@ -273,93 +180,16 @@ def _idle(
         for when in began_s
     }
     missing = " and ".join(f"idle {when}" for when, w in watts.items() if w is None)
-    reason = f"{missing} has too few updates, or reads 0" if missing else ""
+    reason = f"{missing} has too few updates, reads 0, or falls" if missing else ""
     return watts["before"], watts["after"], reason
 
 
 def _idle_w(at: Edges, counter: bool) -> float | None:
     """Watts between two moments without load; None where there is too little, or a zero."""
-    if len(at.value) < IDLE_UPDATES:
+    if len(at.value) < IDLE_UPDATES or (counter and (np.diff(at.value) < 0).any()):
         return None
     if counter:
         watts = float((at.value[-1] - at.value[0]) / (at.time_s[-1] - at.time_s[0]))
     else:
         watts = float(at.value.mean()) if at.value.min() > 0 else 0.0
     return watts if watts > 0 else None
-
-
-def _unusable(
-    window: Window, channel: str, update_s: float | None, traits: Traits, rules: Rules
-) -> str:
-    """Why a channel cannot be right during a load; empty if it may be."""
-    load, counter = window.load, channel == COUNTER
-    time_s, read_s, value = polls(window.trace, channel)
-    if len(value) < 2:
-        said = next((e for e in window.trace.errors if e), "")
-        count = "one value" if len(value) else "no value"
-        return f"it has {count}" + (f": {said}" if said else "")
-    if update_s is None or (not counter and channel not in traits.averaging_s):
-        return "how often it changes, or what it is the mean of, is not known for this board"
-    during = (time_s >= load.began_s) & (time_s <= load.ended_s)
-    if not during.any():
-        return "it has no value during the load"
-    slack_s = update_s + 3 * float(np.median(np.diff(window.trace.time_s)))
-    early_s = load.ended_s - float(time_s[-1])
-    if early_s > slack_s:
-        said = next((e for e in reversed(window.trace.errors) if e), "no reason was given")
-        return f"its readings end {early_s:.2f} s before the load does: {said}"
-    within = value[during]
-    if counter:
-        return _counter_unusable(time_s, value, during, update_s, load)
-    if (within <= 0).any():
-        return f"{int((within <= 0).sum())} of its {len(within)} readings are 0 W or less"
-    begun_s = load.began_s + rules.settle_s + traits.averaging_s[channel]
-    still_s = _longest_repeat(time_s, value, begun_s, load.ended_s)
-    if still_s > rules.frozen_updates * update_s:
-        return (
-            f"it repeated one value bit for bit for {still_s:.2f} s, "
-            f"though it is updated every {update_s:g} s: frozen"
-        )
-    return _gapped(time_s[during], read_s[during], update_s, load, rules)
-
-
-def _counter_unusable(
-    time_s: Floats, value: Floats, during: NDArray[np.bool_], update_s: float, load: Load
-) -> str:
-    # From the last reading before the load to the first one after it.
-    inside = np.flatnonzero(during)
-    reach = slice(max(inside[0] - 1, 0), inside[-1] + 2)
-    if (np.diff(value[reach]) < 0).any():
-        i = reach.start + int(np.argmin(np.diff(value[reach])))
-        return (
-            f"it fell from {value[i]:.3f} to {value[i + 1]:.3f} J "
-            f"{time_s[i + 1] - load.began_s:.2f} s after the load began: reset, or wrapped"
-        )
-    if value[during][0] == value[during][-1]:
-        return f"it did not move during {load.ended_s - load.began_s:.2f} s of load"
-    still_s = _longest_repeat(time_s, value, load.began_s, load.ended_s)
-    if still_s > COUNTER_STILL * update_s:
-        return f"it stood still for {still_s:.2f} s, though it is updated every {update_s:g} s"
-    return ""
-
-
-def _gapped(time_s: Floats, read_s: Floats, update_s: float, load: Load, rules: Rules) -> str:
-    """Whether updates may have been missed: a value may be from the beginning of its call, or the end."""
-    earliest = np.insert(time_s - read_s / 2, 0, load.began_s)
-    latest = np.append(time_s + read_s / 2, load.ended_s)
-    gaps = latest - earliest
-    lost_s = float(gaps[gaps > update_s * (1 + 1e-6)].sum())
-    if lost_s <= rules.gap_share * (load.ended_s - load.began_s):
-        return ""
-    return (
-        f"gaps between polls of up to {gaps.max():.3f} s are longer than its update period of "
-        f"{update_s:g} s and cover {lost_s:.2f} s of the load"
-    )
-
-
-def _longest_repeat(time_s: Floats, value: Floats, from_s: float, to_s: float) -> float:
-    """Seconds of the longest run of equal values that touches a stretch of time."""
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(value) != 0) + 1])
-    ends = np.concatenate([starts[1:] - 1, [len(value) - 1]])
-    touches = (time_s[ends] >= from_s) & (time_s[starts] <= to_s)
-    return float((time_s[ends] - time_s[starts])[touches].max(initial=0.0))
