@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.analysis.energy_sources import COUNTER, NAMES, Floats
+from bench.analysis.sensor_edges import COUNTER, NAMES, Floats
 from bench.analysis.sensor_fit import LoadFit, find_updates
 from bench.analysis.traces import POWERS, Trace
 from profiles.schema import Kind, Quantity, absent

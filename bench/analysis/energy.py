@@ -17,16 +17,9 @@ from itertools import combinations
 
 import numpy as np
 
-from bench.analysis.energy_sources import (
-    COUNTER,
-    NAMES,
-    SMOKE,
-    Floats,
-    Rules,
-    Source,
-    edges,
-    measure,
-)
+from bench.analysis.energy_rules import SMOKE, Rules
+from bench.analysis.energy_sources import Source, measure
+from bench.analysis.sensor_edges import COUNTER, NAMES, Floats, edges
 from bench.analysis.traces import POWERS, Trace, Window
 from profiles.sensors import Traits
 

@@ -30,7 +30,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from bench.analysis.energy import Rules, WindowEnergy
-from bench.analysis.energy_sources import NAMES
+from bench.analysis.sensor_edges import NAMES
 from profiles.schema import Kind, Quantity, absent
 
 CONFIDENCE = 0.95

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import t as student
 
-from bench.analysis.energy_sources import Edges, Floats, edges, polls
+from bench.analysis.sensor_edges import Edges, Floats, edges, polls
 from bench.analysis.traces import Trace
 from profiles.schema import Kind, Quantity, absent
 
