@@ -101,6 +101,8 @@ class View:
                 yield f"No {channel}: {self.info.missing[channel]}."
             elif channel in self.info.channels and channel not in self.look.alive:
                 yield f"{channel} did not change in {self.look.sampling.wall_s:.1f} s."
+        if self.look.fell_j:
+            yield f"energy_j fell by {self.look.fell_j:g} J: the counter was reset or went round."
         cost = self.look.sampling
         if cost.longest_read_s > SLOW_S:
             yield f"A reading took {1e3 * cost.longest_read_s:.0f} ms."
@@ -137,7 +139,10 @@ def candidates(gpu: str) -> tuple[Candidate, ...]:
     if not meant:
         names = ", ".join(dict.fromkeys(b.name for b in listed))
         raise UsageError(f"there is no GPU {printable(gpu, 60)} here; the driver lists {names}.")
-    gpus = [Candidate("NVML", b.name, lambda b=b: NvmlSensor.open(b.uuid)) for b in meant]  # type: ignore[misc]
+    gpus = [
+        Candidate("NVML", f"{b.name} at {b.pci or b.uuid}", lambda b=b: NvmlSensor.open(b.uuid))  # type: ignore[misc]
+        for b in meant
+    ]
     return (*gpus, *([cpu] if asked == "auto" else []))
 
 

@@ -84,6 +84,13 @@ def test_control_characters_do_not_reach_a_terminal(tmp_path: Path) -> None:
     assert len(error) < 1000
 
 
+def test_a_file_from_elsewhere_does_not_speak_to_a_terminal(tmp_path: Path) -> None:
+    path = saved(tmp_path / "t.parquet", WINDOW)
+    rewritten(path, with_column("error", ["\x1b[2J", *[""] * 5]))
+    _, (found,) = load_windows(path)
+    assert found.window.trace.errors == ("\\x1b[2J", "", "")
+
+
 def rewritten(path: Path, change: object) -> Path:
     """The file with its table, or its metadata, changed and written as Parquet again."""
     table = pq.read_table(path)

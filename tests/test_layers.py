@@ -84,6 +84,18 @@ def test_a_wrong_arrow_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert violations(bad) == ["profiles.bad: profiles imports nothing of ours"]
 
 
+def test_the_drivers_binding_is_loaded_when_a_board_is_asked_for_and_not_before() -> None:
+    users = [path for path in SOURCES if "pynvml" in imports(path)]
+    assert [module_of(path) for path in users] == ["bench.measure.power.boards"]
+    assert not any("pynvml" in imports(path, at_import_only=True) for path in users)
+    code = (
+        "import sys, bench.power, bench.measure.power.files\n"
+        "heavy = {'pynvml', 'torch', 'numba', 'triton', 'scipy', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 @pytest.mark.parametrize("package", OURS)
 def test_the_checkout_wins_over_installed_packages(package: str) -> None:
     """Hugging Face ships a package named `kernels`; without our __init__.py it would win."""

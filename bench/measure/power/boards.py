@@ -21,11 +21,11 @@ from profiles.files import printable
 Fact = str | int | float | bool | None
 
 # Return codes, modes and architectures: nvml.h of nvidia-ml 13.0, as nvidia-ml-py 13.615 has them.
-FUNCTION_NOT_FOUND = 13
-_CLAUSES = {
+NOT_SUPPORTED, FUNCTION_NOT_FOUND = 3, 13
+CLAUSES = {
     1: "NVML is not initialized any more, as after a reload of the driver",
     2: "NVML does not know it",
-    3: "not supported by this board and driver",
+    NOT_SUPPORTED: "not supported by this board and driver",
     4: "permission denied by the driver",
     9: "no NVIDIA driver is loaded",
     10: "the driver did not answer in time",
@@ -103,7 +103,7 @@ def start() -> Any:
 
 def clause(error: Any) -> str:
     """An NVMLError in words, without a full stop."""
-    return _CLAUSES.get(error.value) or printable(f"NVML error {error.value}: {error}", 120)
+    return CLAUSES.get(error.value) or printable(f"NVML error {error.value}: {error}", 120)
 
 
 def ask(nv: Any, name: str, *arguments: object) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.analysis.traces import CHANNELS
-from bench.measure.power.boards import clause
+from bench.measure.power.boards import CLAUSES, FUNCTION_NOT_FOUND, NOT_SUPPORTED, clause
 
 FIELDS = {"energy_j": 83, "power_instant_w": 186, "power_average_w": 185}  # in mJ, mW, mW
 SCOPE_GPU = 0  # not the module with its CPU, nor the memory alone
@@ -62,8 +62,14 @@ def probe(nv: Any, handle: Any) -> tuple[tuple[str, ...], dict[str, Call], dict[
                 break
             reasons.append(why)
         else:
-            missing[channel] = ", ".join(dict.fromkeys(reasons)) or "not known how to ask for it"
+            missing[channel] = _most_telling(reasons)
     return tuple(fields), calls, missing
+
+
+def _most_telling(reasons: list[str]) -> str:
+    """Of why the ways to a channel fail: the first that is more than a missing feature, or the first."""
+    known = [r for r in reasons if r not in (CLAUSES[NOT_SUPPORTED], CLAUSES[FUNCTION_NOT_FOUND])]
+    return [*known, *reasons, "there is no way known to ask for it"][0]
 
 
 def _ways(nv: Any, handle: Any) -> dict[str, list[Call]]:

@@ -43,6 +43,7 @@ class Look:
         channel_s: the median call for one channel alone; only for sensors that can do that.
         changes: how often each channel of joules or watts changed.
         update_s: the median time between two changes, for those that changed often enough.
+        fell_j: by how much the energy counter fell at most; 0 while it rises, as it should.
         step_s: the median time between two readings, the least that can be seen.
         errors: what was wrong with readings, each once.
         gone: why the sensor ended; empty while it goes on.
@@ -54,6 +55,7 @@ class Look:
     channel_s: dict[str, float]
     changes: dict[str, int]
     update_s: dict[str, float]
+    fell_j: float
     step_s: float
     errors: tuple[str, ...]
     gone: str
@@ -84,6 +86,7 @@ def look(sensor: Sensor, clock: Clock, seconds: float = SECONDS) -> Look:
         channel_s=channel_s,
         changes={c: len(t) for c, t in times.items()},
         update_s={c: median(np.diff(t).tolist()) for c, t in times.items() if len(t) > 2},
+        fell_j=_fell(trace.values["energy_j"]),
         step_s=median(np.diff(trace.time_s).tolist()) if len(trace.time_s) > 1 else float("nan"),
         errors=tuple(dict.fromkeys(e for e in trace.errors if e)),
         gone=gone,
@@ -115,6 +118,12 @@ def _cost_s(sensor: ByChannel, channel: str, clock: Clock) -> float:
         sensor.read_channel(channel)
         taken.append(clock.now_s() - before_s)
     return median(taken)
+
+
+def _fell(values: Floats) -> float:
+    """The largest fall from one value to the next; 0 without one."""
+    steps = np.diff(values[~np.isnan(values)])
+    return float(max(0.0, -steps.min())) if len(steps) else 0.0
 
 
 def _last(values: Floats) -> float:

@@ -22,7 +22,7 @@ from bench.measure.power import SensorError, SensorInfo
 ROOT = Path("/")
 FOLDER = Path("sys/class/powercap")
 MOST_W = 5000.0  # of one domain; what is more than any package or its memory draws
-STANDS_STILL_S = 0.5  # counters are renewed every millisecond
+STANDS_STILL_CALLS, STANDS_STILL_WAIT_S = 100, 0.005  # counters are renewed every millisecond
 REMEDY = "as root: chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj (until the next start)"
 
 
@@ -112,7 +112,7 @@ class RaplSensor:
         domains = [domain for zone in zones if (domain := _domain(zone)) is not None]
         if not any(d.name.startswith("package") for d in domains):
             raise SensorError("none of the RAPL counters is a package's")
-        _must_count(domains, now_s)
+        _must_count(domains)
         return cls(domains, model, now_s)
 
     @property
@@ -165,21 +165,21 @@ def _domain(zone: Path) -> _Domain | None:
     return _Domain(name, zone, int(limit) if limit.isdecimal() else None, _count(zone))
 
 
-def _must_count(domains: list[_Domain], now_s: Callable[[], float]) -> None:
+def _must_count(domains: list[_Domain]) -> None:
     """Waits until every counter has moved.
 
     Raises:
         SensorError: one does not.
     """
-    until_s = now_s() + STANDS_STILL_S
     waiting = domains
-    while waiting := [d for d in waiting if _count(d.path) == d.last_uj]:
-        if now_s() > until_s:
-            names = ", ".join(d.name for d in waiting)
-            zero = all(d.last_uj == 0 for d in waiting)
-            why = "reads 0 for ever, as behind a hypervisor" if zero else "stands still"
-            raise SensorError(f"the counter of {names} {why}")
-        time.sleep(0.005)
+    for _ in range(STANDS_STILL_CALLS):
+        waiting = [d for d in waiting if _count(d.path) == d.last_uj]
+        if not waiting:
+            return
+        time.sleep(STANDS_STILL_WAIT_S)
+    zero = all(d.last_uj == 0 for d in waiting)
+    why = "reads 0 for ever, as behind a hypervisor" if zero else "stands still"
+    raise SensorError(f"the counter of {', '.join(d.name for d in waiting)} {why}")
 
 
 def _count(zone: Path) -> int:
