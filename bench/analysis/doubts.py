@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from bench.analysis.pairs import SHORT, THROTTLED
-from bench.analysis.stats import AUTOCORRELATED, AUTOCORRELATED_RUN, SHIFTED
+from bench.analysis.run_gate import AUTOCORRELATED_RUN, PROCESSES_DIFFER, SHIFTED_RUN
+from bench.analysis.stats import AUTOCORRELATED, SHIFTED
 from profiles.schema import LAYER, Comparison, Profile
 
 INDISTINCT = 0.01  # phi exposed over t(bypass) that is as good as none
@@ -20,6 +21,9 @@ MEANING = {
     SHIFTED: "the blocks show a trend or a step, so intervals may be short",
     AUTOCORRELATED_RUN: "over the whole run neighbouring blocks depend on each other, so intervals "
     "may be short",
+    SHIFTED_RUN: "over the whole run the halves of a process differ, so intervals may be short",
+    PROCESSES_DIFFER: "over the whole run processes lie so far apart that intervals are less than half as "
+    "wide as they should be: add the spread between processes",
     THROTTLED: "the clock was held down during some samples, so times mix two speeds",
     SHORT: "fewer blocks than planned",
 }
