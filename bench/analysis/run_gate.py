@@ -26,6 +26,7 @@ from bench.analysis.stats import (
     Floats,
     by_group,
     finite,
+    median,
     rank_scores,
     ranks,
 )
@@ -211,7 +212,7 @@ class _Variances:
 
 def _scores(parts: Sequence[Floats]) -> list[Floats]:
     """Ranks of one series less its processes' medians, so that all series count alike."""
-    return _normalised(rank_scores([part - np.median(part) for part in parts]))
+    return _normalised(rank_scores([part - median(part) for part in parts]))
 
 
 def _centred_ranks(values: ArrayLike) -> Floats:

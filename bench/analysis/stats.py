@@ -93,19 +93,19 @@ def median_interval(
     n = len(x)
     if n == 0:
         return Interval(None, None, None, 0, method, "there are no values")
-    median = float(np.median(x))
+    middle = float(x[(n - 1) // 2] + x[n // 2]) / 2
     d = _sign_depth(n, confidence)
     if d == 0:
         reason = f"{n} values are too few for a {confidence:.0%} interval of the median"
-        return Interval(median, None, None, n, method, reason)
+        return Interval(middle, None, None, n, method, reason)
     if method == "exact" or d + 1 > n - d:
-        return Interval(median, float(x[d - 1]), float(x[n - d]), n, "exact")
+        return Interval(middle, float(x[d - 1]), float(x[n - d]), n, "exact")
     outer, inner = _sign_coverage(n, d), _sign_coverage(n, d + 1)
     step = (outer - confidence) / (outer - inner)
     weight = (n - d) * step / (d + (n - 2 * d) * step)
     low = (1 - weight) * x[d - 1] + weight * x[d]
     high = (1 - weight) * x[n - d] + weight * x[n - d - 1]
-    return Interval(median, min(float(low), median), max(float(high), median), n, "interpolated")
+    return Interval(middle, min(float(low), middle), max(float(high), middle), n, "interpolated")
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
@@ -196,7 +196,7 @@ def gates(values: ArrayLike, groups: ArrayLike | None = None) -> Gates:
     x = finite(values)
     if len(x) == 0:
         return Gates(None, None, ())
-    centred = [part - np.median(part) for part in by_group(x, groups)]
+    centred = [part - median(part) for part in by_group(x, groups)]
     scores = rank_scores(centred)
     r = _autocorrelation(scores)
     z = _later_half_z(scores)
@@ -204,7 +204,7 @@ def gates(values: ArrayLike, groups: ArrayLike | None = None) -> Gates:
     if z is not None:
         later = np.concatenate([c[len(c) - len(c) // 2 :] for c in centred])
         earlier = np.concatenate([c[: len(c) // 2] for c in centred])
-        shift = float(np.median(later) - np.median(earlier))
+        shift = median(later) - median(earlier)
     flags = []
     chance = NormalDist().inv_cdf(1 - AUTOCORRELATION_FALSE_ALARM) / math.sqrt(len(x))
     if r is not None and r > max(AUTOCORRELATION_LIMIT, chance):
@@ -244,7 +244,7 @@ def between_groups(values: ArrayLike, groups: ArrayLike) -> GroupSpread:
         ValueError: the lengths differ, or a value is not finite.
     """
     x = finite(values)
-    medians = tuple(float(np.median(part)) for part in by_group(x, groups)) if len(x) else ()
+    medians = tuple(median(part) for part in by_group(x, groups)) if len(x) else ()
     if len(medians) < 2:
         return GroupSpread(None, medians, "blocks of one process show no spread between processes")
     return GroupSpread((max(medians) - min(medians)) / 2, medians)
@@ -289,6 +289,12 @@ def fresh_blocks_needed(
         raise ValueError(f"{len(x)} pilot blocks are too few at a confidence of {confidence}.")
     wanted = PILOT_SAFETY * len(x) * (half_width / target_half_width) ** 2
     return max(minimum, math.ceil(min(wanted, maximum)))
+
+
+def median(values: Floats) -> float:
+    """The median of [n] values, n >= 1; NumPy's takes ten times as long for so few."""
+    x = np.sort(values)
+    return float(x[(len(x) - 1) // 2] + x[len(x) // 2]) / 2
 
 
 def finite(values: ArrayLike) -> Floats:
