@@ -415,7 +415,8 @@ def test_broken_estimators_by_hand() -> None:
     assert quiet.half_width == pytest.approx(0, abs=1e-15)
     assert quiet.samples == 2 * 10  # samples of 3 ms, the discarded ones apart
     steady = planted_truth.until_steady(Scenario(noise=1e-4), 0, ("bypass", "fused"), 1.0)
-    assert steady.samples == 2 * 10
+    assert steady.samples % (2 * 10) == 0  # again and again, for twice a second, in samples of 3 ms
+    assert steady.samples * 3e-3 == pytest.approx(2.0, rel=0.03)
 
 
 def test_coverage_and_flags_of_a_few_runs() -> None:
