@@ -174,7 +174,7 @@ def test_samples_without_a_reason_for_their_nulls(tmp_path: Path, profile: Profi
     [
         ("MAXIMUM_PROFILE_BYTES", "bytes long, and over 100 is not read"),
         ("MAXIMUM_SAMPLES_BYTES", "bytes long, and over 100 is not read"),
-        ("MAXIMUM_WORD_BYTES", "a word of more than 1 bytes"),
+        ("MAXIMUM_WORD_BYTES", "a word of more than 0 bytes"),
     ],
 )
 def test_what_no_reader_would_take_is_not_written(
@@ -184,7 +184,7 @@ def test_what_no_reader_would_take_is_not_written(
     first = write_profile(profile, table(3), tmp_path / "run.json")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(reader, limit, 1 if "WORD" in limit else 100)
+        patch.setattr(reader, limit, 0 if "WORD" in limit else 100)
         with pytest.raises(ProfileError, match=sentence):
             write_profile(profile, table(4), tmp_path / "run.json")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
