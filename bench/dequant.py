@@ -416,6 +416,8 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
     sync_folder(output.parent)
     if not interrupted:
         journal.remove()
+        for left in {output, output_of(journal.path)}:
+            remove_part(left.with_suffix(".incomplete.json"), profile)
     Console().print(render(profile))
     say(f"Wrote {output}")
     if any(row.token_j.value is not None for row in profile.energy.rows):
@@ -433,6 +435,18 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
     if failures(profile) or good < CONVERGED_SHARE * known or warm(profile):
         return 1
     return 0
+
+
+def remove_part(path: Path, whole: Profile) -> None:
+    """Removes the profile that an interruption of the same run left behind, if there is one."""
+    from profiles.reader import ProfileError, load_profile, remove_profile
+
+    with contextlib.suppress(ProfileError, OSError):
+        part = load_profile(path, allow=(whole.kind,))
+        if not part.complete and part.created == whole.created:
+            remove_profile(path)
+            if part.energy.trace is not None:
+                path.with_name(part.energy.trace.file).unlink(missing_ok=True)
 
 
 def say_what_is_safe(journal: Path | None) -> None:
@@ -544,14 +558,20 @@ def run_command(
         raise UsageError(f"--energy takes {', '.join(get_args(Energy))}, not {energy!r}.")
 
     from bench.measure.devices import DeviceError
-    from bench.measure.journal import Journal
+    from bench.measure.journal import Journal, never_began
 
     try:
         plan = make_plan(gpu, formats, model, batches, activation, launch, seed, energy)  # type: ignore[arg-type]
     except DeviceError as error:
         raise UsageError(str(error)) from None
     path = check_output(output or default_output(gpu, plan.model, formats), gpu)
-    if (kept := journal_of(path)).exists():
+    kept = journal_of(path)
+    if kept.exists() and never_began(kept):
+        typer.echo(
+            f"warning: {kept} was left by a run that ended before it measured anything; it is begun anew.",
+            err=True,
+        )
+    elif kept.exists():
         raise UsageError(
             f"{kept} holds the samples of a run that was not finished; go on with it by "
             f"{how_to_resume(kept)}, or choose another --output."
@@ -587,6 +607,8 @@ def check_output(path: Path, gpu: str = "auto") -> Path:
     """
     if path.suffix != ".json" or path.is_dir():
         raise UsageError(f"--output must be a file that ends in .json, but is {path}.")
+    if not path.name.isprintable():
+        raise UsageError(f"--output must have a name of printable UTF-8, not {path.name!r}.")
     if gpu.strip().lower().startswith("simulated") and "measured" in path.absolute().parts:
         raise UsageError("a simulated profile has no place among measured ones; change --output.")
     return path
@@ -603,12 +625,16 @@ def guarded(output: Path, journal: Path) -> Iterator[None]:
     from bench.measure.journal import JournalError
     from bench.measure.resume import ResumeError
     from bench.measure.worker import WorkerLostError
+    from profiles.reader import ProfileError
 
     try:
         with sigterm_like_ctrl_c():
             yield
     except (DeviceError, JournalError, ResumeError) as error:
         raise UsageError(str(error)) from None
+    except ProfileError as error:
+        typer.echo(f"error: no profile was written, for nobody could read it: {error}", err=True)
+        code = 1
     except WorkerLostError as error:
         typer.echo(f"error: the measuring process was lost: {error}.", err=True)
         code = 1

@@ -249,6 +249,7 @@ def _joules(profile: Profile) -> Iterator[str]:
 
 
 def plain_table(title: str, columns: Iterable[str]) -> Table:
+    """A table without lines whose first column is the batch."""
     table = Table(
         title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0)
     )

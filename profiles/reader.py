@@ -132,6 +132,9 @@ def phi(
 def write_profile(profile: Profile, samples: pa.Table | None, path: str | Path) -> Profile:
     """Write samples, then the profile that names them; neither is ever half there.
 
+    Both are first read back from memory as `load_profile` and `load_samples` would, so that what takes
+    its place can be read.
+
     Each file is written under a temporary name in the same folder, flushed to disk and renamed. The
     samples file carries part of its hash in its name, so an older profile of the same name keeps
     its own samples until the new profile has taken its place; they are removed after that.
@@ -146,10 +149,13 @@ def write_profile(profile: Profile, samples: pa.Table | None, path: str | Path) 
 
     Raises:
         OSError: the folder cannot be written, or the disk is full; nothing is left behind.
+        ProfileError: a reader would refuse it: it is too large, or not what the schema says; nothing is
+            written.
         ValueError: the table's columns are not those of `samples_schema`, or one that is null
             throughout has no reason in the schema's metadata.
     """
     path = Path(path)
+    _check_name(path)
     samples_path = None
     replaced = _samples_named_by(path)
     record = None
@@ -157,14 +163,18 @@ def write_profile(profile: Profile, samples: pa.Table | None, path: str | Path) 
         content = _parquet_bytes(samples)
         digest = hashlib.sha256(content).hexdigest()
         samples_path = path.with_name(f"{path.stem}.{digest[:8]}.parquet")
+        _check_length(samples_path, content, MAXIMUM_SAMPLES_BYTES)
+        _check_numbers(samples_path, _unpacked(samples_path, content, samples.num_rows))
         record = Samples(file=samples_path.name, sha256=digest, rows=samples.num_rows)
     profile = profile.model_copy(update={"samples": record})
-    text = profile.model_dump_json(indent=1) + "\n"
+    text = profile.model_dump_json(indent=1).encode() + b"\n"
+    _check_length(path, text, MAXIMUM_PROFILE_BYTES)
+    _validated(path, parse_json(path, text))
     existed = samples_path is not None and samples_path.exists()
     if samples_path is not None:
         replace_file(samples_path, content)
     try:
-        replace_file(path, text.encode())
+        replace_file(path, text)
     except BaseException:
         if samples_path is not None and not existed:
             samples_path.unlink(missing_ok=True)
@@ -173,6 +183,43 @@ def write_profile(profile: Profile, samples: pa.Table | None, path: str | Path) 
         with contextlib.suppress(OSError):
             replaced.unlink(missing_ok=True)
     return profile
+
+
+def remove_profile(path: Path) -> None:
+    """Removes a profile and the samples that were written with it; what is not there is no fault.
+
+    Raises:
+        OSError: one of them may not be removed.
+    """
+    samples = _samples_named_by(path)
+    path.unlink(missing_ok=True)
+    if samples is not None:
+        samples.unlink(missing_ok=True)
+
+
+def _check_name(path: Path) -> None:
+    """The name fits into the JSON that names the samples after it.
+
+    Raises:
+        ProfileError: it is not UTF-8.
+    """
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        raise ProfileError(f"{path} cannot be written: its name is not UTF-8.") from None
+
+
+def _check_length(path: Path, content: bytes, limit: int) -> None:
+    """What is about to be written is not longer than what is read.
+
+    Raises:
+        ProfileError: it is.
+    """
+    if len(content) > limit:
+        raise ProfileError(
+            f"{path} would be {len(content)} bytes long, and over {limit} is not read; measure fewer formats "
+            f"or batches at a time."
+        )
 
 
 def _validated(path: Path, data: dict[str, Any]) -> Profile:

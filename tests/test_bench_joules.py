@@ -10,6 +10,7 @@ from typing import Any
 
 import fake_device
 import numpy as np
+import planted_truth
 import pytest
 
 import bench.measure.run as run_module
@@ -68,19 +69,12 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "Worker", InProcess)
 
 
-class InProcess(fake_device.InProcess):
-    """For a simulated device; arms in `deadly` crash in their energy window."""
+class InProcess(planted_truth.InProcess):
+    """A worker without a process; arms in `deadly_windows` crash in their energy window."""
 
     deadly_windows: tuple[str, ...] = ()
 
-    def __init__(self, setup: Any, opener: Callable[[str], Any]) -> None:
-        device = opener(setup.gpu)
-        device.deadly = set()
-        super().__init__(setup, lambda name: device)
-        self.session.activation, self.session.mode = "fp16", "graph"
-        self.opened = replace(self.opened, activation="fp16", mode="graph")
-
-    def steady(self, layer: Any, *others: Any) -> tuple[Load, ...]:
+    def steady(self, layer: Any, *others: Any) -> Any:
         if layer[0].arm in self.deadly_windows:
             raise WorkerLostError("it crashed with SIGSEGV", layer[0])
         return super().steady(layer, *others)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import planted_profile as planted
 import pytest
 
@@ -13,7 +14,7 @@ from bench.analysis.decompose import ArmFacts
 from bench.analysis.findings import at_batches, listed, number, percent, share_of, size
 from bench.analysis.trust import Checkout, Finding, examine
 from bench.analysis.trust_phi import beyond_chance
-from profiles.schema import Git, Profile, Quality, absent
+from profiles.schema import Git, Profile, Quality, Resumption, absent
 
 HERE = Checkout("a" * 40, "0" * 64)
 ROWS = planted.sample_rows()
@@ -254,6 +255,112 @@ def test_blocks_that_are_not_independent(count: int, topic: str, severity: str) 
     assert findings[topic].severity == severity
     assert f"{count} autocorrelated" in findings[topic].found
     assert "A healthy run has about 5." in findings[topic].found
+
+
+@pytest.mark.parametrize(
+    ("word", "topic", "text"),
+    [
+        ("autocorrelated-run", "dependent", "neighbouring blocks depend on each other"),
+        ("shifted-run", "dependent", "the later half of a process lies elsewhere"),
+        ("processes-differ", "spread", "much further apart than their blocks explain"),
+    ],
+)
+def test_what_a_whole_run_shows(word: str, topic: str, text: str) -> None:
+    findings = found(with_quality(40, flags=(word,)), "none")
+    assert findings[topic].severity == "serious"
+    assert findings[topic].found.startswith("Over the whole run ")
+    assert text in findings[topic].found
+    assert findings[topic].found.endswith(": 40 φ are concerned.")
+    assert (findings[topic].affected, findings[topic].of) == (40, 80)
+
+
+def test_a_run_that_was_resumed() -> None:
+    """Once with nothing changed: a note; then with another NumPy: a caution that says so."""
+    at = CLEAN.created
+    findings = found(changed(resumed=(Resumption(at=at, differences=()),)))
+    assert set(findings) == {"resumed (note)", "gaps (note)"}
+    assert findings["resumed (note)"].found == (
+        "The run was interrupted and went on 1 time; nothing had changed."
+    )
+    said = "numpy was 2.0 when the run began and is 2.1 now."
+    findings = found(
+        changed(resumed=(Resumption(at=at, differences=()), Resumption(at=at, differences=(said,))))
+    )
+    assert set(findings) == {"resumed", "gaps (note)"}
+    assert findings["resumed"].severity == "caution"
+    assert findings["resumed"].found == (
+        "The run was interrupted and went on 2 times; meanwhile numpy was 2.0 when the run began and "
+        "is 2.1 now."
+    )
+
+
+def test_a_bypass_that_takes_as_long_as_fused() -> None:
+    """The same machine code twice, with noise of its own each time."""
+    noise = np.random.default_rng(5)
+    rows = [dict(row) for row in ROWS]
+    for row in rows:
+        if row["arm"] in ("bypass", "fused"):
+            row["time_s"] = 200e-6 * row["batch"] * (1 + 0.001 * noise.standard_normal())
+    findings = found(planted.profile_of(rows), rows)
+    assert set(findings) == {"stale", "gaps (note)"}
+    assert findings["stale"].severity == "serious"
+    assert findings["stale"].found == (
+        "Of int4-g128, fused and bypass take the same time at every batch."
+    )
+
+
+def test_a_bypass_that_computes_what_another_stage_does() -> None:
+    """Refused everywhere for its numbers; a crash everywhere says nothing of the kind."""
+    refused, crashed = (
+        {
+            ArmKey(
+                Problem("o_proj", batch, "int4-g128", "eager", "cold"),
+                "bypass", "planted", "default", "int4-g128",
+            ): ArmFacts(error_vs_reference=error, failure="off by 0.7")
+            for batch in (1, 8)
+        }
+        for error in (0.7, None)
+    )  # fmt: skip
+    assert set(found(planted.profile_of(ROWS, facts=refused))) >= {"failed", "stale"}
+    assert "stale" not in found(planted.profile_of(ROWS, facts=crashed))
+    refused.popitem()
+    assert "stale" not in found(planted.profile_of(ROWS, facts=refused))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"converged": False},
+        {"flags": ("shifted",)},
+        {"between_process_spread_s": 0.0},
+        {"half_width_over_best16": 1e-4},
+    ],
+)
+def test_judgements_that_are_not_those_of_the_samples(edit: dict[str, Any]) -> None:
+    """A flag taken away, a spread made smaller: the numbers stand, and what is said of them does not."""
+    first = CLEAN.comparisons[0]
+    quality = first.quality_unfused.model_copy(update=edit)
+    rest = CLEAN.comparisons[1:]
+    edited = (first.model_copy(update={"quality_unfused": quality}), *rest)
+    finding = found(changed(comparisons=edited))["recomputed"]
+    assert finding.severity == "serious"
+    assert finding.found == (
+        "Computed again from the samples, 1 of 8 φ (12 %) are judged otherwise: their flags, their spread "
+        "or whether they converged, at batch 1."
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "topic"),
+    [("throttled", "throttled"), ("throttled-heat", "throttled"), ("throttle", "flagged")],
+)
+def test_throttled_is_one_word_with_or_without_a_reason(word: str, topic: str) -> None:
+    """For samples and for the φ that is made of them alike."""
+    rows = [dict(row, flags=word) for row in ROWS]
+    profile = planted.profile_of(rows)
+    assert set(found(profile, rows)) == {topic, "gaps (note)"}
+    flagged = {flag for c in profile.comparisons for flag in c.flags}
+    assert flagged == ({"throttled"} if topic == "throttled" else set())
 
 
 def test_processes_that_differ() -> None:

@@ -169,6 +169,48 @@ def test_samples_without_a_reason_for_their_nulls(tmp_path: Path, profile: Profi
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("limit", "sentence"),
+    [
+        ("MAXIMUM_PROFILE_BYTES", "bytes long, and over 100 is not read"),
+        ("MAXIMUM_SAMPLES_BYTES", "bytes long, and over 100 is not read"),
+        ("MAXIMUM_WORD_BYTES", "a word of more than 0 bytes"),
+    ],
+)
+def test_what_no_reader_would_take_is_not_written(
+    tmp_path: Path, profile: Profile, monkeypatch: pytest.MonkeyPatch, limit: str, sentence: str
+) -> None:
+    """And the profile that was there before stays."""
+    first = write_profile(profile, table(3), tmp_path / "run.json")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, limit, 0 if "WORD" in limit else 100)
+        with pytest.raises(ProfileError, match=sentence):
+            write_profile(profile, table(4), tmp_path / "run.json")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert load_profile(tmp_path / "run.json") == first
+
+
+def test_lists_that_are_too_long_and_names_that_are_not_utf8_are_not_written(
+    tmp_path: Path, profile: Profile
+) -> None:
+    long = profile.model_copy(update={"argv": ("x",) * 10_001})
+    with pytest.raises(ProfileError, match="more than 10000 members"):
+        write_profile(long, table(), tmp_path / "run.json")
+    with pytest.raises(ProfileError, match="its name is not UTF-8"):
+        write_profile(profile, table(), tmp_path / os.fsdecode(b"r\xff.json"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_profile_is_removed_with_its_samples(tmp_path: Path, profile: Profile) -> None:
+    write_profile(profile, table(), tmp_path / "other.json")
+    kept = sorted(tmp_path.iterdir())
+    write_profile(profile, table(), tmp_path / "run.json")
+    reader.remove_profile(tmp_path / "run.json")
+    assert sorted(tmp_path.iterdir()) == kept
+    reader.remove_profile(tmp_path / "run.json")
+
+
 def test_changed_samples_are_refused(tmp_path: Path, profile: Profile) -> None:
     written = write_profile(profile, table(), tmp_path / "run.json")
     assert written.samples is not None

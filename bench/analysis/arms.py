@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.analysis.stats import median
 from profiles.schema import LAYER, Arm, Implementation, Workload
 
 if TYPE_CHECKING:
@@ -73,10 +75,10 @@ class Series:
     time_s: Floats
     flags: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def median_s(self) -> float:
         """Median seconds of one call."""
-        return float(np.median(self.time_s))
+        return median(self.time_s)
 
 
 Arms = dict[Implementation, Series]

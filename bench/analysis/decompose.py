@@ -40,6 +40,7 @@ from bench.analysis.arms import (
     read_arms,
 )
 from bench.analysis.pairs import Pair, median_quantity, pair_up
+from bench.analysis.run_gate import run_gate
 from profiles.schema import (
     LAYER,
     Arm,
@@ -250,7 +251,7 @@ def _run_flags(problems: Mapping[Problem, Arms], protocol: Protocol, kind: Kind)
             pair = pair_up(arms, a, b, "", protocol, kind)
             if not pair.reason:
                 cells[problem._replace(operator=LAYER)].append(pair)
-    return stats.run_gate(_together(pairs) for pairs in cells.values()).flags
+    return run_gate(_together(pairs) for pairs in cells.values()).flags
 
 
 def _together(pairs: list[Pair]) -> tuple[list[Floats], NDArray[np.int64]]:

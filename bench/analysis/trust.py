@@ -13,18 +13,20 @@ problem, however many rows have it.
     incomplete   the run was cut short: its number of blocks
                  is not the one that the pilot fixed
     failed       an arm that a φ or best16 needs               caution: another arm
+    stale        a bypass that may be another stage
     unverified   a timed kernel was never verified
     samples      of a measured profile: missing, not the       caution: the same of another kind
                  ones it was written with, or unreadable
-    recomputed   the samples give other numbers, other arms
-                 or none at all
+    recomputed   the samples give other numbers, other
+                 flags, other arms or none at all
     unconverged  under 90 % of the φ met the target width      caution: under 100 %
     few blocks   over 10 % of the rows have fewer than the     caution: some have, or the protocol
                  protocol asks for                             asks for fewer than the method
     dependent    over 20 % of the φ flagged, beyond chance,    caution: beyond chance; note: within
-                 or dependence over the whole run
+                 or dependence or shifts over the whole run
     spread       over 10 % of the φ moved between processes    caution: more than the interval, and
-                 by more than twice their interval             more often than by chance
+                 by more than twice their interval, or the     more often than by chance
+                 whole run did
     throttled,   over 10 % of the rows had it in over 10 %     caution: any such row, or over 1 % of
     busy, stolen, of their samples                             all samples
     faulting, flagged
@@ -67,6 +69,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.analysis.arms import SIXTEEN_BIT
+from bench.analysis.doubts import indistinct, wrong_everywhere
 from bench.analysis.findings import (
     SEVERITIES,
     Finding,
@@ -118,6 +121,7 @@ def examine(profile: Profile, samples: pa.Table | str, checkout: Checkout) -> tu
     findings = [
         *_evidence(profile),
         *_arms(profile),
+        *_stale(profile),
         *examine_phis(profile),
         *_blocks(profile),
         *_cold(profile),
@@ -226,6 +230,34 @@ def _arms(profile: Profile) -> Iterator[Finding]:
             len(lonely),
             len(layers),
         )
+
+
+def _stale(profile: Profile) -> Iterator[Finding]:
+    """Stages that may be one and the same kernel."""
+    formats = profile.workload.formats
+    for stale, found, why in (
+        (
+            [name for name in formats if indistinct(profile, name)],
+            "fused and bypass take the same time at every batch",
+            "Either dequantization is wholly hidden, or both run the same machine code and φ exposed is "
+            "the difference of a kernel with itself; no clock can tell.",
+        ),
+        (
+            [name for name in formats if wrong_everywhere(profile, name)],
+            "bypass gave wrong results on every operator and batch",
+            "So it does when it runs the machine code of another stage.",
+        ),
+    ):
+        if stale:
+            yield Finding(
+                "stale",
+                "serious",
+                f"Of {listed(stale)}, {found}.",
+                why,
+                "Compare the machine code of the two; clear the compiler's cache, and run again.",
+                len(stale),
+                len(formats),
+            )
 
 
 def _blocks(profile: Profile) -> Iterator[Finding]:
@@ -373,9 +405,9 @@ def _resumed(profile: Profile) -> Iterator[Finding]:
         yield Finding(
             "resumed",
             "caution" if different else "note",
-            f"The run was interrupted and went on {len(profile.resumed)} times; "
+            f"The run was interrupted and went on {number(len(profile.resumed), 'time')}; "
             + (
-                f"meanwhile {shortened(' '.join(different))}"
+                f"meanwhile {shortened(' '.join(different))}."
                 if different
                 else "nothing had changed."
             ),

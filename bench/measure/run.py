@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
@@ -156,7 +157,7 @@ class Run:
         """Runs what is left of the plan; returns when every block has been timed."""
         if self._ledger.header is None:
             created = datetime.now(UTC)
-            argv = ("bench.dequant", *sys.argv[1:])
+            argv = _argv()
             sources = resume.sources()
             self.journal.add(
                 HeaderRecord(created=created, argv=argv, plan=self.plan, sources=sources)
@@ -208,12 +209,14 @@ class Run:
         try:
             opened = worker.opened
             differences = resume.differences(ledger, opened, self.journal.path)
+            # Not before it is open: which board this is, the worker alone may ask a driver. Opening times
+            # nothing; what it costs another run on the device is a moment of one block.
             self._held.enter_context(DeviceLock(opened.device))
             if ledger.opened is None:
                 self.journal.add(OpenedRecord(opened=opened))
             if self._resumed:
                 now = datetime.now(UTC)
-                argv = ("bench.dequant", *sys.argv[1:])
+                argv = _argv()
                 self.journal.add(ResumedRecord(created=now, argv=argv, differences=differences))
             for sentence in differences:
                 self._warn(sentence)
@@ -520,6 +523,14 @@ class Run:
     def _done(self) -> float:
         total = len(self.plan.formats) * len(self.plan.batches) * self.plan.protocol.processes
         return self._cells_done / total
+
+
+def _argv() -> tuple[str, ...]:
+    """The command line; bytes that are not UTF-8 are spelled out, for JSON has no place for them."""
+    return (
+        "bench.dequant",
+        *(os.fsencode(a).decode(errors="backslashreplace") for a in sys.argv[1:]),
+    )
 
 
 def _key(row: dict[str, Any]) -> ArmKey:

@@ -198,6 +198,7 @@ SCENARIOS = {  # their times are short, because the virtual seconds of a run are
     "ar06": Scenario(arm_noise=NOISE, autocorrelation=0.6),
     "shift": Scenario(noise=NOISE, shift=0.05, shift_block=4),
     "shift-once": Scenario(noise=NOISE, shift=0.05, shift_block=4, shift_process=1),
+    "shift-between": Scenario(noise=NOISE, shift=0.05, shift_process=1),
     "loud": Scenario(noise=0.5),
     "warm": Scenario(noise=0.002, free_bytes=64 << 20),
     "wrong": Scenario(noise=0.002, errors=(("fused", 0.25),)),
