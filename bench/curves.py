@@ -61,11 +61,11 @@ def draw(profile: Profile, path: Path) -> None:
     figure.text(
         0.01, 0.01,
         f"Linear operators of {profile.workload.layers} layers, extrapolated from one; no lm_head, "
-        f"attention, KV cache or host. {profile.energy.sensor}: gross joules of "
-        f"{profile.energy.scope}. Bars: 95 %.",
+        f"attention, KV cache or host.\nGross joules of {profile.energy.scope}, sensor: "
+        f"{profile.energy.sensor}. Bars: 95 %.",
         fontsize=7, color="#555555",
     )  # fmt: skip
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     try:
         figure.savefig(path, dpi=150, metadata={"Software": None})
     finally:

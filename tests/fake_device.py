@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.analysis.traces import Load
-from bench.measure.devices import PoolKey, Prepared, Problem, Sample
+from bench.measure.devices import Device, PoolKey, Prepared, Problem, Sample, open_device
 from bench.measure.meters import NoMeter
 from bench.measure.session import ArmName, Session, Timed
 from bench.measure.worker import Begun, Opened, Setup, WorkerLostError
@@ -172,6 +172,13 @@ def noisy(name: str) -> FakeDevice:
 def noisy_with_deadly_fused(name: str) -> FakeDevice:
     device = noisy(name)
     device.deadly = {"fused"}
+    return device
+
+
+def cpu_with_a_small_cache(name: str) -> Device:
+    """The real CPU device, for operators so small that its cache would hold thousands of copies."""
+    device = open_device("cpu")
+    device.cache_bytes = 1 << 20
     return device
 
 

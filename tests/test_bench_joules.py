@@ -37,9 +37,10 @@ from bench.measure.records import EnergyPlan, Plan
 from bench.measure.replay import recorded, replay
 from bench.measure.run import Run
 from bench.measure.session import Session
-from bench.measure.worker import WorkerLostError
+from bench.measure.worker import Worker, WorkerLostError
 from kernels.formats import find_format
 from profiles.schema import Operator, Profile, Protocol
+from profiles.sensors import Traits
 
 OPERATORS = (Operator(name="qkv", n=6144, k=4096), Operator(name="down", n=4096, k=14336, count=2))
 BATCHES = (1, 8, 64)
@@ -390,3 +391,51 @@ def test_a_recorded_trace_gives_the_same_joules_without_the_run(tmp_path: Path) 
     save_windows(path, info, windows[1:])  # without the square wave
     with pytest.raises(TraceFileError, match="does not say what its windows are of"):
         replay(path)
+
+
+class Steady50W:
+    """A counter of 50 W, updated every millisecond of the host's clock."""
+
+    info = SensorInfo("made up", "the machine", "made up", ("energy_j",))
+
+    def read(self) -> tuple[dict[str, float], str]:
+        return {"energy_j": 50 * 1e-3 * (time.monotonic() // 1e-3)}, ""
+
+    def close(self) -> None:
+        pass
+
+
+def test_joules_of_real_kernels_read_by_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's process runs CPU kernels while this one reads a sensor that always says 50 W."""
+    monkeypatch.setattr(run_module, "Worker", Worker)
+    traits = Traits(
+        model="made up", update_s=None, averaging_s={}, counter_update_s=1e-3, lag_s=0.0,
+        missing={"update_s": "it only counts"},
+    )  # fmt: skip
+    monkeypatch.setattr(run_module, "published_traits", lambda model: traits)
+    monkeypatch.setattr(run_module, "bursts", lambda: ((0.1, 0.1),) * 3)
+    rules = Rules(window_s=0.4, updates=20, idle_s=0.2, settle_s=0.05, trials=2)
+    small = (Operator(name="a", n=256, k=512), Operator(name="b", n=512, k=256, count=2))
+    asked = plan(
+        "cpu", operators=small, batches=(1,), energy=EnergyPlan("default", (1,), rules),
+        layers=3,
+    )  # fmt: skip
+    found = profile(
+        tmp_path / "a.jsonl", asked, opener=fake_device.cpu_with_a_small_cache,
+        open_meter=lambda device: HostMeter(Steady50W()),
+    )  # fmt: skip
+    assert {row.kernel.arm for row in found.energy.rows} >= {"fused", "bypass", "unfused"}
+    assert "too few" not in found.energy.characterised_reason
+    for row in found.energy.rows:
+        assert row.power_w.value == pytest.approx(50, rel=0.01), row
+        net = row.net_j  # idle draws as much
+        assert net.value is None or net.low <= 0 <= net.high  # type: ignore[operator]
+        assert row.energy_j.value == pytest.approx(50 * row.windows_s.value, rel=0.01)  # type: ignore[operator]
+        assert row.token_j.value == pytest.approx(3 * row.energy_j.value)  # type: ignore[operator]
+    cost = found.energy.sampling
+    assert cost is not None
+    assert cost.failed == 0
+    assert cost.cpu_share is not None
+    assert 0 < cost.cpu_share < 0.2
