@@ -1,6 +1,6 @@
 """Joules on simulated sensors, ours beside what a naive meter says of the same loads.
 
-    python -m tests.simulated_meters            # some seconds
+    python -m tests.simulated_meters            # half a minute
 
 Every board has the update period and the averaging windows that are published for it, planted gain 1 and
 offset 0. Errors are of joules per layer against the planted power, exactly integrated.

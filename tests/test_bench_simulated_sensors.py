@@ -128,6 +128,16 @@ def test_a_counter_of_what_is_seen_adds_up_the_readings() -> None:
     )
 
 
+def test_a_counter_of_what_is_seen_begins_again_at_a_reset() -> None:
+    seen = replace(QUIET, counter="seen")
+    plain, _ = sensor_at(errors=seen)
+    again, _ = sensor_at(errors=seen, faults=Faults(reset_s=2.0))
+    before, after = plain.values(2.0)["energy_j"], plain.values(3.9)["energy_j"]
+    # Counter and power keep no step with each other: one reading of 0.1 s more or less.
+    assert again.values(3.9)["energy_j"] == pytest.approx(after - before, abs=0.1 * 400)
+    assert again.values(1.9)["energy_j"] == plain.values(1.9)["energy_j"] > 40
+
+
 def test_gain_offset_and_steps_apply_to_readings() -> None:
     plain, _ = sensor_at()
     wrong, _ = sensor_at(errors=replace(QUIET, gain=0.954, offset_w=-1.2, step_w=0.5, step_j=2.0))
