@@ -49,10 +49,10 @@ def never() -> RaplSensor:
     raise AssertionError("nothing is opened here")
 
 
-def seen(name: str, of: str, changes: int = 5, gone: str = "") -> View:
+def seen(name: str, of: str, changes: int = 5, gone: str = "", fell_j: float = 0.0) -> View:
     look = Look(
         now={"energy_j": 5.0}, read_s=0.001, channel_s={}, changes={"energy_j": changes}, update_s={},
-        fell_j=0.0, step_s=0.01, errors=(), gone=gone,
+        fell_j=fell_j, step_s=0.01, errors=(), gone=gone,
         sampling=Sampling(10, 0, 0, 0.001, None, 3.0),
     )  # fmt: skip
     info = SensorInfo(name, "everything", of, ("energy_j",))
@@ -74,6 +74,11 @@ VERDICTS = {
     "one gpu of two": (
         [absent("NVML", "A100", "MIG is on"), GPU], 0,
         "Usable: NVML of H100. Not usable: A100: MIG is on.",
+    ),
+    "a caution of one of two": (
+        [GPU, seen("NVML", "A100", fell_j=12.5)], 0,
+        "Usable: NVML of H100, NVML of A100. "
+        "A100: energy_j fell by 12.5 J: the counter was reset or went round.",
     ),
     "none": (
         [absent("NVML", "", "no driver"), absent("RAPL", "Xeon", "no counters")], 1,
