@@ -207,7 +207,8 @@ def verdict(views: list[View]) -> tuple[int, str]:
         return 1, f"No energy sensor. {why}."
     names = ", ".join(f"{one.candidate.name} of {one.candidate.of}" for one in usable)
     not_usable = [f"Not usable: {one.candidate.of}: {one.reason}." for one in gpus if one.reason]
-    cautions = [sentence for one in usable for sentence in one.cautions()]
+    several = len(usable) > 1
+    cautions = [f"{one.candidate.of}: " * several + s for one in usable for s in one.cautions()]
     return 0, " ".join([f"Usable: {names}.", *not_usable, *cautions])
 
 

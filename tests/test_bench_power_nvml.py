@@ -281,13 +281,16 @@ def test_a_board_that_others_use_is_refused_and_our_own_processes_are_not_others
     stub: Stub,
 ) -> None:
     nap = [sys.executable, "-c", "import time; time.sleep(60)"]
-    detached = f"import os, subprocess; os.fork() or (os.setsid(), os.execv({nap[0]!r}, {nap!r}))"
-    with subprocess.Popen(nap) as child:
+    detached = f"import os; os.fork() or (os.setsid(), os.execv({nap[0]!r}, {nap!r}))"
+    child = subprocess.Popen(nap)
+    try:
         stub(board(), [f"process {os.getpid()}", f"process {child.pid}", f"process {os.getppid()}"])
         sensor = NvmlSensor.open(FIRST)
         assert sensor.strangers() == (0, 0)
         sensor.close()
+    finally:
         child.kill()
+        child.wait()
     other = subprocess.Popen([sys.executable, "-c", detached]).wait()
     assert other == 0
     stranger = next(
