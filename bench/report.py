@@ -7,7 +7,7 @@ Needs the file only: no device, no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -240,12 +240,42 @@ def _joules(profile: Profile) -> Iterator[str]:
         f"Joules are gross, of {energy.scope}; sensor: {energy.sensor}{gain}. φ in joules includes "
         f"what other bits draw: bypass multiplies other numbers."
     )
-    for row in energy.rows:
-        name = f"{row.format}, batch {row.batch}, {row.kernel.arm} ({row.kernel.implementation})"
-        if row.energy_j.value is None:
-            yield f"No joules of {name}: {row.energy_j.reason}."
-        elif row.flags:
-            yield f"Joules of {name}: {', '.join(row.flags)}."
+    for reason, rows in _grouped(energy.rows, lambda row: row.energy_j.reason):
+        yield f"No joules of {rows}: {reason}."
+    for flag, rows in _grouped(energy.rows, lambda row: ", ".join(row.flags)):
+        yield f"Joules {flag} (clocks were held down in windows): {rows}."
+    cost = energy.sampling
+    if cost is not None:
+        share = "" if cost.cpu_share is None else f", {cost.cpu_share:.1%} of a core"
+        yield (
+            f"The sensor was read {cost.readings} times{share}; {cost.failed} readings failed, "
+            f"{cost.late} were late, the longest took {cost.longest_read_s * 1e3:.2g} ms."
+        )
+
+
+def _grouped(
+    rows: Iterable[EnergyRow], text: Callable[[EnergyRow], str]
+) -> Iterator[tuple[str, str]]:
+    """Each text that some rows have, and these rows as words."""
+    found: dict[str, list[EnergyRow]] = {}
+    for row in rows:
+        found.setdefault(text(row), []).append(row)
+    for said, those in found.items():
+        if said:
+            arms = "; ".join(
+                f"{weight_format} {arm} at batch {', '.join(str(r.batch) for r in group)}"
+                for (weight_format, arm), group in (
+                    (key, list(items))
+                    for key, items in groupby(
+                        sorted(those, key=_arm_of), key=lambda r: _arm_of(r)[:2]
+                    )
+                )
+            )
+            yield said, arms
+
+
+def _arm_of(row: EnergyRow) -> tuple[str, str, int]:
+    return row.format, row.kernel.arm, row.batch
 
 
 def plain_table(title: str, columns: Iterable[str]) -> Table:
