@@ -15,8 +15,6 @@ Every block is on disk before the next one begins. A run that ended too early, h
 from __future__ import annotations
 
 import contextlib
-import glob
-import hashlib
 import re
 import shlex
 import signal
@@ -30,14 +28,11 @@ import typer
 from kernels.formats import FORMATS, WeightFormat, find_format, formats_with_bits
 
 if TYPE_CHECKING:
-    from bench.analysis.joules import Joules
     from bench.measure.devices import Mode
     from bench.measure.journal import Journal
-    from bench.measure.ledger import Ledger
     from bench.measure.records import EnergyPlan
     from bench.measure.run import Plan, Result
-    from profiles.schema import Energy as ProfileEnergy
-    from profiles.schema import Kind, Profile, Samples
+    from profiles.schema import Profile
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LARGEST_BATCH = 256
@@ -45,7 +40,6 @@ CPU_MODEL = "Qwen3-0.6B"
 GPU_MODEL = "Llama-3.1-8B"
 Energy = Literal["default", "full", "smoke", "off"]
 JOURNAL_SUFFIX = ".journal.jsonl"
-TRACE_SUFFIX = ".power.parquet"
 
 
 class UsageError(ValueError):
@@ -197,137 +191,6 @@ def how_to_resume(journal: Path) -> str:
     return f"python -m bench.dequant --resume {shlex.quote(str(journal))}"
 
 
-def assemble(ledger: Ledger) -> Profile:
-    """The profile of a run, complete or not, from its journal alone."""
-    from bench.analysis.decompose import decompose
-    from bench.analysis.joules import with_joules
-    from bench.measure.run import samples_table
-    from profiles.schema import Profile, Resumption
-
-    assert ledger.header is not None
-    assert ledger.opened is not None
-    header, opened = ledger.header, ledger.opened
-    kind: Kind = "simulated" if opened.device.kind == "simulated" else "measured"
-    quantities, comparisons = decompose(
-        samples_table(ledger.rows), ledger.workload, header.plan.protocol, ledger.facts, kind
-    )
-    energy, found = energy_of(ledger, kind)
-    if found is not None:
-        quantities, comparisons = with_joules(quantities, comparisons, found)
-    software = header.sources.software.model_dump()
-    for name in ("driver", "cuda", "threading_layer"):
-        software[name] = opened.software.get(name)
-        software["missing"][name] = _why_unknown(name, opened.device.kind)
-        if software[name] is not None:
-            del software["missing"][name]
-    return Profile(
-        created=header.created,
-        kind=kind,
-        complete=ledger.finished,
-        device=opened.device,
-        software=software,
-        git=header.sources.git,
-        argv=header.argv,
-        workload=ledger.workload,
-        kernels_sha256=header.sources.kernels_sha256,
-        protocol=header.plan.protocol,
-        rows=quantities,
-        comparisons=comparisons,
-        energy=energy,
-        resumed=tuple(Resumption(at=r.created, differences=r.differences) for r in ledger.resumed),
-    )
-
-
-def energy_of(ledger: Ledger, kind: Kind) -> tuple[ProfileEnergy, Joules | None]:
-    """The energy part of a profile, and what its joules say of each arm; None without any."""
-    from bench.analysis.joules import Trial, joules
-    from profiles.schema import Energy as ProfileEnergy
-    from profiles.schema import EnergyProtocol, SamplingCost
-
-    sensor, plan = ledger.sensor, ledger.plan.energy
-    if sensor is None or plan is None or sensor.info is None:
-        reason = "the run ended before it looked for a sensor" if sensor is None else sensor.reason
-        return ProfileEnergy(reason=reason), None
-    failed = {key.kernel for key, fact in ledger.facts.items() if fact.failure is not None}
-    windows = [record for record in ledger.windows.values() if record.kernel not in failed]
-    found, reason = None, "; ".join(ledger.no_energy.values())
-    if windows and ledger.traits is not None:
-        trials = [Trial(w.format, w.batch, w.kernel, w.trial, w.window) for w in windows]
-        found = joules(trials, ledger.traits, plan.rules, ledger.plan.layers, kind)
-    read = [w.sampling for w in windows]
-    busy_s = [s.cpu_s for s in read if s.cpu_s is not None]
-    square = ledger.characterised if ledger.square else None
-    energy = ProfileEnergy(
-        reason=reason or ("" if found else "the run ended before the first energy window"),
-        sensor=sensor.info.name,
-        scope=sensor.info.scope,
-        channels=sensor.info.channels,
-        missing=sensor.info.missing,
-        facts=sensor.info.facts,
-        published=sensor.published,
-        characterised=ledger.found_traits,
-        characterised_reason=square.reason if square else "the run ended before that",
-        protocol=EnergyProtocol(
-            arms=plan.arms,
-            batches=plan.batches,
-            window_s=plan.rules.window_s,
-            trials=plan.rules.trials,
-            idle_s=plan.rules.idle_s,
-            updates_minimum=plan.rules.updates,
-        ),
-        rows=found.rows if found else (),
-        curves=found.curves if found else (),
-        sampling=SamplingCost(
-            readings=sum(s.readings for s in read),
-            failed=sum(s.failed for s in read),
-            late=sum(s.late for s in read),
-            longest_read_s=max((s.longest_read_s for s in read), default=0.0),
-            cpu_share=sum(busy_s) / sum(s.wall_s for s in read) if busy_s else None,
-        ),
-    )
-    return energy, found
-
-
-def write_trace(ledger: Ledger, kind: Kind, output: Path) -> Samples | None:
-    """Writes every reading of every energy window beside a profile; None where there is none.
-
-    The file carries part of its hash in its name, like the samples; those of a profile that is about to be
-    replaced stay until that has happened.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    from bench.measure.power.files import trace_content
-    from bench.measure.replay import recorded
-    from profiles.reader import replace_file
-    from profiles.schema import Samples
-
-    windows = recorded(ledger, kind)
-    if not windows or ledger.sensor is None or ledger.sensor.info is None:
-        return None
-    content, rows = trace_content(output, ledger.sensor.info, windows)
-    digest = hashlib.sha256(content).hexdigest()
-    path = output.with_name(f"{output.stem}.{digest[:8]}{TRACE_SUFFIX}")
-    replace_file(path, content)
-    return Samples(file=path.name, sha256=digest, rows=rows)
-
-
-def remove_other_traces(profile: Profile, output: Path) -> None:
-    """Removes the power traces of a profile that has been replaced."""
-    trace = profile.energy.trace
-    for path in output.parent.glob(f"{glob.escape(output.stem)}.????????{TRACE_SUFFIX}"):
-        if trace is None or path.name != trace.file:
-            path.unlink(missing_ok=True)
-
-
-def _why_unknown(name: str, kind: str) -> str:
-    if kind == "cpu":
-        return "not used on a CPU"
-    if kind == "simulated":
-        return "a simulated device has none"
-    return "read with NVML, which comes with the energy sensors" if name == "driver" else "not used"
-
-
 def nothing_measured(result: Result | None) -> int:
     """Says why there is no profile, and returns the exit code."""
     facts = result.facts if result is not None else {}
@@ -364,11 +227,11 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
     from rich.console import Console
 
     from bench.curves import draw, picture_of
+    from bench.measure.assemble import write
     from bench.measure.journal import read_journal, sync_folder
-    from bench.measure.run import Run, samples_table
+    from bench.measure.run import Run
     from bench.progress import progress
     from bench.report import CONVERGED_SHARE, converged_share, failures, render, warm
-    from profiles.reader import write_profile
 
     errors = Console(stderr=True)
     interrupted: KeyboardInterrupt | None = None
@@ -400,19 +263,7 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
         return code
     if interrupted:
         output = output.with_suffix(".incomplete.json")
-    ledger = read_journal(journal.path)
-    profile = assemble(ledger)
-    trace = write_trace(ledger, profile.kind, output)
-    energy = profile.energy.model_copy(update={"trace": trace})
-    try:
-        profile = write_profile(
-            profile.model_copy(update={"energy": energy}), samples_table(ledger.rows), output
-        )
-    except BaseException:
-        if trace is not None:
-            output.with_name(trace.file).unlink(missing_ok=True)
-        raise
-    remove_other_traces(profile, output)
+    profile = write(read_journal(journal.path), output)
     sync_folder(output.parent)
     if not interrupted:
         journal.remove()

@@ -16,7 +16,7 @@ import pytest
 import bench.measure.run as run_module
 from bench.analysis.energy import Rules
 from bench.analysis.traces import Load
-from bench.dequant import assemble
+from bench.measure.assemble import assemble
 from bench.measure.devices import Problem
 from bench.measure.devices.simulated import (
     BOARDS,

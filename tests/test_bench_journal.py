@@ -15,8 +15,8 @@ import pytest
 
 import bench.measure.journal
 import bench.measure.run
-from bench.dequant import assemble
 from bench.measure import resume
+from bench.measure.assemble import assemble
 from bench.measure.devices import Sample
 from bench.measure.journal import Journal, JournalError, never_began, parse, read_journal
 from bench.measure.ledger import Ledger
