@@ -191,7 +191,22 @@ def render(one: View) -> RenderableType:
         f"{1e3 * cost.longest_read_s:.3g}): {cost.readings} in {cost.wall_s:.1f} s, "
         f"{cost.failed} failed, {cost.late} late."
     )
-    return Group(title.append(f", {one.info.scope}"), Text(facts, style="dim"), table, summary)
+    said = Text(_said(published_traits(one.info.model)), style="dim")
+    return Group(
+        title.append(f", {one.info.scope}"), Text(facts, style="dim"), table, summary, said
+    )
+
+
+def _said(published: Traits | None) -> str:
+    """What is published of a sensor, in one line."""
+    if published is None:
+        return "Nothing is published about this sensor; --characterise finds out what it is like."
+    means = [f"{c} is a mean of {1e3 * s:g} ms" for c, s in published.averaging_s.items()]
+    if published.update_s is not None:
+        means.insert(0, f"power changes every {1e3 * published.update_s:g} ms")
+    if published.counter_update_s is not None:
+        means.append(f"energy_j changes every {1e3 * published.counter_update_s:g} ms")
+    return f"Published: {'; '.join(means)} ({published.origin.split(':')[0]})."
 
 
 def verdict(views: list[View]) -> tuple[int, str]:
