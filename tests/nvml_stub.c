@@ -8,7 +8,7 @@
  *     driver 550.54.15 | nvml 12.550.54.15 | start 1234.5
  *     board UUID PCI NAME...         a name may have spaces
  *     capability 9 0 | arch 9 | mig 1 | mig_uuid MIG-... | virtualization 2 | ecc 1 | persistence 1
- *     limit CURRENT DEFAULT (W) | process PID | clocks SM MEMORY | temperature C | reasons MASK
+ *     limit CURRENT DEFAULT (W) | process PID [FROM] | clocks SM MEMORY | temperature C | reasons MASK
  *     power T W                      from T on; the first T is 0
  *     repeat S                       the power repeats after S seconds
  *     sensor UPDATE WINDOW           instantaneous power: the mean of the window before the last update
@@ -30,7 +30,7 @@
 #include <time.h>
 
 enum { OK = 0, UNINITIALIZED = 1, BAD_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7 };
-enum { BOARDS = 8, SEGMENTS = 64, RULES = 64, PROCESSES = 8 };
+enum { BOARDS = 24, SEGMENTS = 64, RULES = 128, PROCESSES = 8 };
 enum { FIELD_ENERGY = 83, FIELD_AVERAGE = 185, FIELD_INSTANT = 186 };
 enum { TYPE_DOUBLE = 0, TYPE_UINT = 1, TYPE_ULL = 3 };
 
@@ -41,7 +41,7 @@ struct board {
     int major, minor, arch, mig, virtualization, ecc, persistence, processes, segments;
     unsigned limit_w, default_limit_w, sm_mhz, memory_mhz, temperature_c, pids[PROCESSES];
     unsigned long long reasons;
-    double at_s[SEGMENTS], watts[SEGMENTS], repeat_s, ripple_w, freeze_s, reload_s;
+    double at_s[SEGMENTS], watts[SEGMENTS], repeat_s, ripple_w, freeze_s, reload_s, pids_from_s[PROCESSES];
     double counter_update_s, counter_j, wrap_mj;
     struct sensor instant, average;
 };
@@ -114,8 +114,11 @@ static void line(const char *word, char *rest) {
     else if (!strcmp(word, "ecc")) sscanf(rest, "%d", &b->ecc);
     else if (!strcmp(word, "persistence")) sscanf(rest, "%d", &b->persistence);
     else if (!strcmp(word, "limit")) sscanf(rest, "%u %u", &b->limit_w, &b->default_limit_w);
-    else if (!strcmp(word, "process") && b->processes < PROCESSES) sscanf(rest, "%u", &b->pids[b->processes++]);
-    else if (!strcmp(word, "clocks")) sscanf(rest, "%u %u", &b->sm_mhz, &b->memory_mhz);
+    else if (!strcmp(word, "process") && b->processes < PROCESSES) {
+        b->pids_from_s[b->processes] = -INFINITY;
+        sscanf(rest, "%u %lf", &b->pids[b->processes], &b->pids_from_s[b->processes]);
+        b->processes++;
+    } else if (!strcmp(word, "clocks")) sscanf(rest, "%u %u", &b->sm_mhz, &b->memory_mhz);
     else if (!strcmp(word, "temperature")) sscanf(rest, "%u", &b->temperature_c);
     else if (!strcmp(word, "reasons")) sscanf(rest, "%llu", &b->reasons);
     else if (!strcmp(word, "power") && b->segments < SEGMENTS) {
@@ -321,13 +324,16 @@ int nvmlDeviceGetPowerManagementDefaultLimit(struct board *b, unsigned *out) {
 }
 
 int nvmlDeviceGetComputeRunningProcesses_v3(struct board *b, unsigned *count, struct process *out) {
-    unsigned room = *count;
+    unsigned room = *count, there = 0;
     int code = enter(b, "nvmlDeviceGetComputeRunningProcesses");
     if (code != OK) return code;
-    *count = (unsigned)b->processes;
-    if (room < *count) return TOO_SMALL;
-    for (int i = 0; i < b->processes; i++) out[i] = (struct process){b->pids[i], 1 << 20, 0, 0};
-    return OK;
+    for (int i = 0; i < b->processes; i++) {
+        if (since_s() < b->pids_from_s[i]) continue;
+        if (there < room) out[there] = (struct process){b->pids[i], 1 << 20, 0, 0};
+        there++;
+    }
+    *count = there;
+    return there > room ? TOO_SMALL : OK;
 }
 
 /* What its sensors say */

@@ -1,29 +1,46 @@
 """Every fault of a power sensor, planted in a stub of NVML: what the user sees, and the exit code.
 
-    python -m tests.power_faults          prints both tables as Markdown
+    python -m tests.power_faults          prints both tables as Markdown; half a minute
 
-The first table really runs `python -m bench.power`. The second reads a sensor through the thread that reads it
-during a window, while the fault happens: what the trace then carries is all that an analysis can go by.
+The first table really runs `python -m bench.power`. The second measures energy windows in real time, one board
+for each fault, through the meter that a run uses; the fault happens in the middle of each window:
+
+    seconds   0        0.9     1.5              3.1              4.7     5.3
+              | opened  | idle  |###### load #####|##### load ####|  idle |
+                                                fault
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import typer
+from typer.testing import CliRunner
 
-from bench.analysis.traces import Trace
-from bench.measure.power import Sampler, Sampling
+from bench import power
+from bench.analysis.energy import Rules, WindowEnergy, window_joules
+from bench.analysis.energy_trials import ArmEnergy, combine
+from bench.analysis.traces import Load, Reading, Trace, Window
+from bench.measure.meters import HostMeter, Recording
+from bench.measure.power import SensorInfo
+from bench.measure.power.files import Recorded, save_windows
 from bench.measure.power.nvml import NvmlSensor
+from bench.measure.replay import SQUARE, WINDOW
+from profiles.sensors import published_traits
 from tests.nvml_stub import (
     DRIVER_NOT_LOADED,
     FIRST,
@@ -222,67 +239,232 @@ def run_all(folder: Path) -> list[Outcome]:
 
 # What happens during a window
 
+OPENED_S, BEGAN_S, FAULT_S, ENDED_S = 0.6, 1.5, 3.1, 4.7  # since the stub's `start`
+IDLE_W, BUSY_W, THROTTLED_W = 60.0, 300.0, 240.0
+LAYER_J = 0.3  # a thousand layers per second at 300 W
+RULES = Rules(window_s=1.5, updates=10, idle_s=0.6, settle_s=0.25, trials=2, frozen_updates=5)
+TRAITS = published_traits("NVIDIA H100 PCIe")
+
+
+def power_of(busy: Sequence[tuple[float, float]]) -> list[str]:
+    """Idle, then from when on how many watts, then idle."""
+    return [f"power {at} {watts}" for at, watts in ((0, IDLE_W), *busy, (ENDED_S, IDLE_W))]
+
+
+STEADY = power_of([(BEGAN_S, BUSY_W)])
+THROTTLING = power_of([(BEGAN_S, BUSY_W), (FAULT_S, THROTTLED_W)])
+
 
 @dataclass(frozen=True)
 class MidWindow:
-    """A fault half a second after a healthy sensor was opened.
+    """A fault in the middle of every window of an arm.
 
     Attributes:
         fault: its name.
         script: lines that follow the healthy board's.
         carries: a pattern of what the trace must be found to carry.
+        refused: a pattern of why there are no joules; empty where there must be the right ones.
+        source: the channel that they then come from.
+        slow: whether the second half runs at 80 % of the speed and power.
     """
 
     fault: str
     script: Sequence[str]
     carries: str
+    refused: str = ""
+    source: str = "energy_j"
+    slow: bool = False
 
 
+def since(line: str) -> list[str]:
+    """Of every field, from the fault on."""
+    return every_field(f"{line} {FAULT_S}")
+
+
+_FALLS_AT = 4294967.296 - IDLE_W * BEGAN_S - BUSY_W * (FAULT_S - BEGAN_S)  # 2^32 mJ at the fault
 MID_WINDOW = (
     MidWindow("none", (), r"^nothing odd$"),
-    MidWindow("counter reset", ("reload 0.5",), r"energy_j falls by 1090 J"),
     MidWindow(
-        "counter goes round", ("counter 0.1 4294847 4294967296",), r"energy_j falls by 4\.29\d*e\+06 J"
-    ),
-    MidWindow("frozen sensor", ("freeze 0.5",), r"no channel changes in the last 0\.[4-9]\d s"),
-    MidWindow("zero", ("value field:186 0 0.5",), r"power_instant_w: it reads 0"),
-    MidWindow("NaN", ("value field:186 nan 0.5",), r"power_instant_w: it reads NaN"),
-    MidWindow("GPU lost", (f"fault * {GPU_IS_LOST} 0.5",), r"ends with: the GPU is lost"),
-    MidWindow(
-        "driver reload", (f"fault * {UNINITIALIZED} 0.5",), r"ends with: NVML is not initialized"
+        "counter reset", (f"reload {FAULT_S}",), r"energy_j falls by 1[4-6]\d\d",
+        source="power_instant_w",
     ),
     MidWindow(
-        "slow call", ("delay nvmlDeviceGetFieldValues 0.2 0.5 0.55",), r"a call took 0\.2\d s, [1-9]\d* late"
+        "counter goes round", (f"counter 0.1 {_FALLS_AT:.3f} 4294967296",),
+        r"energy_j falls by 4\.29\d*e\+06 J", source="power_instant_w",
     ),
     MidWindow(
-        "throttling", ("value nvmlDeviceGetCurrentClocksEventReasons 32 0.5",), r"event reasons 0x20"
+        "frozen sensor", (f"freeze {FAULT_S}",), r"no channel changes in the last [12]\.\d\d s",
+        r"the energy counter: it stood still for [12]\.\d\d s, though .* it repeated one value bit for bit",
+    ),
+    MidWindow(
+        "zero, all channels", since("value {} 0"), r"energy_j.*: it reads 0",
+        r"its readings end 1\.\d\d s before the load does: .*it reads 0",
+    ),
+    MidWindow("zero, one channel", (f"value field:186 0 {FAULT_S}",), r"power_instant_w: it reads 0"),
+    MidWindow(
+        "NaN, all channels", since("value {} nan"), r"energy_j.*: it reads NaN",
+        r"its readings end 1\.\d\d s before the load does: .*it reads NaN",
+    ),
+    MidWindow("NaN, one channel", (f"value field:186 nan {FAULT_S}",), r"power_instant_w: it reads NaN"),
+    MidWindow(
+        "GPU lost", (f"fault * {GPU_IS_LOST} {FAULT_S}",), r"ends with: the GPU is lost",
+        r"its readings end 1\.\d\d s before the load does: the GPU is lost: it has fallen off the bus",
+    ),
+    MidWindow(
+        "driver reload", (f"fault * {UNINITIALIZED} {FAULT_S}",), r"ends with: NVML is not initialized",
+        r"its readings end 1\.\d\d s before the load does: NVML is not initialized any more",
+    ),
+    MidWindow(
+        "slow call", (f"delay nvmlDeviceGetFieldValues 0.2 {FAULT_S} {FAULT_S + 0.05}",),
+        r"a call took 0\.[2-9]\d s",
+    ),
+    MidWindow(
+        "throttling", (f"value nvmlDeviceGetCurrentClocksEventReasons 32 {FAULT_S}",),
+        r"event reasons 0x20", slow=True,
+    ),
+    MidWindow(
+        "another process on the board", (f"process {{stranger}} {FAULT_S}",),
+        r"another process used the board",
+        r"another process used the board .*after the window the driver listed 1 process of others",
     ),
 )  # fmt: skip
 
 
-def sample(case: MidWindow, library: Path, folder: Path) -> tuple[Trace, Sampling]:
-    """What the sampling thread gets of a second in which the fault happens."""
-    script = folder / "window"
-    script.write_text("\n".join([*board(), *case.script]) + "\n")
+@dataclass(frozen=True)
+class Answer:
+    """What comes of the windows of a fault.
+
+    Attributes:
+        recordings: the windows, one per trial.
+        windows: joules of each, or why there are none.
+        arm: joules of the arm, or why there are none.
+        code: exit code of `bench.power --replay`, given their traces.
+        output: everything that printed.
+    """
+
+    recordings: tuple[Recording, ...]
+    windows: tuple[WindowEnergy, ...]
+    arm: ArmEnergy
+    code: int
+    output: str
+
+    @property
+    def sentence(self) -> str:
+        """The arm, in words."""
+        joules = self.arm.gross_j
+        if joules.value is None or joules.low is None:
+            return f"no joules: {joules.reason}"
+        flag = ", flagged: throttled" if self.arm.throttled else ""
+        return (
+            f"{joules.value:.4f} ± {joules.value - joules.low:.4f} J per layer ({LAYER_J:g} planted) "
+            f"by {self.arm.source}{flag}"
+        )
+
+
+@contextmanager
+def scripted(library: Path, script: Path, lines: Sequence[str]) -> Iterator[None]:
+    """The stub in this process, with a script."""
+    script.write_text("\n".join(lines) + "\n", encoding="utf-8")
     before = os.environ.get("NVML_STUB")
     os.environ["NVML_STUB"] = str(script)
     try:
         with loaded(library):
-            sensor = NvmlSensor.open(FIRST)
-            with Sampler(sensor) as sampler:
-                time.sleep(1.0)
-            sensor.close()
+            yield
     finally:
         os.environ.pop("NVML_STUB")
         if before is not None:
             os.environ["NVML_STUB"] = before
-    assert sampler.result is not None
-    return sampler.result
 
 
-def carried(trace: Trace, sampling: Sampling) -> str:
-    """What is odd about a trace, in words."""
-    odd = []
+def record(
+    cases: Sequence[MidWindow], library: Path, folder: Path
+) -> list[tuple[SensorInfo, Recording]]:
+    """One window of every case, all at once, on a board each."""
+    start_s = time.monotonic() + OPENED_S
+    stranger = orphan()
+    lines = [f"start {start_s}"]
+    for index, case in enumerate(cases):
+        healthy = board(f"GPU-{index:08}", f"00000000:{index + 1:02X}:00.0")
+        lines += [line for line in healthy if not line.startswith("power")]
+        lines += THROTTLING if case.slow else STEADY
+        lines += [line.format(stranger=stranger) for line in case.script]
+    with scripted(library, folder / "windows", lines), ExitStack() as stack:
+        stack.callback(os.kill, stranger, signal.SIGKILL)
+        sensors = [NvmlSensor.open(f"GPU-{index:08}") for index in range(len(cases))]
+        for sensor in sensors:
+            stack.callback(sensor.close)
+        pool = stack.enter_context(ThreadPoolExecutor(len(cases)))
+        loads = [partial(run_load, start_s, case) for case in cases]
+        waiting = [
+            pool.submit(HostMeter(sensor).record, load, RULES.idle_s, 0.0)
+            for sensor, load in zip(sensors, loads, strict=True)
+        ]
+        return [(s.info, w.result()) for s, w in zip(sensors, waiting, strict=True)]
+
+
+def orphan() -> int:
+    """A process that is no relative of this one; it ends by itself after a minute."""
+    script = "sleep 60 > /dev/null 2>&1 & echo $!"
+    return int(subprocess.run(["sh", "-c", script], check=True, capture_output=True).stdout)
+
+
+def run_load(start_s: float, case: MidWindow) -> tuple[Load, ...]:
+    """The load that the script of a board draws power for."""
+    ahead_s = start_s + BEGAN_S - time.monotonic()
+    assert ahead_s > 0, f"the machine is too busy: the load began {-ahead_s:.2f} s ago"
+    time.sleep(start_s + ENDED_S - time.monotonic())
+    half = round((FAULT_S - BEGAN_S) * BUSY_W / LAYER_J)
+    watts = THROTTLED_W if case.slow else BUSY_W
+    rest = round((ENDED_S - FAULT_S) * watts / LAYER_J)
+    marks = ((BEGAN_S, 0), (FAULT_S, half), (ENDED_S, half + rest))
+    return (Load(tuple((start_s + at_s, layers) for at_s, layers in marks)),)
+
+
+def answers(library: Path, folder: Path) -> dict[str, Answer]:
+    """Two windows of every fault in real time, and what comes of them."""
+    trials = [record(MID_WINDOW, library, folder) for _ in range(RULES.trials)]
+    return {
+        case.fault: answer(
+            trials[0][i][0], tuple(trial[i][1] for trial in trials), folder / f"{i}.power.parquet"
+        )
+        for i, case in enumerate(MID_WINDOW)
+    }
+
+
+def answer(info: SensorInfo, recordings: tuple[Recording, ...], path: Path) -> Answer:
+    """What the analysis says, and what the command says of the same traces in a file."""
+    assert TRAITS is not None
+    windows = [Window(r.loads[0], r.trace, RULES.idle_s, RULES.idle_s) for r in recordings]
+    said = tuple(window_joules(window, TRAITS, RULES) for window in windows)
+    save_windows(path, info, [without_square_wave(), *map(labelled, range(RULES.trials), windows)])
+    app = typer.Typer(add_completion=False)
+    app.command()(power.main)
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["--replay", str(path)])
+    return Answer(recordings, said, combine(said, rules=RULES), done.exit_code, done.output)
+
+
+def without_square_wave() -> Recorded:
+    """Where a square wave would be, nothing: the published traits apply."""
+    label: dict[str, str | int] = {
+        "of": SQUARE,
+        "switched_s": "[0, 1]",
+        "kind": "measured",
+        "layers": 1,
+    }
+    label["rules"] = json.dumps(asdict(RULES))
+    nothing = Trace.of([Reading(0.0, 0.0, {}, "the sensor was not characterised")])
+    return Recorded(label, Window(Load(((0.0, 0), (1.0, 1))), nothing, 0.0, 0.0))
+
+
+def labelled(trial: int, window: Window) -> Recorded:
+    label: dict[str, str | int] = {"of": WINDOW, "format": "int4-g128", "batch": 1, "trial": trial}
+    kernel = {"arm": "fused", "implementation": "a", "variant": "b", "weight_format": "int4-g128"}
+    return Recorded({**label, **kernel}, window)
+
+
+def carried(found: Recording) -> str:
+    """What is odd about a window's trace, in words."""
+    odd, trace, sampling = [], found.trace, found.sampling
     energy = trace.values["energy_j"]
     steps = np.diff(energy[~np.isnan(energy)])
     if np.any(steps < 0):
@@ -293,11 +475,11 @@ def carried(trace: Trace, sampling: Sampling) -> str:
         if not np.any(np.isnan(trace.values[c]))
     ]
     still_s = trace.time_s[-1] - max(changed_s, default=trace.time_s[-1])
-    if still_s > 0.3:
+    if still_s > 1.0:
         odd.append(f"no channel changes in the last {still_s:.2f} s")
     if sampling.longest_read_s > 0.15:
-        odd.append(f"a call took {sampling.longest_read_s:.2f} s, {sampling.late} late")
-    if sampling.wall_s < 0.9:
+        odd.append(f"a call took {sampling.longest_read_s:.2f} s, {sampling.late} readings late")
+    if trace.time_s[-1] < found.loads[0].ended_s:
         odd.append(f"ends with: {trace.errors[-1]}")
     elif sampling.failed:
         error = next(e for e in trace.errors if e)
@@ -318,11 +500,12 @@ def main() -> None:
             shown = re.search(case.shows, outcome.output) if case.shows else None
             quoted = f" ({' '.join(shown[0].split())})" if shown else ""
             print(f"| {case.fault} | {outcome.sentence}{quoted} | {outcome.code} |")
-        # The joules of such a window, or why there are none, are to be a third column here: what
-        # bench.analysis.energy.window_joules(window, traits, rules) says of it.
-        print("\n| fault during a window | what the trace carries |\n|---|---|")
-        for fault in MID_WINDOW:
-            print(f"| {fault.fault} | {carried(*sample(fault, folder, folder))} |")
+        print(
+            "\n| fault during a window | what the trace carries | what the user gets | "
+            "exit code of `bench.power --replay` |\n|---|---|---|---|"
+        )
+        for fault, found in answers(folder, folder).items():
+            print(f"| {fault} | {carried(found.recordings[0])} | {found.sentence} | {found.code} |")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import planted_truth
 import pytest
 
 import bench.measure.run as run_module
-from bench.analysis.energy import Rules
+from bench.analysis.energy import Rules, window_joules
 from bench.analysis.traces import Load
 from bench.measure.assemble import assemble
 from bench.measure.devices import Problem
@@ -30,16 +30,17 @@ from bench.measure.devices.simulated import (
 from bench.measure.energy import in_order, loads
 from bench.measure.journal import Journal
 from bench.measure.ledger import Ledger
-from bench.measure.meters import HostMeter, NoMeter, find_meter
+from bench.measure.meters import HostMeter, NoMeter, Recording, find_meter
 from bench.measure.power import SensorInfo
 from bench.measure.power.files import TraceFileError, load_windows, save_windows
-from bench.measure.records import EnergyPlan, Plan
+from bench.measure.records import EnergyPlan, Plan, Readings, WindowRecord, dump
+from bench.measure.records import load as load_record
 from bench.measure.replay import recorded, replay
 from bench.measure.run import Run
 from bench.measure.session import Session
 from bench.measure.worker import Worker, WorkerLostError
 from kernels.formats import find_format
-from profiles.schema import Operator, Profile, Protocol
+from profiles.schema import Implementation, Operator, Profile, Protocol
 from profiles.sensors import Traits
 
 OPERATORS = (Operator(name="qkv", n=6144, k=4096), Operator(name="down", n=4096, k=14336, count=2))
@@ -341,6 +342,85 @@ def test_a_load_begins_at_its_phase_of_the_sensor(delay_s: float) -> None:
         assert recording.sampling.cpu_s is not None
     # an update is seen within a poll of 10 ms; a busy machine may lose one of five
     assert float(np.median(phases)) == pytest.approx(delay_s + 0.006, abs=0.0085)
+
+
+class Busy(Ticking):
+    """A board that says in turn who uses it: processes of others, and those that cannot be told."""
+
+    def __init__(self, *users: tuple[int | None, int | None]) -> None:
+        super().__init__()
+        self.users = list(users)
+
+    def strangers(self) -> tuple[int | None, int | None]:
+        return self.users.pop(0)
+
+
+def record(meter: HostMeter, seconds: float = 0.1) -> Recording:
+    def load() -> tuple[Load, ...]:
+        began_s = time.monotonic()
+        time.sleep(seconds)
+        return (Load(((began_s, 0), (time.monotonic(), 10))),)
+
+    return meter.record(load, 0.02, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ((0, 0), (0, 0), None),
+        ((None, None), (None, None), None),
+        ((0, 1), (0, 1), None),  # our own, in a container
+        ((0, 2), (0, 1), None),  # one that ended: it drew nothing to speak of, or was there before
+        ((1, 0), (0, 0), "before the window the driver listed 1 process of others"),
+        ((0, 0), (2, 0), "after the window the driver listed 2 processes of others"),
+        ((0, 1), (0, 2), "after the window the driver listed 1 process of others"),
+    ],
+)
+def test_a_window_on_a_shared_board_is_refused(
+    before: tuple[int | None, int | None], after: tuple[int | None, int | None], said: str | None
+) -> None:
+    sensor = Busy(before, after)
+    found = record(HostMeter(sensor))
+    assert not sensor.users  # asked twice
+    trace = found.trace
+    assert (np.diff(trace.time_s) >= 0).all()
+    assert found.sampling.readings == len(trace.time_s)
+    traits = Traits(
+        model="ticking", update_s=0.05, averaging_s={"power_instant_w": 0.05},
+        counter_update_s=None, lag_s=0.0, missing={"counter_update_s": "it has none"},
+    )  # fmt: skip
+    kept = WindowRecord(
+        format="int4", batch=1, trial=0, load=found.loads[0], idle_s=0.02,
+        kernel=Implementation(arm="fused", implementation="a", variant="b", weight_format="int4"),
+        readings=Readings.of(trace), sampling=found.sampling,
+    )  # fmt: skip
+    window = load_record(dump(kept)).window  # type: ignore[union-attr]
+    energy = window_joules(window, traits, Rules(window_s=0.05, updates=1, settle_s=0.0))
+    if said is None:
+        assert found.sampling.failed == 0
+        assert not any(trace.errors)
+        assert "another process" not in energy.reason
+    else:
+        assert found.sampling.failed == 1
+        assert energy.gross_j is None
+        assert energy.reason == f"another process used the board (see nvidia-smi): {said}"
+        assert [e for e in trace.errors if e] == [energy.reason]
+
+
+def test_the_reading_after_a_pause_is_thrown_away() -> None:
+    """RAPL's first one after minutes has no value, since the counter may have gone round meanwhile."""
+
+    class Paused(Ticking):
+        calls = 0
+
+        def read(self) -> tuple[dict[str, float], str]:
+            self.calls += 1
+            return ({}, "energy_j: not read for 99 s") if self.calls == 1 else super().read()
+
+    found = record(HostMeter(Paused()))
+    assert not any(found.trace.errors)
+    assert np.isfinite(found.trace.values["power_instant_w"]).all()
+    assert found.sampling.failed == 0
 
 
 def test_a_device_without_sensor_has_no_meter(tmp_path: Path) -> None:

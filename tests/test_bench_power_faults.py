@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.nvml_stub import build
-from tests.power_faults import CASES, MID_WINDOW, Case, MidWindow, Outcome, carried, run, sample
+from tests.power_faults import (
+    CASES,
+    LAYER_J,
+    MID_WINDOW,
+    Answer,
+    Case,
+    MidWindow,
+    Outcome,
+    answers,
+    carried,
+    run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +49,38 @@ def test_the_user_sees_a_reason_and_the_exit_code(
         assert " 0 J" not in found.output
 
 
+@pytest.fixture(scope="module")
+def during(library: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    return answers(library, tmp_path_factory.mktemp("windows"))
+
+
 @pytest.mark.parametrize("case", MID_WINDOW, ids=lambda case: case.fault)
-def test_the_trace_carries_what_happened(case: MidWindow, library: Path, tmp_path: Path) -> None:
-    trace, sampling = sample(case, library, tmp_path)
-    assert re.search(case.carries, carried(trace, sampling)), carried(trace, sampling)
-    assert sampling.readings == len(trace.time_s)
-    if case.fault == "slow call":
-        assert trace.read_s.max() >= 0.2
+def test_a_fault_during_a_window_ends_in_a_reason_or_the_right_joules(
+    case: MidWindow, during: dict[str, Answer]
+) -> None:
+    found = during[case.fault]
+    for recording in found.recordings:
+        assert re.search(case.carries, carried(recording)), carried(recording)
+        assert recording.sampling.readings == len(recording.trace.time_s)
+    assert "Traceback" not in found.output
+    joules = found.arm.gross_j
+    if case.refused:
+        assert [window.gross_j for window in found.windows] == [None, None]
+        for window in found.windows:
+            assert re.search(case.refused, window.reason), window.reason
+        assert joules.value is None
+        assert joules.reason.startswith("0 of 2 trials can be used; 2 are needed; trial 1: ")
+        assert found.windows[0].reason in joules.reason
+        assert found.code == 1
+        assert f"No joules of int4-g128, batch 1, fused: {joules.reason}." in found.output
+        return
+    for window in found.windows:
+        assert window.gross_j == pytest.approx(LAYER_J, rel=0.05)
+        assert window.source == case.source
+    assert joules.value == pytest.approx(LAYER_J, rel=0.05)
+    assert joules.low is not None
+    assert joules.high is not None
+    assert joules.low <= LAYER_J <= joules.high
+    assert found.arm.throttled == (case.fault == "throttling")
+    assert found.code == 0
+    assert f"{1e3 * joules.value:.0f}" in found.output

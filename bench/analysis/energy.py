@@ -185,6 +185,8 @@ def window_joules(window: Window, traits: Traits, rules: Rules | None = None) ->
         conditions=_conditions(window),
         gain_uncertainty=traits.gain_uncertainty,
     )
+    if window.trace.shared:
+        return replace(energy, reason=window.trace.shared)
     lasted_s = window.load.ended_s - window.load.began_s
     if lasted_s < rules.window_s:
         reason = f"the load lasted {lasted_s:.2f} s, less than the {rules.window_s:g} s needed"

@@ -31,6 +31,9 @@ CHANNELS = {
     "event_reasons": "NVML's bit mask of reasons why clocks are not higher",
 }
 POWERS = ("power_instant_w", "power_average_w")
+SHARED = (
+    "another process used the board"  # so begins the error of a row that spoils the whole trace
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,11 @@ class Trace:
             },
             tuple(r.error for r in readings),
         )
+
+    @property
+    def shared(self) -> str:
+        """Why the watts are not those of the load alone; empty where nothing is known against it."""
+        return next((error for error in self.errors if error.startswith(SHARED)), "")
 
     def readings(self) -> list[Reading]:
         """The same as rows; what is NaN is left out."""

@@ -6,14 +6,23 @@ SimulatedMeter  the loads are over in no time; a simulated sensor reads afterwar
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from bench.analysis.traces import POWERS, Load, Trace
+from bench.analysis.traces import POWERS, SHARED, Load, Reading, Trace
 from bench.measure.devices.simulated import BOARDS, Board
-from bench.measure.power import HostClock, Sampler, Sampling, Sensor, SensorInfo, poll
+from bench.measure.power import (
+    HostClock,
+    Sampler,
+    Sampling,
+    Sensor,
+    SensorError,
+    SensorInfo,
+    poll,
+)
 from bench.measure.power.discover import absence, find_sensor
 from bench.measure.power.simulated import PowerCurve, SimulatedSensor, VirtualClock
 from profiles.schema import DeviceInfo
@@ -75,8 +84,21 @@ class Meter(Protocol):
         ...
 
 
+@runtime_checkable
+class Shared(Protocol):
+    """A sensor whose watts may be those of other processes too."""
+
+    def strangers(self) -> tuple[int | None, int | None]:
+        """How many processes of others use the board now, and how many cannot be told; None: unknown."""
+        ...
+
+
 class HostMeter:
-    """A sensor of this machine, read by a thread of this process while another one runs the loads."""
+    """A sensor of this machine, read by a thread of this process while another one runs the loads.
+
+    Who uses the board is asked before and after, since it costs the driver time. A process that is not
+    ours leaves a row without values in the trace, whose error makes analysis refuse the window.
+    """
 
     def __init__(self, sensor: Sensor) -> None:
         self._sensor = sensor
@@ -102,6 +124,9 @@ class HostMeter:
     ) -> Recording:
         """See the protocol."""
         clock = HostClock()
+        with contextlib.suppress(SensorError):  # whatever is wrong, the next reading says so too
+            self._sensor.read()  # thrown away: after a pause a counter may not know what it missed
+        began_s, before = clock.now_s(), self._users()
         with Sampler(self) as sampler:
             clock.sleep(idle_s)
             self._wait_for_update(clock)
@@ -109,7 +134,25 @@ class HostMeter:
             loads = run()
             clock.sleep(idle_s)
         assert sampler.result is not None
-        return Recording(loads, *sampler.result)
+        after, ended_s = self._users(), clock.now_s()
+        return Recording(
+            loads,
+            *_noted(
+                *sampler.result,
+                first=_sharing(began_s, before[0], "before"),
+                last=_sharing(ended_s, after[0] or max(0, after[1] - before[1]), "after"),
+            ),
+        )
+
+    def _users(self) -> tuple[int, int]:
+        """Processes of others on the board now, and those that cannot be told; 0 where that is not known.
+
+        In a container ours cannot be told either; so only more of them than before say something.
+        """
+        others, unknown = None, None
+        if isinstance(self._sensor, Shared):
+            others, unknown = self._sensor.strangers()
+        return others or 0, unknown or 0
 
     def _wait_for_update(self, clock: HostClock) -> None:
         """Until the sensor says something new, or has not for a while."""
@@ -120,6 +163,27 @@ class HostMeter:
             if [self._last.get(channel) for channel in channels] != before:
                 return
             clock.sleep(UPDATE_POLL_S)
+
+
+def _sharing(time_s: float, count: int, when: str) -> list[Reading]:
+    """A row without values that says how many others used the board; nothing for none."""
+    if not count:
+        return []
+    listed = f"{count} {'processes' if count > 1 else 'process'}"
+    why = f"{SHARED} (see nvidia-smi): {when} the window the driver listed {listed} of others"
+    return [Reading(time_s, 0.0, {}, why)]
+
+
+def _noted(
+    trace: Trace, sampling: Sampling, first: list[Reading], last: list[Reading]
+) -> tuple[Trace, Sampling]:
+    """A trace with rows before and after it, which count as failed readings."""
+    added = len(first) + len(last)
+    if not added:
+        return trace, sampling
+    readings, failed = sampling.readings + added, sampling.failed + added
+    noted = replace(sampling, readings=readings, failed=failed)
+    return Trace.of([*first, *trace.readings(), *last]), noted
 
 
 class SimulatedMeter:

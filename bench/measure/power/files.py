@@ -119,7 +119,7 @@ def trace_content(path: Path, info: SensorInfo, windows: Sequence[Recorded]) -> 
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     content = bytes(sink.getvalue())
-    _parsed(path, content)
+    parse_windows(path, content)
     return content, table.num_rows
 
 
@@ -133,7 +133,7 @@ def load_windows(path: Path) -> tuple[SensorInfo, tuple[Recorded, ...]]:
         content = read_file(path, MAXIMUM_BYTES)
     except ProfileError as error:
         raise TraceFileError(str(error)) from None
-    return _parsed(path, content)
+    return parse_windows(path, content)
 
 
 def _schema() -> pa.Schema:
@@ -165,8 +165,12 @@ def _columns(index: int, window: Window) -> dict[str, list[Any]]:
     }
 
 
-def _parsed(path: Path, content: bytes) -> tuple[SensorInfo, tuple[Recorded, ...]]:
-    """What a file's bytes say, checked.
+def parse_windows(path: Path, content: bytes) -> tuple[SensorInfo, tuple[Recorded, ...]]:
+    """The sensor and the windows in the bytes of a file.
+
+    Args:
+        path: for messages.
+        content: the bytes.
 
     Raises:
         TraceFileError: they do not hold together.
