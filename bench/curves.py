@@ -42,7 +42,7 @@ def draw(profile: Profile, path: Path) -> None:
         OSError: the file cannot be written.
     """
     if not any(row.token_j.value is not None for row in profile.energy.rows):
-        raise ValueError(f"there are no joules to draw: {_why(profile.energy)}.")
+        raise ValueError(f"there are no joules to draw: {_why(profile.energy)}")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -90,13 +90,14 @@ def _panel(axis: Axes, profile: Profile, weight_format: str) -> None:
                 a, b = known
                 if a is not None and b is not None:
                     batch = np.geomspace(*_ends(rows), 200)
-                    axis.plot(batch, a + b / batch, color=color, linewidth=1, linestyle="--")
+                    style = "--" if curve.fits else ":"
+                    axis.plot(batch, a + b / batch, color=color, linewidth=1, linestyle=style)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     batches = sorted({row.batch for row in rows})
     axis.set_xticks(batches, [str(batch) for batch in batches])
     axis.set_xlabel("batch")
-    axis.set_title(f"{weight_format} (dashed: a + b / batch)", fontsize=10)
+    axis.set_title(f"{weight_format} (dashed: a + b / batch; dotted: does not fit)", fontsize=10)
     axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
     axis.legend(fontsize=8, frameon=False)
 
@@ -136,7 +137,7 @@ def main(
     try:
         draw(load_profile(path, allow=("measured", "modelled", "simulated", "imported")), output)
     except (ProfileError, ValueError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {str(error).rstrip('.')}.", err=True)
         raise typer.Exit(2) from None
     except OSError as error:
         typer.echo(f"error: cannot write {output}: {error.strerror}.", err=True)

@@ -150,14 +150,16 @@ def make_plan(
 
 
 def plan_energy(energy: Energy, batches: tuple[int, ...]) -> EnergyPlan | None:
-    """The energy windows that --energy asks for: at METHOD's batches, or at all where there is none."""
+    """The energy windows that --energy asks for: at METHOD's batches, or at all where a curve needs more."""
     from bench.analysis.energy import SMOKE, Rules
+    from bench.analysis.energy_curve import FEWEST
     from bench.measure.energy import BATCHES as METHOD_BATCHES
     from bench.measure.records import EnergyPlan
 
     if energy == "off":
         return None
-    chosen = tuple(b for b in batches if b in METHOD_BATCHES) or batches
+    chosen = tuple(b for b in batches if b in METHOD_BATCHES)
+    chosen = chosen if len(chosen) >= FEWEST else batches
     if energy == "full":
         return EnergyPlan("full", batches, Rules())
     return EnergyPlan("default", chosen, SMOKE if energy == "smoke" else Rules())
@@ -263,7 +265,8 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
         return code
     if interrupted:
         output = output.with_suffix(".incomplete.json")
-    profile = write(read_journal(journal.path), output)
+    ledger = read_journal(journal.path)
+    profile = write(ledger, output)
     sync_folder(output.parent)
     if not interrupted:
         journal.remove()
@@ -271,10 +274,13 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
             remove_part(left.with_suffix(".incomplete.json"), profile)
     Console().print(render(profile))
     say(f"Wrote {output}")
-    if any(row.token_j.value is not None for row in profile.energy.rows):
-        picture = picture_of(output)
-        draw(profile, picture)
-        say(f"Drew {picture}")
+    picture = picture_of(output)
+    try:
+        if any(row.token_j.value is not None for row in profile.energy.rows):
+            draw(profile, picture)
+            say(f"Drew {picture}")
+    except OSError as error:
+        warn(f"cannot write {picture}: {error.strerror}; python -m bench.curves draws it again.")
     if interrupted:
         typer.echo(
             "Interrupted: the profile holds the finished blocks and says it is incomplete.",
@@ -284,6 +290,8 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
         return code
     good, known = converged_share(profile)
     if failures(profile) or good < CONVERGED_SHARE * known or warm(profile):
+        return 1
+    if ledger.failed_windows:
         return 1
     return 0
 

@@ -334,7 +334,7 @@ def _joules(rows: list[EnergyRow], kind: Kind) -> Table:
         ("arm", "mJ", "net mJ", "W", "idle W", "ms", "windows"),
     )
     for row in rows:
-        numbers = (row.energy_j, row.net_j, row.power_w, row.idle_w, row.windows_s)
+        numbers = (row.energy_j, row.net_j, row.power_w, row.idle_w, row.layer_s)
         cells = [cell_of(q, s) for q, s in zip(numbers, (1e3, 1e3, 1.0, 1.0, 1e3), strict=True)]
         table.add_row(str(row.batch), row.kernel.arm, *cells, str(row.windows))
     return table

@@ -115,8 +115,9 @@ def _energy(profile: Profile, chosen: list[Comparison]) -> Table:
         cells = (
             rows.get((c.batch, k)) if k else None for k in (c.best16, bypass, c.fused, c.unfused)
         )
+        mark = "†" if c.energy_flags else ""
         table.add_row(
-            _batch(c), *(cell_of(row.energy_j if row else None, MJ) for row in cells),
+            f"{c.batch}{mark}", *(cell_of(row.energy_j if row else None, MJ) for row in cells),
             cell_of(c.phi_exposed_j, MJ), cell_of(c.phi_unfused_j, MJ), cell_of(c.energy_ratio_fused),
         )  # fmt: skip
     return table
@@ -148,8 +149,12 @@ def _curves(profile: Profile, weight_format: str) -> Iterator[Text]:
         if c.format == weight_format and c.a_j.value is not None and c.b_j.value is not None:
             yield Text(
                 f"{c.arm} ({c.implementation}): {c.a_j.value * MJ:.3g} + {c.b_j.value * MJ:.3g} / B mJ "
-                f"per token, within {c.largest_residual or 0:.0%}"
-                f"{'; ' + c.reason if c.reason else ''}.",
+                f"per token, "
+                + (
+                    f"fits within {c.largest_residual or 0:.1%}."
+                    if c.fits
+                    else f"does not fit: {c.reason}."
+                ),
                 style="dim",
             )
 
@@ -242,8 +247,8 @@ def _joules(profile: Profile) -> Iterator[str]:
     )
     for reason, rows in _grouped(energy.rows, lambda row: row.energy_j.reason):
         yield f"No joules of {rows}: {reason}."
-    for flag, rows in _grouped(energy.rows, lambda row: ", ".join(row.flags)):
-        yield f"Joules {flag} (clocks were held down in windows): {rows}."
+    for _, rows in _grouped(energy.rows, lambda row: " ".join(row.flags)):
+        yield f"† joules throttled, clocks were held down in some windows: {rows}."
     cost = energy.sampling
     if cost is not None:
         share = "" if cost.cpu_share is None else f", {cost.cpu_share:.1%} of a core"

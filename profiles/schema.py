@@ -286,6 +286,9 @@ class Comparison(Record):
     speedup_library: Quantity
     energy_ratio_fused: Quantity = absent("energy was not measured")
     energy_ratio_unfused: Quantity = absent("energy was not measured")
+    energy_flags: tuple[str, ...] = Field(
+        default=(), description="words on the windows that these joules are made of"
+    )
     quality_exposed: Quality
     quality_unfused: Quality
     extrapolated: Extrapolated | None = None
@@ -327,8 +330,8 @@ class EnergyRow(Record):
     """Joules of one arm on the whole layer, from windows of seconds with nothing else running.
 
     Gross joules are all that the sensor's scope drew; net ones are without what it draws while idle.
-    `windows_s` are seconds of one layer within the windows: the clock settles elsewhere than when arms
-    take turns. The numbers per token are of a step of all layers, which was not run: extrapolated, and
+    `layer_s` are seconds of one layer within the windows: the clock settles elsewhere than when arms take
+    turns. The numbers per token are of a step of all layers, which was not run: extrapolated, and
     without lm_head, attention and the host.
     """
 
@@ -342,13 +345,24 @@ class EnergyRow(Record):
     )
     power_w: Quantity
     idle_w: Quantity = Field(description="before and after, with the context alive")
-    windows_s: Quantity = Field(description="seconds of one layer within the windows")
-    sm_clock_mhz: float | None = Field(description="mean over the windows; null: no such channel")
-    temperature_c: float | None = Field(description="highest in the windows; null: no such channel")
-    windows: Annotated[int, Field(ge=0)] = Field(description="that count")
+    layer_s: Quantity = Field(description="seconds of one layer within the windows")
+    source: str | None = Field(description="the channel that energy_j comes from; null: none")
     sources: dict[str, float] = Field(
         description="gross joules of one layer by each channel of the sensor, side by side"
     )
+    disagreement: float | None = Field(
+        description="largest relative difference of two channels over the same time; null: one channel"
+    )
+    sm_clock_mhz: float | None = Field(description="mean over the windows; null: no such channel")
+    memory_clock_mhz: float | None = Field(description="the same of the memory")
+    temperature_begin_c: float | None = Field(
+        description="lowest at the begin of a window; or null"
+    )
+    temperature_end_c: float | None = Field(description="highest at the end of a window; or null")
+    throttle_share: float | None = Field(
+        description="of the readings, those that name a reason to throttle; null: no such channel"
+    )
+    windows: Annotated[int, Field(ge=0)] = Field(description="that count")
     refused: tuple[str, ...] = Field(default=(), description="why the other windows do not count")
     flags: tuple[str, ...] = ()
 
@@ -364,8 +378,21 @@ class EnergyCurve(Record):
     largest_residual: Annotated[float, Field(ge=0)] | None = Field(
         description="of the fit, over the value; null: there is no fit"
     )
+    fits: bool | None = Field(description="whether it describes its points; null: there is no fit")
     reason: str = Field(
         default="", description="why there is no fit, or why it does not describe its points"
+    )
+
+
+class SensorChannel(Record):
+    """What a square wave showed of one channel of the energy sensor."""
+
+    channel: str
+    update_s: Quantity
+    averaging_s: Quantity
+    lag_s: Quantity
+    residual_w: Annotated[float, Field(ge=0)] | None = Field(
+        description="standard deviation of what the load does not explain"
     )
 
 
@@ -378,6 +405,9 @@ class EnergyProtocol(Record):
     trials: Annotated[int, Field(ge=1)]
     idle_s: Annotated[float, Field(ge=0)] = Field(description="before and after each window")
     updates_minimum: Annotated[int, Field(ge=1)] = Field(description="of the sensor, in a window")
+    rotation_bytes: Annotated[int, Field(ge=0)] | None = Field(
+        description="least bytes touched between two uses of one weight copy; null: no window"
+    )
 
 
 class SamplingCost(Record):
@@ -412,6 +442,10 @@ class Energy(Record):
     published: Traits | None = Field(default=None, description="what is published of the sensor")
     characterised: Traits | None = Field(default=None, description="what this run found of it")
     characterised_reason: str = Field(default="", description="why that is null")
+    characterised_channels: tuple[SensorChannel, ...] = ()
+    characterised_load: str | None = Field(
+        default=None, description="what was switched on and off for that"
+    )
     protocol: EnergyProtocol | None = None
     rows: tuple[EnergyRow, ...] = ()
     curves: tuple[EnergyCurve, ...] = ()

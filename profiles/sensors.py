@@ -28,6 +28,8 @@ OTHER_BOARDS = {"laptop", "mobile", "max", "super"}  # "max" is the Max of Max-Q
 NO_LAG = "no lag has been published in numbers; `python -m bench.power` finds it"
 NO_COUNTER = "NVML counts energy on Volta and later boards only"
 
+OFFSET_W = 5.0  # three of the four published offsets are smaller
+
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -42,6 +44,9 @@ class Traits(Facts):
         counter_update_s: how often the energy counter changes; null without one.
         lag_s: from the end of what a reading is the mean of to the update that shows it.
         gain_uncertainty: half-width, 95 %, of reading over truth; it is common to all readings of a board.
+        offset_uncertainty_w: half-width, 95 %, of what a power reading is off by whatever is drawn. Published
+            for single boards: -1.2, 4.6, -4.2 and -22.6 W; boards without a number get 5 W, and those with one
+            no less than that.
         source: "published", or "characterised" on the board itself.
         origin: whose numbers these are, of which board, read when.
     """
@@ -52,6 +57,7 @@ class Traits(Facts):
     counter_update_s: Seconds | None
     lag_s: Annotated[float, Field(ge=0)] | None
     gain_uncertainty: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    offset_uncertainty_w: Annotated[float, Field(ge=0)] = OFFSET_W
     source: Literal["published", "characterised"] = "published"
     origin: str = ""
 
@@ -76,7 +82,12 @@ def completed(found: Traits, published: Traits | None) -> Traits:
         if getattr(found, name) is None
     }
     averaging_s = {**published.averaging_s, **found.averaging_s}
-    return found.model_copy(update={**update, "averaging_s": averaging_s, "missing": missing})
+    errors = {
+        name: getattr(published, name) for name in ("gain_uncertainty", "offset_uncertainty_w")
+    }
+    return found.model_copy(
+        update={**update, **errors, "averaging_s": averaging_s, "missing": missing}
+    )
 
 
 @dataclass(frozen=True)
@@ -155,5 +166,6 @@ def _traits(board: Board, model: str, name: set[str]) -> Traits:
         counter_update_s=board.counter_update_s,
         lag_s=None,
         gain_uncertainty=board.gain_uncertainty,
+        offset_uncertainty_w=max(OFFSET_W, abs(board.offset_w or 0.0)),
         origin=f"{origin}: {board.source}",
     )

@@ -202,6 +202,9 @@ class InProcess:
         states = self.session.begin(find_format(weight_format), *others)
         return Begun(states, self.session.rotation_bytes, self.session.refused)
 
+    def ready(self, layer: Any) -> None:
+        self.session.ready(layer)
+
     def steady(self, *arguments: Any) -> tuple[Load, ...]:
         return self.session.steady(*arguments)
 

@@ -21,19 +21,25 @@ T3 = 3.182446  # Student's t, 97.5 %, 3 degrees of freedom, from a printed table
 
 
 def trial(
-    gross_j: float, tick: float = 0.0, gain: float = 0.05, idle_w: float = IDLE_W
+    gross_j: float,
+    tick: float = 0.0,
+    gain: float = 0.05,
+    idle_w: float = IDLE_W,
+    layer_s: float = LAYER_S,
+    offset_w: float = 0.0,
 ) -> WindowEnergy:
     return WindowEnergy(
         source="energy_j",
         gross_j=gross_j,
-        net_j=gross_j - idle_w * LAYER_S,
+        net_j=gross_j - idle_w * layer_s,
         tick_j=tick * gross_j,
-        power_w=gross_j / LAYER_S,
+        power_w=gross_j / layer_s,
         idle_w=idle_w,
         idle_before_w=idle_w,
         idle_after_w=idle_w,
-        layer_s=LAYER_S,
+        layer_s=layer_s,
         gain_uncertainty=gain,
+        offset_uncertainty_w=offset_w,
     )
 
 
@@ -50,6 +56,7 @@ class Scenario:
         shared: of a round, common to both arms.
         tick: 95 % half-width of an error that all trials of an arm share.
         gain: 95 % half-width of the sensor's gain; 0 where it is known.
+        offset_w: 95 % half-width of the sensor's offset; arm b then takes half the time of arm a.
         uniform: the gain is uniform within its half-width instead of normal.
         trials: of each arm.
     """
@@ -58,6 +65,7 @@ class Scenario:
     shared: float = 0.0
     tick: float = 0.0
     gain: float = 0.05
+    offset_w: float = 0.0
     uniform: bool = False
     trials: int = 4
 
@@ -71,6 +79,8 @@ SCENARIOS = {
     "gain alone": Scenario(0.0003, gain=0.05),
     "as on a board": Scenario(0.003, shared=0.003, tick=0.0016, gain=0.05),
     "two trials": Scenario(0.01, gain=0.0, trials=2),
+    "offset alone": Scenario(0.0003, gain=0.0, offset_w=22.6),
+    "offset and gain": Scenario(0.002, shared=0.002, gain=0.05, offset_w=10.0),
 }
 
 
@@ -78,14 +88,18 @@ def simulate(s: Scenario, seed: int) -> tuple[ArmEnergy, ArmEnergy]:
     rng = np.random.default_rng(seed)
     sigma = s.gain / norm.ppf(0.975)
     gain = 1 + (rng.uniform(-s.gain, s.gain) if s.uniform else rng.normal() * sigma)
+    offset_w = rng.normal() * s.offset_w / norm.ppf(0.975)
     rounds = rng.normal(size=s.trials) * s.shared
     arms = []
-    for true_j in (A_J, B_J):
+    for true_j, layer_s in ((A_J, LAYER_S), (B_J, LAYER_S / 2 if s.offset_w else LAYER_S)):
         tick = rng.normal() * s.tick / norm.ppf(0.975)
         errors = rng.normal(size=s.trials) * s.own + rounds + tick
-        arms.append(
-            combine([trial(gain * true_j * (1 + e), s.tick, s.gain) for e in errors], "simulated")
-        )
+        read_j = gain * true_j + offset_w * layer_s
+        trials = [
+            trial(read_j * (1 + e), s.tick, s.gain, layer_s=layer_s, offset_w=s.offset_w)
+            for e in errors
+        ]
+        arms.append(combine(trials, "simulated"))
     return arms[0], arms[1]
 
 
@@ -127,6 +141,31 @@ def test_an_interval_without_the_gain_would_not_cover() -> None:
         blind = combine([replace(t, gain_uncertainty=0.0) for t in a.trials], "simulated")
         held += covers(blind.gross_j, A_J)
     assert held / 500 < 0.75
+
+
+def test_a_ratio_without_the_offset_would_be_wrong_and_sure() -> None:
+    """Published for one 4090: 1.044 x - 22.6 W. Two arms of 300 J and 150 W make a ratio of 2.17, not 2."""
+    read = [
+        combine(
+            [trial((1.044 * w - 22.6) * LAYER_S * e, gain=0.05, offset_w=o) for e in (1, 1.001)]
+        )
+        for o in (22.6, 0.0)
+        for w in (300.0, 150.0)
+    ]
+    with_offset, blind = ratio(read[0], read[1]), ratio(read[2], read[3])
+    assert with_offset.value == blind.value == pytest.approx(2.169, abs=0.001)
+    assert covers(with_offset, 2.0)
+    assert not covers(blind, 2.0)
+    # 22.6 W over 134 W, of a ratio that is 2.17 - 1 away from where the offset would cancel
+    assert half(with_offset) == pytest.approx(22.6 * 1.169 / 134.0, rel=0.05)
+
+
+def test_an_offset_cancels_in_net_joules_and_counts_in_watts() -> None:
+    arm = combine([trial(A_J * e, gain=0.0, offset_w=8.0) for e in (1, 1, 1)])
+    assert half(arm.gross_j) == pytest.approx(8.0 * LAYER_S)
+    assert half(arm.power_w) == half(arm.idle_w) == pytest.approx(8.0)
+    assert half(arm.net_j) == pytest.approx(0.0, abs=1e-12)
+    assert half(arm.layer_s) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_unpaired_differences_would_be_wide() -> None:

@@ -14,7 +14,7 @@ import planted_truth
 import pytest
 
 import bench.measure.run as run_module
-from bench.analysis.energy import Rules, window_joules
+from bench.analysis.energy import Rules, update_phase_s, window_joules
 from bench.analysis.traces import Load
 from bench.measure.assemble import assemble
 from bench.measure.devices import Problem
@@ -38,7 +38,7 @@ from bench.measure.records import load as load_record
 from bench.measure.replay import recorded, replay
 from bench.measure.run import Run
 from bench.measure.session import Session
-from bench.measure.worker import Worker, WorkerLostError
+from bench.measure.worker import Begun, Worker, WorkerLostError
 from kernels.formats import find_format
 from profiles.schema import Implementation, Operator, Profile, Protocol
 from profiles.sensors import Traits
@@ -72,14 +72,24 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class InProcess(planted_truth.InProcess):
-    """A worker without a process; arms in `deadly_windows` crash in their energy window."""
+    """A worker without a process; an (arm, batch) in `deadly_windows` crashes in its energy windows."""
 
-    deadly_windows: tuple[str, ...] = ()
+    deadly_windows: tuple[tuple[str, int], ...] = ()
+    no_energy = ""
 
-    def steady(self, layer: Any, *others: Any) -> Any:
-        if layer[0].arm in self.deadly_windows:
-            raise WorkerLostError("it crashed with SIGSEGV", layer[0])
-        return super().steady(layer, *others)
+    def begin(self, weight_format: str, *others: Any) -> Begun:
+        if self.no_energy and len(others) == 3:
+            raise WorkerLostError(self.no_energy, None)
+        return super().begin(weight_format, *others)
+
+    def ready(self, layer: Any) -> None:
+        super().ready(layer)
+        self.layer = layer
+
+    def steady(self, *arguments: Any) -> Any:
+        if (self.layer[0].arm, self.layer[0].batch) in self.deadly_windows:
+            raise WorkerLostError("it crashed with SIGSEGV", self.layer[0])
+        return super().steady(*arguments)
 
 
 def run(path: Path, asked: Plan, opener: Any = open_simulated, **others: Any) -> Ledger:
@@ -132,6 +142,11 @@ def test_planted_joules_are_found_again(tmp_path: Path) -> None:
         assert row.idle_w.value == pytest.approx(70, rel=0.01)
         assert row.net_j.value == pytest.approx(true_j * (1 - 70 / row.power_w.value), rel=0.02)
         assert row.windows == SHORT.trials
+        assert row.flags == ()
+        assert row.throttle_share == 0
+        assert row.source == "energy_j"
+        assert row.disagreement is not None
+        assert row.disagreement < 0.02
         assert row.energy_j.kind == "simulated"
     for c in found.comparisons:
         if c.operator != "layer":
@@ -143,6 +158,7 @@ def test_planted_joules_are_found_again(tmp_path: Path) -> None:
         ratio = planted_j("vendor", c.batch) / planted_j("fused", c.batch)
         assert c.energy_ratio_fused.value == pytest.approx(ratio, rel=0.01)
         assert c.energy_ratio_fused.high / c.energy_ratio_fused.low < 1.03  # type: ignore[operator]
+        assert c.energy_flags == ()
     layers = {(r.arm, r.batch): r for r in found.rows if r.operator == "layer"}
     assert layers["fused", 8].energy_j == rows["fused", 8].energy_j
     assert "no energy windows" in layers["stream", 8].energy_j.reason
@@ -168,6 +184,10 @@ def test_throttled_windows_carry_a_flag_and_still_count(tmp_path: Path) -> None:
         tmp_path / "a.jsonl", opener=lambda name: SimulatedDevice(BOARDS["h100"], scenario)
     )
     assert all(row.flags == ("throttled",) for row in found.energy.rows)
+    # 0.15 s of every 0.6 s
+    assert all(0.1 < (row.throttle_share or 0) < 0.45 for row in found.energy.rows)
+    layers = [c for c in found.comparisons if c.operator == "layer"]
+    assert all(c.energy_flags == ("throttled",) for c in layers)
 
 
 def test_full_measures_every_arm_and_off_none(tmp_path: Path) -> None:
@@ -205,8 +225,8 @@ def test_the_planned_time_is_said_before_the_first_sample(tmp_path: Path) -> Non
     said = next(i for i, event in enumerate(events) if event.startswith("Joules"))
     assert said < next(i for i, event in enumerate(events) if "pilot" in event)
     # 0.2 s settling, 1 s of averaging, a window of 1 s, two updates of 0.1 s, and 2 x 2 s idle: 6.4 s,
-    # 3 batches x 4 arms x 3 trials times
-    assert "3 trials of 6 s each: about 4 min per format" in events[said]
+    # 3 batches x 4 arms x 3 trials times, and a square wave of 40 s
+    assert "3 trials of 6 s each: about 5 min after the times" in events[said]
 
 
 def test_an_interrupted_run_goes_on_with_the_windows_that_are_left(tmp_path: Path) -> None:
@@ -238,19 +258,40 @@ def test_an_interrupted_run_goes_on_with_the_windows_that_are_left(tmp_path: Pat
     assert before.comparisons == after.comparisons
 
 
-def test_a_crash_in_a_window_costs_that_arm_only(
+def test_a_crash_in_a_window_costs_that_arm_its_joules_and_no_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(InProcess, "deadly_windows", ("bypass",))
+    calm = profile(tmp_path / "calm.jsonl")
+    monkeypatch.setattr(InProcess, "deadly_windows", (("vendor", 1),))
     found = profile(tmp_path / "a.jsonl")
     assert found.complete
-    assert {row.kernel.arm for row in found.energy.rows} == {"vendor", "fused", "unfused"}
-    failed = [row for row in found.rows if row.failure is not None]
-    assert {row.arm for row in failed} == {"bypass"}
-    assert all("SIGSEGV" in str(row.failure) for row in failed)
-    layer = next(c for c in found.comparisons if c.operator == "layer" and c.batch == 8)
-    assert layer.phi_exposed_j.value is None
-    assert layer.phi_unfused_j.value is not None
+    rows = {(row.kernel.arm, row.batch): row for row in found.energy.rows}
+    lost = rows.pop(("vendor", 1))
+    assert lost.energy_j.value is None
+    assert lost.energy_j.reason == "it crashed with SIGSEGV"
+    assert all(row.energy_j.value is not None for row in rows.values())
+    assert {(arm, batch) for arm, batch in rows if arm == "vendor"} == {
+        ("vendor", 8),
+        ("vendor", 64),
+    }
+    # the times were taken before: no baseline is swapped, no row fails
+    assert [row.time_s for row in found.rows] == [row.time_s for row in calm.rows]
+    assert [c.best16 for c in found.comparisons] == [c.best16 for c in calm.comparisons]
+    assert not any(row.failure for row in found.rows)
+    layer = next(c for c in found.comparisons if c.operator == "layer" and c.batch == 1)
+    assert layer.phi_unfused_j.value is None
+    assert layer.phi_exposed_j.value is not None
+
+
+def test_when_no_window_can_be_measured_the_times_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InProcess, "no_energy", "it was killed for want of memory")
+    found = profile(tmp_path / "a.jsonl")
+    assert found.complete
+    assert all(row.time_s.value is not None for row in found.rows)
+    assert found.energy.reason == "it was killed for want of memory"
+    assert not found.energy.rows
 
 
 def test_too_little_memory_for_cold_layers_is_a_reason(tmp_path: Path) -> None:
@@ -258,9 +299,23 @@ def test_too_little_memory_for_cold_layers_is_a_reason(tmp_path: Path) -> None:
     found = profile(
         tmp_path / "a.jsonl", opener=lambda name: SimulatedDevice(BOARDS["h100"], scenario)
     )
-    assert not found.energy.rows
-    assert "cold weights for whole layers need" in found.energy.reason
+    assert found.energy.reason.startswith("cold weights for whole layers need")
     assert found.energy.reason.endswith("0.2 GB are free")
+    assert not found.energy.rows
+
+
+def test_trials_begin_at_other_phases_of_the_sensor(tmp_path: Path) -> None:
+    ledger = run(tmp_path / "a.jsonl", plan())
+    traits = ledger.traits
+    assert traits is not None
+    begun: dict[int, list[float]] = {}
+    for (_, _, _, trial), record in ledger.windows.items():
+        phase_s = update_phase_s(record.window.trace, traits)
+        assert phase_s is not None
+        begun.setdefault(trial, []).append((record.load.began_s - phase_s) % 0.1)
+    # an update is noticed 3.7 ms after it; then come 0, 1/3 and 2/3 of 100 ms
+    for trial, phases in begun.items():
+        assert phases == pytest.approx([0.0037 + trial * 0.1 / 3] * len(phases), abs=0.006)
 
 
 def test_layers_rotate_over_more_than_twice_the_cache() -> None:
@@ -273,11 +328,13 @@ def test_layers_rotate_over_more_than_twice_the_cache() -> None:
     session.begin(weight_format, [1], {}, [layer])
     # 4.125 bits per weight of one qkv and two down projections
     layer_bytes = (6144 * 4096 + 2 * 4096 * 14336) * 4.125 / 8
-    copies = set(device._copies.values())
-    assert copies == {int(np.ceil(2 * (50 << 20) / layer_bytes)) + 1}
-    assert session.rotation_bytes == pytest.approx((copies.pop() - 1) * layer_bytes)
+    layers = int(np.ceil(2 * (50 << 20) / layer_bytes)) + 1
+    copies = {pool[0]: count for pool, count in device._copies.items()}
+    assert copies == {"qkv": layers, "down": 2 * layers}  # a layer has two down projections
+    assert session.rotation_bytes == pytest.approx((layers - 1) * layer_bytes)
     assert session.rotation_bytes >= 2 * device.cache_bytes
-    (load,) = session.steady(layer, ((0.5, 0.0),), (0, 0, 1, 0, 1), 3.0)
+    session.ready(layer)
+    (load,) = session.steady(((0.5, 0.0),), (0, 0, 1, 0, 1), 3.0)
     assert load.began_s == 3.0
     assert 0.5 <= load.ended_s - load.began_s <= 0.6
     assert load.layer_s == pytest.approx(
@@ -392,7 +449,7 @@ def test_a_window_on_a_shared_board_is_refused(
     kept = WindowRecord(
         format="int4", batch=1, trial=0, load=found.loads[0], idle_s=0.02,
         kernel=Implementation(arm="fused", implementation="a", variant="b", weight_format="int4"),
-        readings=Readings.of(trace), sampling=found.sampling,
+        rotation_bytes=1, readings=Readings.of(trace), sampling=found.sampling,
     )  # fmt: skip
     window = load_record(dump(kept)).window  # type: ignore[union-attr]
     energy = window_joules(window, traits, Rules(window_s=0.05, updates=1, settle_s=0.0))
@@ -442,12 +499,14 @@ def test_the_cpu_runs_whole_layers_with_marks() -> None:
             def launch(copy: int) -> Callable[[], None]:
                 return lambda: (calls.append(f"{prepared}{copy}"), time.sleep(0.001))[0]
 
-            return [launch(copy) for copy in range(4)]
+            return [launch(copy) for copy in range(6)]
 
     assert torch.__version__
     bursts: Sequence[tuple[float, float]] = ((0.12, 0.05), (0.06, 0.0))
-    first, second = Counting().steady([("a", 1), ("b", 2)], 3, bursts, "eager")  # type: ignore[list-item]
-    assert calls[:9] == ["a0", "b0", "b0", "a1", "b1", "b1", "a2", "b2", "b2"]
+    device = Counting()
+    device.ready([("a", 1), ("b", 2)], 3, "eager")  # type: ignore[list-item]
+    first, second = device.steady(bursts)
+    assert calls[:9] == ["a0", "b0", "b1", "a1", "b2", "b3", "a2", "b4", "b5"]
     assert len(calls) == 3 * (first.layers + second.layers)
     assert first.layers % 3 == 0
     assert first.ended_s - first.began_s >= 0.12
@@ -513,10 +572,70 @@ def test_joules_of_real_kernels_read_by_a_thread(
         assert row.power_w.value == pytest.approx(50, rel=0.01), row
         net = row.net_j  # idle draws as much
         assert net.value is None or net.low <= 0 <= net.high  # type: ignore[operator]
-        assert row.energy_j.value == pytest.approx(50 * row.windows_s.value, rel=0.01)  # type: ignore[operator]
+        assert row.energy_j.value == pytest.approx(50 * row.layer_s.value, rel=0.01)  # type: ignore[operator]
         assert row.token_j.value == pytest.approx(3 * row.energy_j.value)  # type: ignore[operator]
     cost = found.energy.sampling
     assert cost is not None
     assert cost.failed == 0
     assert cost.cpu_share is not None
     assert 0 < cost.cpu_share < 0.2
+
+
+class FakeEvent:
+    """Of a device that takes 1 ms for each cycle that was queued before it."""
+
+    clock_s = 0.0  # the host's
+    busy_until_s = 0.0  # the device's
+
+    def __init__(self, **options: bool) -> None:
+        self.at_s = 0.0
+
+    def record(self) -> None:
+        self.at_s = FakeEvent.busy_until_s
+
+    def synchronize(self) -> None:
+        FakeEvent.clock_s = max(FakeEvent.clock_s, self.at_s)
+
+
+@pytest.mark.parametrize("mode", ["graph", "eager"])
+def test_a_gpu_always_has_the_next_chunk_queued(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop of the CUDA device, with its driver replaced."""
+    from bench.measure.devices import cuda
+
+    FakeEvent.clock_s = FakeEvent.busy_until_s = 5.0
+    idle_s: list[float] = []
+    ran: list[str] = []
+
+    def cycle(launches: Sequence[Callable[[], None]]) -> None:
+        idle_s.append(max(0.0, FakeEvent.clock_s - FakeEvent.busy_until_s))
+        begin_s = max(FakeEvent.clock_s, FakeEvent.busy_until_s)
+        FakeEvent.busy_until_s = begin_s + 1e-3
+        for launch in launches:
+            launch()
+
+    class Graph:
+        def __init__(self, launches: Sequence[Callable[[], None]]) -> None:
+            self.replay = lambda: cycle(launches)
+
+    monkeypatch.setattr(cuda, "_capture", Graph)
+    monkeypatch.setattr(cuda, "_launch", cycle)
+    monkeypatch.setattr(cuda.torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(cuda.time, "monotonic", lambda: FakeEvent.clock_s)
+    device = cuda.CudaDevice.__new__(cuda.CudaDevice)
+    monkeypatch.setattr(device, "_time", lambda work: 1e-3)
+    monkeypatch.setattr(
+        device, "_bound", lambda p: [lambda i=i: ran.append(f"{p}{i}") for i in range(4)]
+    )
+    device.ready([("a", 1), ("b", 2)], 2, mode)  # type: ignore[list-item, arg-type]
+    ran.clear()
+    idle_s.clear()
+    FakeEvent.clock_s = FakeEvent.busy_until_s  # what made it ready is over
+    (load,) = device.steady(((0.5, 0.0),))
+    assert ran[:6] == ["a0", "b0", "b1", "a1", "b2", "b3"]
+    assert load.layers == 2 * len(idle_s)  # every cycle is two layers
+    assert sum(idle_s) == 0
+    assert load.layer_s == pytest.approx(0.5e-3)
+    assert 0.5 <= load.ended_s - load.began_s <= 0.6  # a chunk of 50 ms is still queued then
+    assert len(load.marks) == 1 + round((load.ended_s - load.began_s) / 0.05)
+    (short,) = device.steady(((0.06, 0.0),))
+    assert 0.06 <= short.ended_s - short.began_s <= 0.09  # chunks of 15 ms

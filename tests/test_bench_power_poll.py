@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
@@ -173,3 +174,34 @@ def test_an_error_of_the_sensor_itself_is_not_lost_with_its_thread() -> None:
     with pytest.raises(KeyError), Sampler(Real(fault=ZeroDivisionError()), 0.001):  # noqa: PT012
         time.sleep(0.1)
         raise KeyError  # what went wrong in the block goes first
+
+
+def test_a_sensor_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a driver whose GPU has fallen off the bus: what was read before is kept, and the row says it."""
+    monkeypatch.setattr("bench.measure.power.STUCK_S", 0.1)
+    release = threading.Event()
+
+    class Stuck:
+        info = INFO
+        calls = 0
+
+        def read(self) -> tuple[dict[str, float], str]:
+            self.calls += 1
+            if self.calls > 3:
+                release.wait(20)
+            return {"energy_j": float(self.calls)}, ""
+
+        def close(self) -> None:
+            pass
+
+    began_s = time.monotonic()
+    with Sampler(Stuck(), period_s=0.01) as sampler:
+        time.sleep(0.1)
+    took_s = time.monotonic() - began_s
+    release.set()
+    assert took_s < 5
+    assert sampler.result is not None
+    trace, sampling = sampler.result
+    assert trace.values["energy_j"][:3].tolist() == [1, 2, 3]
+    assert trace.errors == ("", "", "", "the sensor has not answered for 0.1 s")
+    assert sampling.failed == 1

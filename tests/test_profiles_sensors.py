@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from profiles.sensors import Traits, load_boards, published_traits
+from profiles.sensors import Traits, completed, load_boards, published_traits
 
 PAPER = {  # update period in ms, then averaging windows in ms: instant, average
     "Tesla P100-SXM2-16GB": (20, 10, None),
@@ -48,6 +48,7 @@ def test_every_board_is_tested() -> None:
         "NVIDIA A1000",
         "NVIDIA H200",
         "NVIDIA GeForce RTX 4090 Laptop GPU",  # AD103, not AD102
+        "NVIDIA GeForce RTX 4090 D",
         "NVIDIA GeForce RTX 3090 Ti",
         "Quadro RTX 8000 with Max-Q Design",
         "NVIDIA GeForce RTX 2080",
@@ -98,3 +99,29 @@ def test_what_is_not_known_needs_a_reason() -> None:
     Traits(**given, lag_s=None, missing={"lag_s": "not looked for"})
     with pytest.raises(ValidationError, match="greater than 0"):
         Traits(**(given | {"update_s": 0.0}), lag_s=0.0)
+
+
+def test_a_published_offset_is_an_uncertainty_and_never_small() -> None:
+    offsets = {
+        name: traits.offset_uncertainty_w
+        for name in ("RTX 4090", "RTX 3090", "A100", "H100")
+        if (traits := published_traits(name)) is not None
+    }
+    assert offsets == {"RTX 4090": 22.6, "RTX 3090": 5.0, "A100": 5.0, "H100": 5.0}
+
+
+def test_what_was_found_goes_before_what_is_published_but_knows_no_gain() -> None:
+    published = published_traits("RTX 4090")
+    assert published is not None
+    found = Traits(
+        model="RTX 4090", update_s=0.05, averaging_s={"power_instant_w": 0.04},
+        counter_update_s=None, lag_s=0.01, source="characterised",
+        missing={"counter_update_s": "none was found"},
+    )  # fmt: skip
+    both = completed(found, published)
+    assert (both.update_s, both.lag_s, both.source) == (0.05, 0.01, "characterised")
+    assert both.averaging_s == {"power_instant_w": 0.04, "power_average_w": 1.0}
+    assert both.counter_update_s == published.counter_update_s
+    assert both.missing == {}
+    assert both.offset_uncertainty_w == 22.6
+    assert completed(found, None) is found

@@ -97,6 +97,7 @@ class WindowEnergy:
         part_time: whether the short power channel sees a part of the time only.
         conditions: clocks, temperature and throttling during the load.
         gain_uncertainty: of the sensor, 95 %, the same for all windows of a board.
+        offset_uncertainty_w: the same, in watts.
         reason: why there are no joules, in clauses with numbers; empty otherwise.
         idle_reason: why there is no net_j though there is a gross_j; empty otherwise.
     """
@@ -117,6 +118,7 @@ class WindowEnergy:
     part_time: bool = False
     conditions: Conditions = Conditions()
     gain_uncertainty: float = 0.05
+    offset_uncertainty_w: float = 0.0
     reason: str = ""
     idle_reason: str = ""
 
@@ -184,6 +186,7 @@ def window_joules(window: Window, traits: Traits, rules: Rules | None = None) ->
         part_time=short is not None and traits.duty_cycle(short) < 1,
         conditions=_conditions(window),
         gain_uncertainty=traits.gain_uncertainty,
+        offset_uncertainty_w=traits.offset_uncertainty_w,
     )
     if window.trace.shared:
         return replace(energy, reason=window.trace.shared)

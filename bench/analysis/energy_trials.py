@@ -1,15 +1,18 @@
 """Joules of an arm from several windows, and how far they can be trusted.
 
-Three errors, three widths, all half-widths at 95 %, added in quadrature:
+Four errors, four widths, all half-widths at 95 %, added in quadrature:
 
     spread   t(m - 1) s / sqrt(m) over m trials: whatever differs from window to window
     tick     the mean tick of the trials: what edges and scatter leave open. The m ticks are not taken to
              cancel, since windows that keep step with the sensor share them
     gain     gain_uncertainty times the value: the sensor's, the same in every window of a board
+    offset   offset_uncertainty_w times the time of a layer: the sensor's too
 
 The gain is read as normal, with 5 % as its 95 % half-width: the published examples (0.944, 0.954, 1.001,
-1.044) do not say more. A uniform gain within 5 % is covered no less often. Offsets of some watts have
-been seen too; they are not in the gain, cancel in no gross joule, and cancel in net joules.
+1.044) do not say more. A uniform gain within 5 % is covered no less often.
+
+An offset adds watts to whatever is drawn. In a difference it counts with the difference of the times; in a
+ratio r = a / b with |t_a - r t_b|; in net joules it cancels, as idle has it too.
 
 Trials whose errors are normal are covered in 95 % of runs where either the spread or the gain rules, and
 in some more where both count alike, since a t quantile and a normal one are then added in quadrature
@@ -21,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -92,8 +95,11 @@ def combine(
     reason = ""
     if len(kept) < FEWEST:
         reason = f"{len(kept)} of {len(trials)} trials can be used; {FEWEST} are needed"
-        refused = next(((i, x.reason) for i, x in enumerate(trials, 1) if x.reason), None)
-        reason += f"; trial {refused[0]}: {refused[1]}" if refused else ""
+        refused = [(i, x.reason) for i, x in enumerate(trials, 1) if x.reason]
+        if len(refused) == len(trials) and len({why for _, why in refused}) == 1:
+            reason = refused[0][1]
+        elif refused:
+            reason += f"; trial {refused[0][0]}: {refused[0][1]}"
     elif spread is not None and spread > rules.trial_range:
         reason = (
             f"{len(kept)} trials range over {spread:.0%} of their mean, "
@@ -129,11 +135,13 @@ def difference(
         which: "gross_j" or "net_j".
     """
     pairs, reason = _pairs(a, b, which)
-    if reason:
+    if reason or pairs is None:
         return absent(reason, kind)
-    x, y, ticks, gain = pairs
+    x, y, p = pairs.x, pairs.y, pairs
     value = float((x - y).mean())
-    return _quantity(value, _spread(x - y), ticks[0], ticks[1], gain * value, n=len(x), kind=kind)
+    offset = p.offset_w * abs(p.times_s[0] - p.times_s[1])
+    widths = (_spread(x - y), *p.ticks, p.gain * value, offset)
+    return _quantity(value, *widths, n=len(x), kind=kind)
 
 
 def ratio(
@@ -151,12 +159,13 @@ def ratio(
         which: "gross_j" or "net_j".
     """
     pairs, reason = _pairs(a, b, which)
-    if reason:
+    if reason or pairs is None:
         return absent(reason, kind)
-    x, y, ticks, _ = pairs
+    x, y, p = pairs.x, pairs.y, pairs
     value, scale = float(x.mean() / y.mean()), float(y.mean())
-    spread = _spread(x - value * y) / scale
-    return _quantity(value, spread, ticks[0] / scale, value * ticks[1] / scale, n=len(x), kind=kind)
+    offset = p.offset_w * abs(p.times_s[0] - value * p.times_s[1])
+    widths = (_spread(x - value * y), p.ticks[0], value * p.ticks[1], offset)
+    return _quantity(value, *(width / scale for width in widths), n=len(x), kind=kind)
 
 
 def _kept(trials: Sequence[WindowEnergy]) -> tuple[str, list[WindowEnergy]]:
@@ -180,7 +189,16 @@ def _mean(kept: Sequence[WindowEnergy], name: str, reason: str, kind: Kind) -> Q
     value, gain = float(values.mean()), max(x.gain_uncertainty for x in there)
     tick = float(np.mean([_tick(x, name) for x in there]))
     gain_part = 0.0 if name == "layer_s" else gain * value
-    return _quantity(value, _spread(values), tick, gain_part, n=len(there), kind=kind)
+    offset = _offset(there, name)
+    return _quantity(value, _spread(values), tick, gain_part, offset, n=len(there), kind=kind)
+
+
+def _offset(trials: Sequence[WindowEnergy], name: str) -> float:
+    """Half-width, 95 %, of what the sensor's offset leaves open, in the unit of an attribute."""
+    offset_w = max(x.offset_uncertainty_w for x in trials)
+    if name == "gross_j":
+        return offset_w * float(np.mean([x.layer_s or 0.0 for x in trials]))
+    return offset_w if name in ("power_w", "idle_w") else 0.0
 
 
 def _tick(trial: WindowEnergy, name: str) -> float:
@@ -216,18 +234,35 @@ def _quantity(value: float, *widths: float, n: int, kind: Kind) -> Quantity:
     return Quantity(value=value, low=value - half, high=value + half, n=n, kind=kind)
 
 
-Pairs = tuple[np.ndarray, np.ndarray, tuple[float, float], float]
+@dataclass(frozen=True)
+class _Pairs:
+    """Joules of two arms by round, and what is common to all rounds.
+
+    Attributes:
+        x: [rounds], joules per layer of the first.
+        y: [rounds], of the second.
+        ticks: mean tick of each.
+        times_s: mean seconds per layer of each.
+        gain: of the sensor.
+        offset_w: of the sensor; 0 where it cancels.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    ticks: tuple[float, float]
+    times_s: tuple[float, float]
+    gain: float
+    offset_w: float
 
 
-def _pairs(a: ArmEnergy, b: ArmEnergy, which: Which) -> tuple[Pairs, str]:
-    """Joules of both by round, the tick of each, the gain; or why there are none."""
-    nothing = (np.empty(0), np.empty(0), (0.0, 0.0), 0.0)
+def _pairs(a: ArmEnergy, b: ArmEnergy, which: Which) -> tuple[_Pairs | None, str]:
+    """Both arms by round, or why they cannot be paired."""
     for arm in (a, b):
         quantity = getattr(arm, which)
         if quantity.value is None:
-            return nothing, quantity.reason
+            return None, quantity.reason
     if a.source != b.source:
-        return nothing, f"one arm was read from {NAMES[a.source]}, the other from {NAMES[b.source]}"
+        return None, f"one arm was read from {NAMES[a.source]}, the other from {NAMES[b.source]}"
     both = [
         (x, y)
         for x, y in zip(a.trials, b.trials, strict=False)
@@ -236,12 +271,18 @@ def _pairs(a: ArmEnergy, b: ArmEnergy, which: Which) -> tuple[Pairs, str]:
         and getattr(y, which) is not None
     ]
     if len(both) < FEWEST:
-        return nothing, f"{len(both)} rounds have both arms; {FEWEST} are needed"
-    x, y = (np.array([getattr(pair[i], which) for pair in both], float) for i in (0, 1))
-    ticks = [float(np.mean([_tick(pair[i], which) for pair in both])) for i in (0, 1)]
-    return (
-        x,
-        y,
-        (ticks[0], ticks[1]),
-        max(both[0][0].gain_uncertainty, both[0][1].gain_uncertainty),
+        return None, f"{len(both)} rounds have both arms; {FEWEST} are needed"
+    first, second = ([pair[i] for pair in both] for i in (0, 1))
+    each = [*first, *second]
+
+    def mean(of: Callable[[WindowEnergy], float]) -> tuple[float, float]:
+        return float(np.mean([of(w) for w in first])), float(np.mean([of(w) for w in second]))
+
+    return _Pairs(
+        x=np.array([getattr(w, which) for w in first], float),
+        y=np.array([getattr(w, which) for w in second], float),
+        ticks=mean(lambda w: _tick(w, which)),
+        times_s=mean(lambda w: w.layer_s or 0.0),
+        gain=max(w.gain_uncertainty for w in each),
+        offset_w=max(w.offset_uncertainty_w for w in each) if which == "gross_j" else 0.0,
     ), ""

@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from bench.analysis.decompose import ARM_ORDER
 from bench.analysis.energy import Rules, WindowEnergy, window_joules
 from bench.analysis.energy_curve import curve
 from bench.analysis.energy_trials import ArmEnergy, combine, difference, ratio
+from bench.analysis.pairs import THROTTLED
 from bench.analysis.traces import Window
 from profiles.schema import (
     LAYER,
@@ -32,8 +34,6 @@ from profiles.schema import (
     absent,
 )
 from profiles.sensors import Traits
-
-THROTTLED = "throttled"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,12 @@ class Joules:
 
 
 def joules(
-    trials: Iterable[Trial], traits: Traits, rules: Rules, layers: int, kind: Kind
+    trials: Iterable[Trial],
+    traits: Traits,
+    rules: Rules,
+    layers: int,
+    kind: Kind,
+    failed: Mapping[Key, str] | None = None,
 ) -> Joules:
     """Rows and curves from every window of a run.
 
@@ -101,15 +106,17 @@ def joules(
         rules: when a window is good enough.
         layers: of the model, for joules per token.
         kind: the kind of evidence, written into every quantity.
+        failed: arms without further windows, and why.
     """
+    failed = failed or {}
     windows: defaultdict[Key, dict[int, WindowEnergy]] = defaultdict(dict)
     for t in sorted(trials, key=lambda t: (t.format, t.batch, ARM_ORDER.index(t.kernel.arm))):
         windows[t.format, t.batch, t.kernel][t.trial] = window_joules(t.window, traits, rules)
-    nothing = WindowEnergy(reason="it was not measured")
-    arms = {
-        key: combine([found.get(trial, nothing) for trial in range(rules.trials)], kind, rules)
-        for key, found in windows.items()
-    }
+    arms = {}
+    for key in dict.fromkeys((*windows, *failed)):
+        nothing = WindowEnergy(reason=failed.get(key, "it was not measured"))
+        each = [windows[key].get(trial, nothing) for trial in range(rules.trials)]
+        arms[key] = combine(each, kind, rules)
     rows = tuple(_row(*key, arm, layers) for key, arm in arms.items())
     return Joules(rows, _curves(rows, traits, kind), arms, kind)
 
@@ -152,12 +159,14 @@ def _with_phi(
         return c
     bypass = None if c.fused is None else bypasses.get((c.format, c.batch, c.fused))
     where = (c.format, c.batch)
+    parts = [found.arms.get((*where, k)) for k in (c.best16, c.fused, bypass, c.unfused) if k]
     return c.model_copy(
         update={
             "phi_exposed_j": found.pair(difference, *where, c.fused, bypass),
             "phi_unfused_j": found.pair(difference, *where, c.unfused, c.best16),
             "energy_ratio_fused": found.pair(ratio, *where, c.best16, c.fused),
             "energy_ratio_unfused": found.pair(ratio, *where, c.best16, c.unfused),
+            "energy_flags": (THROTTLED,) if any(arm and arm.throttled for arm in parts) else (),
         }
     )
 
@@ -166,8 +175,7 @@ def _row(
     weight_format: str, batch: int, kernel: Implementation, arm: ArmEnergy, layers: int
 ) -> EnergyRow:
     used = [w for w in arm.trials if w.gross_j is not None]
-    clocks = [w.conditions.sm_clock_mhz for w in used if w.conditions.sm_clock_mhz is not None]
-    ends = [w.conditions.temperature_end_c for w in used]
+    read = [w.conditions for w in used]
     sources: defaultdict[str, list[float]] = defaultdict(list)
     for source in (source for w in used for source in w.sources):
         if source.gross_j is not None:
@@ -181,14 +189,25 @@ def _row(
         token_j=_scaled(arm.gross_j, layers / batch),
         power_w=arm.power_w,
         idle_w=arm.idle_w,
-        windows_s=arm.layer_s,
-        sm_clock_mhz=sum(clocks) / len(clocks) if clocks else None,
-        temperature_c=max((end for end in ends if end is not None), default=None),
-        windows=arm.usable,
+        layer_s=arm.layer_s,
+        source=arm.source or None,
         sources={channel: sum(values) / len(values) for channel, values in sources.items()},
+        disagreement=_over(max, (w.disagreement for w in used)),
+        sm_clock_mhz=_over(fmean, (c.sm_clock_mhz for c in read)),
+        memory_clock_mhz=_over(fmean, (c.memory_clock_mhz for c in read)),
+        temperature_begin_c=_over(min, (c.temperature_begin_c for c in read)),
+        temperature_end_c=_over(max, (c.temperature_end_c for c in read)),
+        throttle_share=_over(fmean, (c.throttle_share for c in read)),
+        windows=arm.usable,
         refused=tuple(w.reason for w in arm.trials if w.reason),
         flags=(THROTTLED,) if arm.throttled else (),
     )
+
+
+def _over(of: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
+    """The mean or an extreme of the values that are there."""
+    known = [value for value in values if value is not None]
+    return of(known) if known else None
 
 
 def _scaled(quantity: Quantity, factor: float) -> Quantity:
@@ -216,6 +235,7 @@ def _curves(rows: Sequence[EnergyRow], traits: Traits, kind: Kind) -> tuple[Ener
                 a_j=fitted.per_token_j,
                 b_j=fitted.shared_j,
                 largest_residual=fitted.largest_residual,
+                fits=fitted.fits,
                 reason=fitted.reason,
             )
         )

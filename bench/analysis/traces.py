@@ -134,6 +134,11 @@ class Load:
         return (self.ended_s - self.began_s) / self.layers
 
 
+def switched_s(loads: Sequence[Load]) -> list[float]:
+    """The moments at which loads went on, off, on, off, ..."""
+    return [moment for load in loads for moment in (load.began_s, load.ended_s)]
+
+
 @dataclass(frozen=True)
 class Window:
     """A load, and what the sensor said before, during and after it.

@@ -23,6 +23,7 @@ from profiles.schema import (
     Resumption,
     Samples,
     SamplingCost,
+    SensorChannel,
 )
 
 TRACE_SUFFIX = ".power.parquet"
@@ -92,15 +93,18 @@ def _energy(ledger: Ledger, kind: Kind) -> tuple[Energy, Joules | None]:
     if sensor is None or plan is None or sensor.info is None:
         reason = "the run ended before it looked for a sensor" if sensor is None else sensor.reason
         return Energy(reason=reason), None
-    failed = {key.kernel for key, fact in ledger.facts.items() if fact.failure is not None}
-    windows = [record for record in ledger.windows.values() if record.kernel not in failed]
+    windows = list(ledger.windows.values())
     found, reason = None, "; ".join(ledger.no_energy.values())
     if windows and ledger.traits is not None:
         trials = [Trial(w.format, w.batch, w.kernel, w.trial, w.window) for w in windows]
-        found = joules(trials, ledger.traits, plan.rules, ledger.plan.layers, kind)
+        layers, failed = ledger.plan.layers, ledger.failed_windows
+        found = joules(trials, ledger.traits, plan.rules, layers, kind, failed)
+    elif not reason:
+        reason = "; ".join(dict.fromkeys(ledger.failed_windows.values()))
     read = [w.sampling for w in windows]
     busy_s = [s.cpu_s for s in read if s.cpu_s is not None]
-    square = ledger.characterised if ledger.square else None
+    load = ledger.square
+    square = ledger.characterised if load else None
     energy = Energy(
         reason=reason or ("" if found else "the run ended before the first energy window"),
         sensor=sensor.info.name,
@@ -111,6 +115,17 @@ def _energy(ledger: Ledger, kind: Kind) -> tuple[Energy, Joules | None]:
         published=sensor.published,
         characterised=ledger.found_traits,
         characterised_reason=square.reason if square else "the run ended before that",
+        characterised_channels=tuple(
+            SensorChannel(
+                channel=c.channel,
+                update_s=c.update_s,
+                averaging_s=c.averaging_s,
+                lag_s=c.lag_s,
+                residual_w=c.residual_w,
+            )
+            for c in (square.channels if square else ())
+        ),
+        characterised_load=load and f"{load.format} {load.kernel.arm} at batch {load.batch}",
         protocol=EnergyProtocol(
             arms=plan.arms,
             batches=plan.batches,
@@ -118,6 +133,7 @@ def _energy(ledger: Ledger, kind: Kind) -> tuple[Energy, Joules | None]:
             trials=plan.rules.trials,
             idle_s=plan.rules.idle_s,
             updates_minimum=plan.rules.updates,
+            rotation_bytes=min((w.rotation_bytes for w in windows), default=None),
         ),
         rows=found.rows if found else (),
         curves=found.curves if found else (),

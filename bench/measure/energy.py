@@ -10,6 +10,7 @@ that what is compared was equally warm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ from bench.measure.records import EnergyArms, EnergyPlan, SensorRecord
 from bench.measure.session import ArmName
 from profiles.schema import LAYER, Implementation
 
-BATCHES = (1, 8, 64, 256)  # of the default windows, where the run has them
+BATCHES = (1, 8, 64, 256)  # of the default windows, where the run has enough of them for a curve
+SQUARE_S = 40.0  # the square wave, and rest around it
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def in_order(some: list[EnergyLoad], seed: int, trials: int) -> Iterator[tuple[i
                 yield trial, of_batch[index]
 
 
-def announcement(plan: EnergyPlan, sensor: SensorRecord) -> str:
+def announcement(plan: EnergyPlan, sensor: SensorRecord, formats: int) -> str:
     """What energy will be measured with, and how long that takes; or why it will not be."""
     if sensor.info is None:
         return f"Joules: none will be measured: {sensor.reason}."
@@ -101,9 +103,14 @@ def announcement(plan: EnergyPlan, sensor: SensorRecord) -> str:
     each_s = guess_s + 2 * rules.idle_s
     arms = "best16, bypass, fused and unfused" if plan.arms == "default" else "every arm"
     count = len(plan.batches) * rules.trials * (4 if plan.arms == "default" else len(ARM_ORDER))
+    minutes = (formats * count * each_s + SQUARE_S) / 60
     return (
         f"Joules: by {sensor.info.name}, of {sensor.info.scope}; {arms} at batch "
         f"{', '.join(map(str, plan.batches))}, {rules.trials} trials of {each_s:.0f} s each: "
-        f"{'about' if plan.arms == 'default' else 'up to'} {count * each_s / 60:.0f} min per format, "
-        f"after the times."
+        f"{'about' if plan.arms == 'default' else 'up to'} {math.ceil(minutes)} min after the times."
+        + (
+            f" Its watts include those of {graphics} graphics processes, such as a desktop."
+            if (graphics := sensor.info.facts.get("graphics_processes"))
+            else ""
+        )
     )

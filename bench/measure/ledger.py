@@ -16,10 +16,13 @@ from bench.analysis import decompose
 from bench.analysis.arms import ArmKey
 from bench.analysis.arms import Problem as ProblemKey
 from bench.analysis.characterise import Characterisation, characterise
+from bench.analysis.joules import Key
+from bench.analysis.traces import switched_s
 from bench.measure.records import (
     AnyRecord,
     BlockRecord,
     DeathRecord,
+    FailedWindowsRecord,
     FinishedRecord,
     HeaderRecord,
     NoEnergyRecord,
@@ -35,7 +38,7 @@ from bench.measure.records import (
 )
 from bench.measure.session import ArmName, ArmState, Bar, Timed
 from bench.measure.worker import Opened
-from profiles.schema import Implementation, Traffic, Workload, samples_schema
+from profiles.schema import Implementation, Kind, Traffic, Workload, samples_schema
 from profiles.sensors import Traits, completed
 
 if TYPE_CHECKING:
@@ -78,6 +81,7 @@ class Ledger:
         sensor: what measures energy; None before a device has been opened.
         square: bursts that show how the sensor behaves; None before they were run.
         windows: energy windows.
+        failed_windows: arms of layers that have no further ones, and why.
         no_energy: formats whose energy cannot be measured, and why.
         resumed: once for each time the run went on after an interruption.
         finished: whether every planned block has been run.
@@ -99,6 +103,7 @@ class Ledger:
     sensor: SensorRecord | None = None
     square: SquareRecord | None = None
     windows: dict[WindowKey, WindowRecord] = field(default_factory=dict)
+    failed_windows: dict[Key, str] = field(default_factory=dict)
     no_energy: dict[str, str] = field(default_factory=dict)
     resumed: list[ResumedRecord] = field(default_factory=list)
     finished: bool = False
@@ -136,6 +141,12 @@ class Ledger:
         )
 
     @property
+    def kind(self) -> Kind:
+        """The kind of evidence; a device has been opened."""
+        assert self.opened is not None
+        return "simulated" if self.opened.device.kind == "simulated" else "measured"
+
+    @property
     def traits(self) -> Traits | None:
         """How the energy sensor behaves: as found here, where nothing was found as published."""
         if self.sensor is None:
@@ -154,8 +165,7 @@ class Ledger:
     def characterised(self) -> Characterisation:
         """What the bursts of load show of the sensor; they have been run."""
         assert self.square is not None
-        switched_s = [at for load in self.square.loads for at in (load.began_s, load.ended_s)]
-        return characterise(self.square.readings.trace(), switched_s)
+        return characterise(self.square.readings.trace(), switched_s(self.square.loads), self.kind)
 
     @property
     def bars(self) -> tuple[Bar, ...]:
@@ -209,6 +219,8 @@ class Ledger:
                 key = (record.format, record.batch, record.kernel, record.trial)
                 self.windows[key] = record
                 self.elapsed_s += record.load.ended_s - record.load.began_s
+            case FailedWindowsRecord():
+                self.failed_windows[record.format, record.batch, record.kernel] = record.reason
             case NoEnergyRecord():
                 self.no_energy[record.format] = record.reason
             case DeathRecord():

@@ -84,6 +84,16 @@ class Meter(Protocol):
         ...
 
 
+def same_sensor(before: SensorInfo | None, now: SensorInfo) -> bool:
+    """Whether joules of both may meet in one profile: the same sensor, under the same power limit."""
+    if before is None:
+        return False
+    fixed = ("uuid_hash", "power_limit_w")
+    return (before.name, before.scope, before.model, before.channels) == (
+        now.name, now.scope, now.model, now.channels,
+    ) and all(before.facts.get(name) == now.facts.get(name) for name in fixed)  # fmt: skip
+
+
 @runtime_checkable
 class Shared(Protocol):
     """A sensor whose watts may be those of other processes too."""
@@ -156,7 +166,8 @@ class HostMeter:
 
     def _wait_for_update(self, clock: HostClock) -> None:
         """Until the sensor says something new, or has not for a while."""
-        channels = ("energy_j", *POWERS)
+        there = [c for c in (*POWERS, "energy_j") if c in self.info.channels]
+        channels = there[:1]  # the shortest: the phase of the power is what trials shift
         before = [self._last.get(channel) for channel in channels]
         end_s = clock.now_s() + UPDATE_WAIT_S
         while clock.now_s() < end_s:

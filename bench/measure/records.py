@@ -8,6 +8,7 @@
     sensor    what measures the energy of the run, or why nothing does
     square    bursts of load that show how the sensor behaves
     window    one energy window with the trace of its sensor
+    failed_windows  why an arm has no further ones
     no_energy a format whose energy cannot be measured, and why
     death     a worker was lost, and the arm it was running
     resumed   the run went on after an interruption, and what was different then
@@ -191,9 +192,12 @@ class Readings(Record):
 
 
 class SquareRecord(Record):
-    """Bursts of load with rests between them, and what the sensor said: how it behaves is in there."""
+    """Bursts of an arm with rests between them, and what the sensor said: how it behaves is in there."""
 
     record: Literal["square"] = "square"
+    format: str
+    batch: int
+    kernel: Implementation
     loads: tuple[Load, ...]
     readings: Readings
     sampling: Sampling
@@ -209,6 +213,7 @@ class WindowRecord(Record):
     trial: int
     load: Load
     idle_s: float
+    rotation_bytes: int
     readings: Readings
     sampling: Sampling
 
@@ -216,6 +221,16 @@ class WindowRecord(Record):
     def window(self) -> Window:
         """As analysis takes it."""
         return Window(self.load, self.readings.trace(), self.idle_s, self.idle_s)
+
+
+class FailedWindowsRecord(Record):
+    """An arm has no further energy windows. Its times stand: they were taken before."""
+
+    record: Literal["failed_windows"] = "failed_windows"
+    format: str
+    batch: int
+    kernel: Implementation
+    reason: str
 
 
 class NoEnergyRecord(Record):
@@ -258,6 +273,7 @@ AnyRecord = (
     | SensorRecord
     | SquareRecord
     | WindowRecord
+    | FailedWindowsRecord
     | NoEnergyRecord
     | DeathRecord
     | ResumedRecord

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from bench.analysis.characterise import Characterisation, characterise
 from bench.analysis.energy import Rules
 from bench.analysis.joules import Joules, Trial, joules
-from bench.analysis.traces import Load, Window
+from bench.analysis.traces import Load, Window, switched_s
 from bench.measure.ledger import Ledger
 from bench.measure.power import SensorInfo
 from bench.measure.power.files import Recorded, TraceFileError, load_windows
@@ -36,10 +36,10 @@ def recorded(ledger: Ledger, kind: Kind) -> list[Recorded]:
     if plan is None or ledger.square is None:
         return []
     square = ledger.square
-    switched_s = [at for load in square.loads for at in (load.began_s, load.ended_s)]
-    first, last = switched_s[0], switched_s[-1]
+    moments = switched_s(square.loads)
+    first, last = moments[0], moments[-1]
     whole = Load(((first, 0), (last, sum(load.layers for load in square.loads))))
-    label: Label = {"of": SQUARE, "switched_s": json.dumps(switched_s), "kind": kind}
+    label: Label = {"of": SQUARE, "switched_s": json.dumps(moments), "kind": kind}
     label |= {"rules": json.dumps(asdict(plan.rules)), "layers": ledger.plan.layers}
     idle_s = plan.rules.idle_s
     found = [Recorded(label, Window(whole, square.readings.trace(), idle_s, idle_s))]
@@ -75,11 +75,11 @@ def replay(path: Path) -> Replayed:
     info, windows = load_windows(path)
     try:
         square = next(w for w in windows if w.label["of"] == SQUARE)
-        switched_s = [float(at) for at in json.loads(str(square.label["switched_s"]))]
+        moments = [float(at) for at in json.loads(str(square.label["switched_s"]))]
         rules = TypeAdapter(Rules).validate_json(str(square.label["rules"]))
         kind = TypeAdapter(Kind).validate_python(square.label["kind"])
         layers = int(square.label["layers"])
-        characterised = characterise(square.window.trace, switched_s, kind)
+        characterised = characterise(square.window.trace, moments, kind)
         trials = [
             Trial(
                 str(w.label["format"]),

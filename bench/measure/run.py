@@ -19,7 +19,7 @@ import math
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -28,19 +28,20 @@ from typing import Any
 from bench.analysis import decompose
 from bench.analysis.arms import ArmKey
 from bench.analysis.arms import Problem as ProblemKey
+from bench.analysis.decompose import ARM_ORDER
 from bench.analysis.energy import load_s, trial_delays
-from bench.analysis.traces import Load
 from bench.measure import resume
-from bench.measure.devices import Burst, Device, open_device
+from bench.measure.devices import Burst, Device, DeviceError, open_device
 from bench.measure.energy import EnergyLoad, announcement, in_order, loads
 from bench.measure.journal import Journal
 from bench.measure.ledger import Cell, Ledger, samples_table
 from bench.measure.lock import DeviceLock
-from bench.measure.meters import Meter, NoMeter, find_meter
+from bench.measure.meters import Meter, NoMeter, Recording, find_meter, same_sensor
 from bench.measure.records import (
     BlockRecord,
     DeathRecord,
     EnergyPlan,
+    FailedWindowsRecord,
     FinishedRecord,
     HeaderRecord,
     NoEnergyRecord,
@@ -133,6 +134,7 @@ class Run:
         self._say = say
         self._open_meter = open_meter
         self._meter: Meter | NoMeter | None = None
+        self._running: list[EnergyLoad] = []  # the load of the window that is being measured
         self._opener = opener
         self.journal = journal
         self._report = report
@@ -330,42 +332,72 @@ class Run:
             ResumeError: the windows so far were measured with another sensor.
         """
         plan, before = self.plan.energy, self._ledger.sensor
-        meter = NoMeter("it was not asked for") if plan is None else self._open_meter(device)
-        if isinstance(meter, NoMeter):
-            record = SensorRecord(info=None, reason=meter.reason)
+        self._meter = NoMeter("it was not asked for") if plan is None else self._open_meter(device)
+        if isinstance(self._meter, NoMeter):
+            record = SensorRecord(info=None, reason=self._meter.reason)
         else:
-            self._held.callback(meter.close)
-            record = SensorRecord(info=meter.info, published=published_traits(meter.info.model))
-        if before is not None and before.info != record.info and self._ledger.windows:
-            raise ResumeError(
-                f"the energy windows of {self.journal.path} were measured with another sensor, or with "
-                f"other settings of it; resume it there, or start a new run."
-            )
-        if before != record:
+            self._held.callback(self._meter.close)
+            info = self._meter.info
+            record = SensorRecord(info=info, published=published_traits(info.model))
+        if before is None or not self._ledger.square:
             self.journal.add(record)
-        self._meter = meter
+        elif record.info is None:
+            self._warn(f"the energy sensor of before is gone: {record.reason}.")
+        elif not same_sensor(before.info, record.info):
+            raise ResumeError(
+                f"the joules of {self.journal.path} were measured with another sensor, or under another "
+                f"power limit; resume it there, or start a new run."
+            )
         if plan is not None:
-            self._say(announcement(plan, record))
+            self._say(announcement(plan, record, len(self.plan.formats)))
 
     def _energy(self) -> None:
-        """The energy windows of every format that are left."""
+        """The energy windows of every format that are left. Whatever happens here, the times are there."""
         plan = self.plan.energy
         if plan is None or isinstance(self._meter, NoMeter):
             return
         for weight_format in self.plan.formats:
-            worker: Worker | None = None
             try:
-                while left := self._windows_left(weight_format.name, plan):
-                    worker = worker or self._open()
-                    if self._meter is None or isinstance(self._meter, NoMeter):
-                        return
-                    try:
-                        self._windows(worker, self._meter, plan, left)
-                    except WorkerLostError as death:
-                        worker = self._replace(worker, death)
-            finally:
-                if worker is not None:
+                self._energy_of(weight_format.name, plan)
+            except (WorkerLostError, DeviceError) as lost:
+                self.journal.add(NoEnergyRecord(format=weight_format.name, reason=str(lost)))
+
+    def _energy_of(self, weight_format: str, plan: EnergyPlan) -> None:
+        """The windows of one format. What fails in one costs that arm the rest of its windows.
+
+        Raises:
+            WorkerLostError: workers kept dying, and no arm could be blamed.
+            DeviceError: the device is gone, or in use.
+        """
+        worker: Worker | None = None
+        unexplained = 0
+        try:
+            while left := self._windows_left(weight_format, plan):
+                worker = worker or self._open()
+                if self._meter is None or isinstance(self._meter, NoMeter):
+                    return
+                self._running = []
+                try:
+                    self._windows(worker, self._meter, plan, left)
+                except WorkerLostError as death:
                     worker.close()
+                    worker = None
+                    guilty = self._running or [ld for _, ld in left if death.suspect in ld.arms]
+                    unexplained += not guilty
+                    if unexplained > MAX_UNEXPLAINED_DEATHS:
+                        raise
+                    self._give_up_windows(dict.fromkeys(guilty, str(death)))
+        finally:
+            if worker is not None:
+                worker.close()
+
+    def _give_up_windows(self, failed: Mapping[EnergyLoad, str]) -> None:
+        for load, reason in failed.items():
+            self.journal.add(
+                FailedWindowsRecord(
+                    format=load.format, batch=load.batch, kernel=load.kernel, reason=reason
+                )
+            )
 
     def _windows_left(self, weight_format: str, plan: EnergyPlan) -> list[tuple[int, EnergyLoad]]:
         """The windows of a format that have not been measured, in order."""
@@ -376,36 +408,45 @@ class Run:
         return [
             (trial, load)
             for trial, load in in_order(found, self.plan.seed, plan.rules.trials)
-            if (load.format, load.batch, load.kernel, trial) not in ledger.windows
+            if (load.format, load.batch, load.kernel) not in ledger.failed_windows
+            and (load.format, load.batch, load.kernel, trial) not in ledger.windows
         ]
 
     def _windows(
         self, worker: Worker, meter: Meter, plan: EnergyPlan, left: list[tuple[int, EnergyLoad]]
     ) -> None:
-        """Measures windows of one format, or notes why its energy cannot be measured."""
-        first = left[0][1]
+        """Measures windows of one format."""
+        every = list(dict.fromkeys(load for _, load in left))
+        first = min(every, key=lambda load: (load.batch, ARM_ORDER.index(load.kernel.arm)))
         self._report(Progress(f"energy: preparing {first.format}", None, 0.0))
-        layers = list(dict.fromkeys(load.arms for _, load in left))
-        batches = sorted({load.batch for _, load in left})
-        refused = worker.begin(first.format, batches, self._ledger.repeats, layers).refused
-        if not refused and self._ledger.square is None:
+        begun = worker.begin(
+            first.format,
+            sorted({load.batch for load in every}),
+            self._ledger.repeats,
+            [load.arms for load in every],
+        )
+        if begun.refused:
+            self._give_up_windows(
+                {ld: begun.refused[ld.arms] for ld in every if ld.arms in begun.refused}
+            )
+            return
+        if self._ledger.square is None:
             self._report(Progress("energy: characterising the sensor", None, 0.0))
-            found = meter.record(self._steady(worker, first, bursts(), 0), plan.rules.idle_s, 0.0)
+            wave = self._record(worker, meter, first, bursts(), 0, 0.0)
             self.journal.add(
                 SquareRecord(
-                    loads=found.loads,
-                    readings=Readings.of(found.trace),
-                    sampling=found.sampling,
+                    format=first.format,
+                    batch=first.batch,
+                    kernel=first.kernel,
+                    loads=wave.loads,
+                    readings=Readings.of(wave.trace),
+                    sampling=wave.sampling,
                 )
             )
         traits = self._ledger.traits
         if traits is None:
-            refused = refused or (
-                "nothing is published about the sensor of this board, and the run could not find "
-                "out how often it is updated"
-            )
-        if refused or traits is None:
-            self.journal.add(NoEnergyRecord(format=first.format, reason=refused))
+            why = "nothing is published about this sensor, and a square wave did not show what it is like"
+            self.journal.add(NoEnergyRecord(format=first.format, reason=why))
             return
         seconds, delays_s = load_s(traits, plan.rules), trial_delays(traits, plan.rules)
         each_s = seconds + 2 * plan.rules.idle_s
@@ -414,8 +455,7 @@ class Run:
                 f"energy: {load.format}, batch {load.batch}, {load.kernel.arm}, trial {trial + 1}"
             )
             self._report(Progress(doing, (len(left) - index) * each_s, index / len(left)))
-            run = self._steady(worker, load, ((seconds, 0.0),), trial)
-            recorded = meter.record(run, plan.rules.idle_s, delays_s[trial])
+            recorded = self._record(worker, meter, load, ((seconds, 0.0),), trial, delays_s[trial])
             self.journal.add(
                 WindowRecord(
                     format=load.format,
@@ -424,17 +464,30 @@ class Run:
                     trial=trial,
                     load=recorded.loads[0],
                     idle_s=plan.rules.idle_s,
+                    rotation_bytes=begun.rotation_bytes,
                     readings=Readings.of(recorded.trace),
                     sampling=recorded.sampling,
                 )
             )
 
-    def _steady(
-        self, worker: Worker, load: EnergyLoad, pattern: Sequence[Burst], trial: int
-    ) -> Callable[[], tuple[Load, ...]]:
-        """What runs a load; for a simulated device, at its moment of the run."""
+    def _record(
+        self,
+        worker: Worker,
+        meter: Meter,
+        load: EnergyLoad,
+        pattern: Sequence[Burst],
+        trial: int,
+        delay_s: float,
+    ) -> Recording:
+        """A load as its pattern says, with the sensor around it; a simulated device is at its moment."""
+        self._running = [load]
+        worker.ready(load.arms)
         seed = (self.plan.seed, self.plan.protocol.processes, load.batch, trial, 1)
-        return partial(worker.steady, load.arms, pattern, seed, self.journal.elapsed_s)
+        run = partial(worker.steady, pattern, seed, self.journal.elapsed_s)
+        assert self.plan.energy is not None
+        recording = meter.record(run, self.plan.energy.rules.idle_s, delay_s)
+        self._running = []
+        return recording
 
     def _replace(self, worker: Worker, death: WorkerLostError) -> Worker:
         """A new worker that leaves the suspect alone; without a suspect it may try again, not for ever."""

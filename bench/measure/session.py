@@ -71,6 +71,9 @@ class ArmName:
         )
 
 
+Layer = tuple[ArmName, ...]  # one arm on every operator
+
+
 @dataclass(frozen=True)
 class Bar:
     """A kernel that crashed on several problems is left alone on others, from some batch on.
@@ -139,7 +142,7 @@ class Session:
         skip: arms that crashed a worker before; they are listed as failed and left alone.
         bars: kernels that are not tried on problems on which they have not run before.
         rotation_bytes: after begin, the bytes touched between two uses of any one copy.
-        refused: after begin for layers, why they cannot be run; empty when they can.
+        refused: after begin for layers, those that cannot be run, and why.
         announce: called with an arm's name before it runs for the first time and before each sample,
             and with None when no arm is to blame for what follows.
     """
@@ -152,7 +155,7 @@ class Session:
     announce: Callable[[ArmName | None], None] = lambda name: None
     bars: tuple[Bar, ...] = ()
     rotation_bytes: int = 0
-    refused: str = ""
+    refused: dict[Layer, str] = field(default_factory=dict)
     _arms: dict[int, list[_Arm]] = field(default_factory=dict, repr=False)
 
     def begin(
@@ -160,7 +163,7 @@ class Session:
         weight_format: WeightFormat,
         batches: Collection[int],
         planned: Mapping[ArmName, int],
-        layers: Collection[tuple[ArmName, ...]] | None = None,
+        layers: Collection[Layer] | None = None,
     ) -> list[ArmState]:
         """Verifies every arm of a format and rotates its weights; the format before is forgotten.
 
@@ -194,7 +197,6 @@ class Session:
             self._arms[batch] = [arm for arm in arms if isinstance(arm, _Arm)]
             failed += [arm for arm in arms if isinstance(arm, ArmState)]
         self.announce(None)
-        self.refused = ""
         if layers is None:
             self._rotate()
         else:
@@ -230,75 +232,79 @@ class Session:
                 timed.append(Timed(arm.state.name, len(timed), sample))
         return timed
 
-    def steady(
-        self,
-        layer: tuple[ArmName, ...],
-        bursts: Sequence[Burst],
-        seed: tuple[int, ...],
-        elapsed_s: float,
-    ) -> tuple[Load, ...]:
-        """Runs one arm layer after layer.
-
-        Args:
-            layer: the arm on every operator of the layer.
-            bursts: how long, and how long to rest after that, again and again.
-            seed: of the moment, for a simulated device; see `Device.start_block`.
-            elapsed_s: the same.
+    def ready(self, layer: Layer) -> None:
+        """Makes one arm ready for `steady`.
 
         Raises:
             ValueError: an operator's arm is not there.
         """
         arms = self._of_layer(layer)
         self.announce(layer[0])
-        self.device.start_block(seed, elapsed_s)
         counts = {o.name: o.count for o in self.operators}
-        loads = self.device.steady(
+        self.device.ready(
             [(arm.prepared, counts[arm.state.name.operator]) for arm in arms],
-            self._copies_of(arms),
-            bursts,
+            self._layers_of(arms),
             self.mode,
         )
+
+    def steady(
+        self, bursts: Sequence[Burst], seed: tuple[int, ...], elapsed_s: float
+    ) -> tuple[Load, ...]:
+        """Runs the arm that is ready, layer after layer.
+
+        Args:
+            bursts: how long, and how long to rest after that, again and again.
+            seed: of the moment, for a simulated device; see `Device.start_block`.
+            elapsed_s: the same.
+        """
+        self.device.start_block(seed, elapsed_s)
+        loads = self.device.steady(bursts)
         self.announce(None)
         return loads
 
-    def _of_layer(self, layer: tuple[ArmName, ...]) -> list[_Arm]:
+    def _of_layer(self, layer: Layer) -> list[_Arm]:
         known = {arm.state.name: arm for arm in self._arms.get(layer[0].batch, ())}
         missing = [str(name) for name in layer if name not in known]
         if missing:
-            raise ValueError(f"{missing[0]} cannot run.")
+            raise ValueError(f"{missing[0]} cannot run")
         return [known[name] for name in layer]
 
-    def _copies_of(self, arms: Sequence[_Arm]) -> int:
-        """Copies of each operator's weights, so that as many layers, less one, exceed twice the cache."""
+    def _layers_of(self, arms: Sequence[_Arm]) -> int:
+        """Layers with weights of their own, so that as many, less one, exceed twice the cache."""
         return math.ceil(CACHE_MULTIPLE * self.device.cache_bytes / self._layer_bytes(arms)) + 1
 
     def _layer_bytes(self, arms: Sequence[_Arm]) -> int:
         counts = {o.name: o.count for o in self.operators}
         return sum(counts[a.state.name.operator] * a.prepared.copy_bytes for a in arms)
 
-    def _rotate_layers(self, layers: Collection[tuple[ArmName, ...]]) -> None:
+    def _rotate_layers(self, layers: Collection[Layer]) -> None:
         """Gives the pools of each layer enough copies, or notes why it cannot."""
+        counts = {o.name: o.count for o in self.operators}
         copies: dict[PoolKey, int] = {}
         size: dict[PoolKey, int] = {}
         distances = []
+        self.refused = {}
         for layer in layers:
             try:
                 arms = self._of_layer(layer)
             except ValueError as missing:
-                self.refused = str(missing)
-                return
-            count = self._copies_of(arms)
-            distances.append((count - 1) * self._layer_bytes(arms))
+                self.refused[layer] = str(missing)
+                continue
+            needed = self._layers_of(arms)
+            distances.append((needed - 1) * self._layer_bytes(arms))
             for arm in arms:
                 pool = arm.prepared.pool
+                count = needed * counts[arm.state.name.operator]
                 copies[pool] = max(copies.get(pool, 1), count)
                 size[pool] = arm.prepared.copy_bytes
-        needed = sum(count * size[pool] for pool, count in copies.items())
-        if needed > self.device.free_bytes():
-            self.refused = (
-                f"cold weights for whole layers need {needed / 1e9:.1f} GB, "
-                f"and {self.device.free_bytes() / 1e9:.1f} GB are free"
+        total = sum(count * size[pool] for pool, count in copies.items())
+        free = self.device.free_bytes()
+        if total > free:
+            why = (
+                f"cold weights for whole layers need {total / 1e9:.1f} GB, "
+                f"and {free / 1e9:.1f} GB are free"
             )
+            self.refused = {layer: self.refused.get(layer, why) for layer in layers}
             return
         self.device.rotate(copies)
         self.rotation_bytes = min(distances, default=0)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.analysis.characterise import Characterisation, characterise, square_wave
+from bench.analysis.traces import switched_s
 from bench.measure.devices import Burst, Device, open_device
 from bench.measure.lock import DeviceLock
 from bench.measure.meters import Meter, NoMeter, find_meter
@@ -83,14 +84,16 @@ def characterise_here(
                 repeats = {s.name: s.repeats for s in states if not s.failure}
                 refused = worker.begin(weight_format.name, [1], repeats, [layer]).refused
                 if refused:
-                    raise SquareError(refused)
+                    raise SquareError(refused[layer])
+                worker.ready(layer)
                 recording = meter.record(
-                    lambda: worker.steady(layer, bursts(), (0, 0, 1, 0, 1), IDLE_S), IDLE_S, 0.0
+                    lambda: worker.steady(bursts(), (0, 0, 1, 0, 1), IDLE_S), IDLE_S, 0.0
                 )
             finally:
                 meter.close()
     finally:
         worker.close()
-    switched_s = [at for load in recording.loads for at in (load.began_s, load.ended_s)]
     kind: Kind = "simulated" if device.kind == "simulated" else "measured"
-    return Found(device, meter.info, characterise(recording.trace, switched_s, kind))
+    return Found(
+        device, meter.info, characterise(recording.trace, switched_s(recording.loads), kind)
+    )

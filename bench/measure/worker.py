@@ -17,7 +17,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 
 from bench.analysis.traces import Load
 from bench.measure.devices import Burst, Device, DeviceError, Float16, Mode, open_device
-from bench.measure.session import ArmName, ArmState, Bar, Session, Timed
+from bench.measure.session import ArmName, ArmState, Bar, Layer, Session, Timed
 from kernels.formats import find_format
 from profiles.schema import DeviceInfo, Operator
 
@@ -65,12 +65,12 @@ class Opened:
 class Begun:
     """The arms of a format, and the bytes touched between two uses of any one weight copy.
 
-    `refused` says why the layers that were asked for cannot be run; empty when they can.
+    `refused` says which of the layers that were asked for cannot be run, and why.
     """
 
     states: list[ArmState]
     rotation_bytes: int
-    refused: str = ""
+    refused: Mapping[Layer, str] = field(default_factory=dict)
 
 
 class WorkerLostError(RuntimeError):
@@ -118,7 +118,7 @@ class Worker:
         weight_format: str,
         batches: Collection[int],
         planned: Mapping[ArmName, int],
-        layers: Collection[tuple[ArmName, ...]] | None = None,
+        layers: Collection[Layer] | None = None,
     ) -> Begun:
         """Session.begin, with what it found out about rotation."""
         self._send("begin", (weight_format, list(batches), dict(planned), layers))
@@ -137,15 +137,16 @@ class Worker:
         answer: list[Timed] = self._answer(SAMPLE_DEADLINE_S)
         return answer
 
+    def ready(self, layer: Layer) -> None:
+        """Session.ready."""
+        self._send("ready", (layer,))
+        self._answer(KERNEL_DEADLINE_S)
+
     def steady(
-        self,
-        layer: tuple[ArmName, ...],
-        bursts: Sequence[Burst],
-        seed: tuple[int, ...],
-        elapsed_s: float,
+        self, bursts: Sequence[Burst], seed: tuple[int, ...], elapsed_s: float
     ) -> tuple[Load, ...]:
         """Session.steady."""
-        self._send("steady", (layer, bursts, seed, elapsed_s))
+        self._send("steady", (bursts, seed, elapsed_s))
         answer: tuple[Load, ...] = self._answer(
             SAMPLE_DEADLINE_S + sum(busy_s + rest_s for busy_s, rest_s in bursts)
         )
@@ -299,10 +300,8 @@ def _serve(
                 weight_format, *others = arguments
                 states = session.begin(find_format(weight_format), *others)
                 result: object = Begun(states, session.rotation_bytes, session.refused)
-            elif method == "steady":
-                result = session.steady(*arguments)
             else:
-                result = session.block(*arguments)
+                result = getattr(session, method)(*arguments)
             suspect.value = b""
             connection.send((True, result))
     except (BrokenPipeError, EOFError):

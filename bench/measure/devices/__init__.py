@@ -27,7 +27,7 @@ Kind = Literal["cpu", "cuda", "simulated"]
 Float16 = Literal["fp16", "bf16"]
 PoolKey = tuple[str, str]  # operator, and the layout of the weights
 Burst = tuple[float, float]  # seconds of work at least, seconds of rest after it
-CHUNK_S = 0.05  # of layers between two marks of a steady load
+CHUNK_S = 0.05  # of layers between two marks of a steady load, at most
 
 
 class DeviceError(RuntimeError):
@@ -167,20 +167,22 @@ class Device(Protocol):
         """Times at least `repeats` launches."""
         ...
 
-    def steady(
-        self,
-        layer: Sequence[tuple[Prepared, int]],
-        copies: int,
-        bursts: Sequence[Burst],
-        mode: Mode,
-    ) -> tuple[Load, ...]:
-        """Runs whole layers back to back, for energy: nothing else happens meanwhile.
+    def ready(self, layer: Sequence[tuple[Prepared, int]], copies: int, mode: Mode) -> None:
+        """Makes whole layers ready for `steady`, down to the last thing that is not running them.
 
         Args:
             layer: the operators in order, all of one batch, and how often the layer has each.
-            copies: how many copies of the weights to rotate over, one layer on each.
-            bursts: for how long to run, and to rest after that, again and again.
+            copies: layers with weights of their own, one after the other; each launch of an operator within
+                a layer has its own copy too.
             mode: "graph" or "eager".
+        """
+        ...
+
+    def steady(self, bursts: Sequence[Burst]) -> tuple[Load, ...]:
+        """Runs the layers that are ready back to back, for energy: nothing else happens meanwhile.
+
+        Args:
+            bursts: for how long to run, and to rest after that, again and again.
 
         Returns:
             One load per burst.

@@ -58,6 +58,7 @@ class CpuDevice(TensorDevice):
         self._free: list[mmap.mmap] = []
         self._used: list[mmap.mmap] = []
         self._retries = PROBE_RETRIES
+        self._cycle: list[Launch] = []
         self.threads = len(os.sched_getaffinity(0))
         torch.set_num_threads(self.threads)
         numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))
@@ -161,14 +162,18 @@ class CpuDevice(TensorDevice):
                 return probe_us, ("busy",)
             self._retries -= 1
 
-    def _burst(self, launches: list[Launch], layers: int, seconds: float, mode: Mode) -> Load:
+    def _ready(self, launches: list[Launch], mode: Mode) -> None:
         """See the base. The mode is always eager."""
+        self._cycle = launches
+
+    def _burst(self, seconds: float) -> Load:
+        """See the base."""
         done, now_s = 0, time.monotonic()
         marks, end_s = [(now_s, 0)], now_s + seconds
         while now_s < end_s:
-            for launch in launches:
+            for launch in self._cycle:
                 launch()
-            done, now_s = done + layers, time.monotonic()
+            done, now_s = done + self._layers, time.monotonic()
             if now_s >= min(marks[-1][0] + CHUNK_S, end_s):
                 marks.append((now_s, done))
         return Load(tuple(marks))

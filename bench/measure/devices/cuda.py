@@ -19,7 +19,7 @@ from functools import partial
 import torch
 
 from bench.analysis.traces import Load
-from bench.measure.devices import CHUNK_S, Burst, Float16, Kind, Mode, Prepared, Sample
+from bench.measure.devices import CHUNK_S, Float16, Kind, Mode, Prepared, Sample
 from bench.measure.devices.tensors import TensorDevice
 from kernels.kernel import Launch
 from profiles.schema import DeviceInfo
@@ -47,7 +47,7 @@ class CudaDevice(TensorDevice):
         super().__init__()
         self._properties = torch.cuda.get_device_properties(0)
         self._graphs: dict[Prepared, torch.cuda.CUDAGraph] = {}
-        self._cycle: tuple[Callable[[], object], int] | None = None  # layers, rounds in a chunk
+        self._cycle: tuple[Callable[[], object], float] | None = None  # layers, and seconds
         self.cache_bytes = self._properties.L2_cache_size
 
     def describe(self) -> DeviceInfo:
@@ -99,27 +99,20 @@ class CudaDevice(TensorDevice):
         calls = rounds * len(launches)
         return Sample(time_s=seconds / calls, calls=calls, started_s=started)
 
-    def steady(
-        self,
-        layer: Sequence[tuple[Prepared, int]],
-        copies: int,
-        bursts: Sequence[Burst],
-        mode: Mode,
-    ) -> tuple[Load, ...]:
-        """See the protocol. Graphs are captured before the first burst."""
+    def _ready(self, launches: list[Launch], mode: Mode) -> None:
+        """See the base. The graph of the arm before is freed first."""
         self._cycle = None
-        return super().steady(layer, copies, bursts, mode)
+        cycle: Callable[[], object] = partial(_launch, launches)
+        if mode == "graph":
+            cycle = _capture(launches).replay
+        cycle()
+        self._cycle = cycle, self._time(cycle)
 
-    def _burst(self, launches: list[Launch], layers: int, seconds: float, mode: Mode) -> Load:
+    def _burst(self, seconds: float) -> Load:
         """See the base. A mark is set when a chunk of layers is over, with the next one queued."""
-        if self._cycle is None:
-            graph = mode == "graph"
-            cycle: Callable[[], object] = (
-                _capture(launches).replay if graph else partial(_launch, launches)
-            )
-            cycle()
-            self._cycle = cycle, max(1, round(CHUNK_S / max(self._time(cycle), 1e-6)))
-        cycle, rounds = self._cycle
+        assert self._cycle is not None
+        cycle, cycle_s = self._cycle
+        rounds = max(1, round(min(CHUNK_S, seconds / 4) / max(cycle_s, 1e-6)))
         now_s = time.monotonic()
         marks, end_s = [(now_s, 0)], now_s + seconds
         queued: deque[torch.cuda.Event] = deque()
@@ -131,7 +124,7 @@ class CudaDevice(TensorDevice):
                 queued[-1].record()
             queued.popleft().synchronize()
             now_s = time.monotonic()
-            marks.append((now_s, marks[-1][1] + rounds * layers))
+            marks.append((now_s, marks[-1][1] + rounds * self._layers))
         return Load(tuple(marks))
 
     def check(self) -> None:

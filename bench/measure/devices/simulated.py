@@ -308,6 +308,7 @@ class SimulatedDevice:
     _copies: dict[PoolKey, int] = field(default_factory=dict, init=False)
     _block: _Block = field(default_factory=_Block, init=False)
     _clock_s: float = field(default=0.0, init=False)
+    _ready: tuple[Arm, float] = field(default=("stream", 0.0), init=False)
     _position: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -397,26 +398,24 @@ class SimulatedDevice:
         flags = (THROTTLED,) if _throttled(s, block.run, started_s) else ()
         return Sample(seconds / repeats, repeats, started_s, flags=flags)
 
-    def steady(
-        self,
-        layer: Sequence[tuple[Prepared, int]],
-        copies: int,
-        bursts: Sequence[Burst],
-        mode: Mode,
-    ) -> tuple[Load, ...]:
-        """Layers back to back, chunk by chunk; each chunk as slow as the moment at which it begins."""
+    def ready(self, layer: Sequence[tuple[Prepared, int]], copies: int, mode: Mode) -> None:
+        """Notes which arm, and how long a layer of it takes."""
         touched = (copies - 1) * sum(count * prepared.copy_bytes for prepared, count in layer)
         layer_s = sum(count * self._true_s(prepared, mode, touched) for prepared, count in layer)
+        self._ready = layer[0][0].kernel.arm, layer_s
+
+    def steady(self, bursts: Sequence[Burst]) -> tuple[Load, ...]:
+        """Layers back to back, chunk by chunk; each chunk as slow as the moment at which it begins."""
         loads = []
         for seconds, rest_s in bursts:
-            loads.append(self._burst(layer[0][0].kernel.arm, layer_s, seconds))
+            loads.append(self._burst(*self._ready, seconds))
             self._clock_s += rest_s
         return tuple(loads)
 
     def _burst(self, arm: Arm, layer_s: float, seconds: float) -> Load:
         board, run = self.board, self._block.run
         drawn_w = COSTS[arm].power * (board.busy_w - board.idle_w)
-        chunk = max(1, round(CHUNK_S / layer_s))
+        chunk = max(1, round(min(CHUNK_S, seconds / 4) / layer_s))
         marks: list[tuple[float, int]] = [(self._clock_s, 0)]
         planted: list[tuple[float, float, int]] = []
         end_s = self._clock_s + seconds

@@ -64,6 +64,7 @@ class TensorDevice(ABC):
         self._packed: dict[PoolKey, Tensors] = {}
         self._launches: dict[Prepared, list[Launch]] = {}
         self._problem: Problem | None = None
+        self._layers = 0  # that are ready to run
         self._weights: Callable[[Problem], Weights] = cache(_weights)
         self._matrix = cache(self._multiplied)
         self._expected = cache(self._reference)
@@ -73,8 +74,12 @@ class TensorDevice(ABC):
         """Uninitialised memory for rotated copies."""
 
     @abstractmethod
-    def _burst(self, launches: list[Launch], layers: int, seconds: float, mode: Mode) -> Load:
-        """Runs launches, which are so many layers, again and again for at least so long."""
+    def _ready(self, launches: list[Launch], mode: Mode) -> None:
+        """Makes launches, which are `_layers` layers, ready to run again and again."""
+
+    @abstractmethod
+    def _burst(self, seconds: float) -> Load:
+        """Runs what is ready again and again for at least so long."""
 
     @abstractmethod
     def _run(self, launch: Launch) -> object:
@@ -138,23 +143,22 @@ class TensorDevice(ABC):
     def start_block(self, seed: tuple[int, ...], elapsed_s: float) -> None:  # noqa: B027
         """See the protocol: hardware has its own moment."""
 
-    def steady(
-        self,
-        layer: Sequence[tuple[Prepared, int]],
-        copies: int,
-        bursts: Sequence[Burst],
-        mode: Mode,
-    ) -> tuple[Load, ...]:
+    def ready(self, layer: Sequence[tuple[Prepared, int]], copies: int, mode: Mode) -> None:
         """See the protocol."""
         launches = [
-            self._bound(prepared)[copy]
+            self._bound(prepared)[copy * count + again]
             for copy in range(copies)
             for prepared, count in layer
-            for _ in range(count)
+            for again in range(count)
         ]
+        self._layers = copies
+        self._ready(launches, mode)
+
+    def steady(self, bursts: Sequence[Burst]) -> tuple[Load, ...]:
+        """See the protocol."""
         loads = []
         for seconds, rest_s in bursts:
-            loads.append(self._burst(launches, copies, seconds, mode))
+            loads.append(self._burst(seconds))
             time.sleep(rest_s)
         return tuple(loads)
 

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from bench.analysis.traces import Reading, Trace
 
+STUCK_S = 30.0  # for a reading; a driver may hold a call for ever when its GPU is gone
 PERIOD_S = 0.01  # a tenth of the shortest update period of most boards
 
 
@@ -112,14 +113,18 @@ class Sampling:
 
 
 def poll(
-    sensor: Sensor, clock: Clock, stop: Callable[[], bool], period_s: float = PERIOD_S
+    sensor: Sensor,
+    clock: Clock,
+    stop: Callable[[], bool],
+    period_s: float = PERIOD_S,
+    readings: list[Reading] | None = None,
 ) -> tuple[Trace, Sampling]:
-    """Reads a sensor every period until told to stop.
+    """Reads a sensor every period until told to stop; each reading goes into `readings` at once.
 
     A call that takes longer than a period makes the next reading late; that is taken at once, and the period
     begins anew from it. A sensor that fails for good leaves one last row with its error.
     """
-    readings: list[Reading] = []
+    readings = [] if readings is None else readings
     late, due_s = 0, clock.now_s()
     while not stop():
         before_s = clock.now_s()
@@ -137,8 +142,12 @@ def poll(
             break
         due_s += period_s
         clock.sleep(max(0.0, due_s - after_s))
-    trace = Trace.of(readings)
-    return trace, Sampling(
+    return summed_up(readings, late)
+
+
+def summed_up(readings: list[Reading], late: int) -> tuple[Trace, Sampling]:
+    """Readings as a trace, and what they cost."""
+    return Trace.of(readings), Sampling(
         readings=len(readings),
         failed=sum(bool(r.error) for r in readings),
         late=late,
@@ -152,7 +161,8 @@ class Sampler:
     """A thread that polls a sensor until it is stopped.
 
     Use as a context manager; `result` is there after its end. An error that no sensor should raise ends the
-    thread; it is raised again at the end of the block.
+    thread; it is raised again at the end of the block. A sensor that does not answer any more is not waited
+    for longer than STUCK_S: its last row says so.
     """
 
     def __init__(self, sensor: Sensor, period_s: float = PERIOD_S) -> None:
@@ -160,12 +170,15 @@ class Sampler:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="power", daemon=True)
         self._fault: Exception | None = None
+        self._readings: list[Reading] = []
         self.result: tuple[Trace, Sampling] | None = None
 
     def _run(self) -> None:
         began_s = time.thread_time()
         try:
-            trace, sampling = poll(self._sensor, HostClock(), self._end.is_set, self._period_s)
+            trace, sampling = poll(
+                self._sensor, HostClock(), self._end.is_set, self._period_s, self._readings
+            )
         except Exception as fault:
             self._fault = fault
             return
@@ -178,6 +191,11 @@ class Sampler:
 
     def __exit__(self, *error: object) -> None:
         self._end.set()
-        self._thread.join()
+        self._thread.join(STUCK_S)
+        if self._thread.is_alive():
+            so_far = list(self._readings)
+            why = f"the sensor has not answered for {STUCK_S:g} s"
+            so_far.append(Reading(time.monotonic(), STUCK_S, {}, why))
+            self.result = summed_up(so_far, late=1)
         if self._fault is not None and error[0] is None:
             raise self._fault

@@ -215,6 +215,7 @@ def facts(nv: Any, board: Board) -> dict[str, Fact]:
         "compute_mode": _word(_COMPUTE_MODES, ask(nv, "nvmlDeviceGetComputeMode", h)),
         "other_processes": others,
         "unknown_processes": unknown,
+        "graphics_processes": _count(ask(nv, "nvmlDeviceGetGraphicsRunningProcesses", h)),
     }
 
 
@@ -232,6 +233,11 @@ def strangers(nv: Any, board: Board) -> tuple[int | None, int | None]:
     ours = _ancestors(os.getpid())
     others = {pid for pid in known if pid not in ours and os.getpid() not in _ancestors(pid)}
     return len(others), len(pids - known)
+
+
+def _count(processes: list[object] | None) -> int | None:
+    """Desktops and games; they are not refused, for an idle one draws little, but said."""
+    return None if processes is None else len(processes)
 
 
 def mode(value: object) -> bool | None:

@@ -46,7 +46,7 @@ class NvmlSensor:
         self._turn = 0
         self._info = SensorInfo(
             name="NVML",
-            scope="the whole board",
+            scope="the GPU, without its CPU" if "GH200" in board.name else "the whole board",
             model=board.name,
             channels=tuple(c for c in CHANNELS if c in fields or c in calls),
             missing=missing,
