@@ -143,6 +143,7 @@ def _recomputed(profile: Profile, again: Joules) -> Iterator[Finding]:
         (a, b)
         for key in theirs.keys() & ours.keys()
         for a, b in zip(theirs[key], ours[key], strict=True)
+        if a.value is not None or b.value is not None
     ]
     differing = sum(not same(a, b) for a, b in pairs)
     counted = {_key(r): (r.windows, len(r.refused), r.flags) for r in energy.rows}
@@ -155,8 +156,8 @@ def _recomputed(profile: Profile, again: Joules) -> Iterator[Finding]:
         yield Finding(
             "replayed",
             "serious",
-            f"Computed again from the power trace, {share_of(differing, len(pairs), 'number', 'come')} "
-            f"in joules, watts and their ratios out otherwise"
+            f"Computed again from the power trace, {share_of(differing, len(pairs), 'number')} in joules, "
+            f"watts and their ratios {'comes' if differing == 1 else 'come'} out otherwise"
             f"{f', and {extra} on one side only' if lone else ''}.",
             WHY,
             ADVICE,
@@ -410,7 +411,7 @@ def _curves(curves: Sequence[EnergyCurve]) -> Iterator[Finding]:
         yield Finding(
             "curve",
             "note",
-            f"{share_of(len(poor), len(curves), 'curve')} a + b / batch do not describe their points: "
+            f"In {share_of(len(poor), len(curves), 'curve')}, a + b / batch does not describe the points: "
             f"{listed(names)}. The first says: {shortened(poor[0].reason)}.",
             "A kernel need not keep to that form, for instance where it takes more rows at once.",
             "Read the points, and nothing between or beyond them.",
