@@ -308,8 +308,12 @@ def energy_row(arm: str, batch: int, joules: object, implementation: str = "a") 
     return EnergyRow.model_validate(
         {
             "batch": batch, "format": "int4-g128", "kernel": kernel, "energy_j": joules,
-            **dict.fromkeys(("net_j", "token_j", "power_w", "idle_w", "windows_s"), ABSENT),
-            "sm_clock_mhz": None, "temperature_c": None, "windows": 4, "sources": {},
+            **dict.fromkeys(("net_j", "token_j", "power_w", "idle_w", "layer_s"), ABSENT),
+            **dict.fromkeys(
+                ("source", "disagreement", "sm_clock_mhz", "memory_clock_mhz",
+                 "temperature_begin_c", "temperature_end_c", "throttle_share")
+            ),
+            "windows": 4, "sources": {},
         }
     )  # fmt: skip
 

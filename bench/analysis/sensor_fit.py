@@ -18,6 +18,7 @@ FEWEST_EDGES = 30
 EVERY_POLL = 0.9  # of the polls change: updates are as frequent as polls, or more
 THINNED = 8  # polls per reading that is kept then: the moment of each within its call matters less
 PERIOD_SEARCH = 0.15  # each side of the first guess
+MOST_STEPS = 2e8  # of that search, edges times periods: ten times what a square wave takes
 CLOSE_TO_PERIOD = 0.2  # of a period, that edges may scatter by
 AVERAGING_S = np.geomspace(0.004, 2.0, 60)  # where the search begins
 LAG_S = np.linspace(0.0, 0.5, 51)
@@ -57,7 +58,10 @@ def find_updates(trace: Trace, channel: str, kind: Kind) -> Updates | str:
     poll_s = float(np.median(np.diff(time_s)))
     if count > EVERY_POLL * (len(time_s) - 1):
         return _unresolved(edges(trace, channel, 0.0), poll_s, kind)
-    number, (first_s, period_s) = _grid(at)
+    guess_s = _guess(at)
+    if not count * (at[-1] - at[0]) * 16 * 2 * PERIOD_SEARCH <= MOST_STEPS * guess_s:
+        return f"its changes come {guess_s:.3g} s apart and for {at[-1] - at[0]:.3g} s: too many to search"
+    number, (first_s, period_s) = _grid(at, guess_s)
     scatter_s = float(np.sqrt(((at - first_s - period_s * number) ** 2).sum() / (count - 2)))
     if scatter_s > CLOSE_TO_PERIOD * period_s:
         return (
@@ -92,10 +96,14 @@ def _unresolved(found: Edges, poll_s: float, kind: Kind) -> Updates:
     return Updates(update, found.time_s[every], found.value[every], poll_s / 2)
 
 
-def _grid(at: Floats) -> tuple[Floats, tuple[float, float]]:
-    """The number of each edge, and (moment of number 0, period)."""
+def _guess(at: Floats) -> float:
+    """Roughly the period: the smaller distances between edges."""
     distances = np.diff(at)
-    guess = float(np.median(distances[distances <= 1.5 * np.percentile(distances, 25)]))
+    return float(np.median(distances[distances <= 1.5 * np.percentile(distances, 25)]))
+
+
+def _grid(at: Floats, guess: float) -> tuple[Floats, tuple[float, float]]:
+    """The number of each edge, and (moment of number 0, period), from a rough period."""
     finest = guess**2 / (16 * (at[-1] - at[0]))
     periods = np.arange(guess * (1 - PERIOD_SEARCH), guess * (1 + PERIOD_SEARCH), finest)
     together = [abs(np.exp(2j * np.pi * (at - at[0]) / period).sum()) for period in periods]

@@ -1,7 +1,7 @@
 """When not to trust a profile: what is wrong with it, why that matters, and what to do about it.
 
 A profile can be true to its samples and still mislead. This module asks of a profile, and of its
-samples, what a sceptical reader would, and answers in sentences with numbers, one per kind of
+samples and power trace, what a sceptical reader would, and answers in sentences with numbers, one per kind of
 problem, however many rows have it.
 
     serious   a number may be off by more than its interval says, or nobody can tell whether it is
@@ -51,6 +51,28 @@ problem, however many rows have it.
                                                                interrupted run went on; note: nothing
     gaps                                                       caution: planned and not there;
                                                                note: usual batches not measured
+    joules                                                     note: a measured profile has none
+    trace        of joules in a measured profile: missing,     caution: the same of another kind
+                 not the one they were written with, or
+                 unreadable
+    replayed     the power trace gives other joules, watts,
+                 curves, φ or ratios, or other windows; or
+                 joules are there without any windows
+    impossible   joules, watts or seconds not above 0, or
+                 more net joules than gross
+    scattered    windows of an arm range over more than 10 %   caution: over more than 5 %
+    refused                                                    caution: over 10 % of the windows, or
+                                                               an arm has no joules; note: fewer
+    throttled windows                                          caution: any arm
+    sampling                                                   caution: over 1 % of the readings failed
+                                                               or came late
+    sensor                                                     caution: periods over 20 % off the
+                                                               published; note: not characterised
+    gain                                                       caution: nothing published of the board
+    drift                                                      caution: idle power differs by over 10 %
+                                                               in over 10 % of the windows
+    window clocks                                              caution: over 5 % off the timing's
+    curve                                                      note: a fit does not describe its points
 
 Ten per cent of contaminated samples move a median by a third of its interval at 24 blocks, at most:
 that is where the limits on samples come from. "Beyond chance" is a binomial test at 1 %, with the
@@ -58,7 +80,7 @@ share that a healthy run shows: 6 % flagged and 20 % beyond their interval betwe
 (simulated; 0.4 % are beyond twice the interval), 2.5 % below zero.
 
     from bench.analysis.trust import examine
-    findings = examine(profile, samples, Checkout(commit, kernels_sha256))
+    findings = examine(profile, samples, Checkout(commit, kernels_sha256), again)
 """
 
 from __future__ import annotations
@@ -81,12 +103,15 @@ from bench.analysis.findings import (
     size,
 )
 from bench.analysis.stats import PILOT_MINIMUM
+from bench.analysis.trust_energy import examine_energy
 from bench.analysis.trust_phi import examine_phis
 from bench.analysis.trust_samples import ROW_SHARE, recomputed, windows, without_samples
 from profiles.schema import LAYER, ArmRow, Profile
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from bench.analysis.joules import Joules
 
 CACHE_MULTIPLE = 2  # METHOD: bytes touched between two uses of a copy, in last-level caches
 METHOD_FRESH, METHOD_PROCESSES = 20, 3
@@ -110,13 +135,16 @@ class Checkout:
     kernels_sha256: str
 
 
-def examine(profile: Profile, samples: pa.Table | str, checkout: Checkout) -> tuple[Finding, ...]:
+def examine(
+    profile: Profile, samples: pa.Table | str, checkout: Checkout, again: Joules | str
+) -> tuple[Finding, ...]:
     """Everything there is to hold against a profile, the most serious first.
 
     Args:
         profile: the profile.
         samples: its samples as `profiles.reader.load_samples` gives them, or why there are none.
         checkout: where the question is asked.
+        again: its joules, computed again from its power trace, or why that cannot be.
     """
     findings = [
         *_evidence(profile),
@@ -128,6 +156,7 @@ def examine(profile: Profile, samples: pa.Table | str, checkout: Checkout) -> tu
         *_origin(profile, checkout),
         *_resumed(profile),
         *_reach(profile),
+        *examine_energy(profile, again, samples),
     ]
     if isinstance(samples, str):
         findings.append(without_samples(profile, samples))

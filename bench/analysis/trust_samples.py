@@ -88,7 +88,7 @@ def recomputed(profile: Profile, samples: pa.Table) -> Iterator[Finding]:
         for key in theirs.keys() & ours.keys()
         for a, b in zip(theirs[key], ours[key], strict=False)
     ]
-    differing = sum(not _same(a, b) for a, b in pairs)
+    differing = sum(not same(a, b) for a, b in pairs)
     judged, judged_here = _judgements(profile.comparisons), _judgements(comparisons)
     both = judged.keys() & judged_here.keys()
     misjudged = [key for key in both if not _same_judgement(judged[key], judged_here[key])]
@@ -293,18 +293,19 @@ def _same_judgement(a: _Judged, b: _Judged) -> bool:
     p, q = a.quality, b.quality
     return (
         (p.converged, set(p.flags)) == (q.converged, set(q.flags))
-        and _close(p.half_width_over_best16, q.half_width_over_best16)
-        and _close(p.between_process_spread_s, q.between_process_spread_s)
+        and close(p.half_width_over_best16, q.half_width_over_best16)
+        and close(p.between_process_spread_s, q.between_process_spread_s)
     )
 
 
-def _same(a: Quantity, b: Quantity) -> bool:
+def same(a: Quantity, b: Quantity) -> bool:
+    """Whether two quantities are the same but for rounding."""
     ends = zip((a.value, a.low, a.high), (b.value, b.low, b.high), strict=True)
     scale = max(abs(x) for x in (a.value, a.low, a.high, b.value, 0.0) if x is not None)
-    return all(_close(x, y, scale) for x, y in ends)
+    return all(close(x, y, scale) for x, y in ends)
 
 
-def _close(x: float | None, y: float | None, scale: float = 0.0) -> bool:
+def close(x: float | None, y: float | None, scale: float = 0.0) -> bool:
     """Whether two numbers are the same but for rounding, or neither is there."""
     if x is None or y is None:
         return x is y

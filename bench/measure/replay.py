@@ -8,9 +8,12 @@ The first window of the file is the square wave that the sensor was characterise
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from bench.analysis.characterise import Characterisation, characterise
@@ -19,12 +22,14 @@ from bench.analysis.joules import Joules, Trial, joules
 from bench.analysis.traces import Load, Window, switched_s
 from bench.measure.ledger import Ledger
 from bench.measure.power import SensorInfo
-from bench.measure.power.files import Recorded, TraceFileError, load_windows
+from bench.measure.power.files import Recorded, TraceFileError, load_windows, parse_windows
 from profiles.schema import Implementation, Kind
 from profiles.sensors import Traits, completed, published_traits
 
 Label = dict[str, str | int]
 SQUARE, WINDOW = "square wave", "window"  # what a recorded window is of
+MOST_SQUARE = 20_000  # readings: three minutes of them, and the wave takes one
+MOST_TRIALS = 100
 
 
 def recorded(ledger: Ledger, kind: Kind) -> list[Recorded]:
@@ -66,20 +71,23 @@ class Replayed:
     joules: Joules | None
 
 
-def replay(path: Path) -> Replayed:
+def replay(path: Path, content: bytes | None = None) -> Replayed:
     """Computes the joules of a run once more, from the power trace beside its profile.
 
+    Args:
+        path: of the trace.
+        content: its bytes, where they have been read.
+
     Raises:
-        TraceFileError: it is not such a file.
+        TraceFileError: it is not such a file, or its readings contradict themselves.
     """
-    info, windows = load_windows(path)
+    info, windows = load_windows(path) if content is None else parse_windows(path, content)
     try:
-        square = next(w for w in windows if w.label["of"] == SQUARE)
-        moments = [float(at) for at in json.loads(str(square.label["switched_s"]))]
-        rules = TypeAdapter(Rules).validate_json(str(square.label["rules"]))
-        kind = TypeAdapter(Kind).validate_python(square.label["kind"])
-        layers = int(square.label["layers"])
-        characterised = characterise(square.window.trace, moments, kind)
+        label, square = next((w.label, w.window) for w in windows if w.label["of"] == SQUARE)
+        moments = [float(at) for at in json.loads(str(label["switched_s"]))]
+        rules = _rules(str(label["rules"]))
+        kind = TypeAdapter(Kind).validate_python(label["kind"])
+        layers = int(label["layers"])
         trials = [
             Trial(
                 str(w.label["format"]),
@@ -91,9 +99,34 @@ def replay(path: Path) -> Replayed:
             for w in windows
             if w.label["of"] == WINDOW
         ]
-    except (StopIteration, KeyError, ValueError, TypeError):
+        if layers < 1 or any(t.batch < 1 for t in trials):
+            raise ValueError("no layers, or no rows of x")
+    except (StopIteration, LookupError, ArithmeticError, ValueError, TypeError, RecursionError):
         raise TraceFileError(f"{path} does not say what its windows are of.") from None
-    found, published = characterised.traits(info.model), published_traits(info.model)
-    traits = published if found is None else completed(found, published)
-    said = None if traits is None else joules(trials, traits, rules, layers, kind)
+    if max(len(square.trace.time_s), len(moments)) > MOST_SQUARE:
+        raise TraceFileError(f"{path} has a square wave of more than {MOST_SQUARE} readings.")
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of numbers that no sensor says
+            characterised = characterise(square.trace, moments, kind)
+            found, published = characterised.traits(info.model), published_traits(info.model)
+            traits = published if found is None else completed(found, published)
+            said = None if traits is None else joules(trials, traits, rules, layers, kind)
+    except (LookupError, ArithmeticError, ValueError, TypeError) as error:
+        what = str(error).partition("\n")[0]
+        raise TraceFileError(f"{path} has readings that no sensor says: {what}") from None
     return Replayed(info, characterised, traits, said)
+
+
+def _rules(text: str) -> Rules:
+    """Rules that a run could have had.
+
+    Raises:
+        ValueError: they are not.
+    """
+    rules = TypeAdapter(Rules).validate_json(text)
+    if not all(0 <= value < math.inf for value in asdict(rules).values()):
+        raise ValueError("a rule is negative, or not a number")
+    if rules.trials > MOST_TRIALS:
+        raise ValueError(f"more than {MOST_TRIALS} trials")
+    return rules

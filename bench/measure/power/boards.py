@@ -110,7 +110,7 @@ def ask(nv: Any, name: str, *arguments: object) -> Any:
     """What an NVML function returns; None when it fails, or the binding does not have it."""
     try:
         return getattr(nv, name)(*arguments)
-    except (nv.NVMLError, AttributeError, UnicodeError):
+    except (nv.NVMLError, nv.NVMLLibraryMismatchError, AttributeError, UnicodeError):
         return None
 
 
