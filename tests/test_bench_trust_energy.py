@@ -393,7 +393,7 @@ def test_a_curve_without_a_fit_is_not_accused(profile: Profile) -> None:
     gone = absent("2 batches have joules", "simulated")
     curve = EnergyCurve(
         format="int4-g128", arm="fused", implementation="a", a_j=gone, b_j=gone, largest_residual=None,
-        reason="2 batches have joules",
+        fits=None, reason="2 batches have joules",
     )  # fmt: skip
     findings = examine_energy(with_energy(profile, curves=(curve,)), "gone.", "")
     assert {f.topic for f in findings} == {"trace"}
