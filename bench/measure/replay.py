@@ -118,7 +118,7 @@ def replay(
             kept = [t for t in trials if t.kernel not in without]
             said = None if traits is None else joules(kept, traits, rules, layers, kind)
     except (LookupError, ArithmeticError, ValueError, TypeError) as error:
-        what = str(error).partition("\n")[0]
+        what = str(error.args[-1] if error.args else error).partition("\n")[0]
         raise TraceFileError(f"{path} has readings that no sensor says: {what}") from None
     return Replayed(info, characterised, traits, said)
 
