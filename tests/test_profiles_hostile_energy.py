@@ -198,6 +198,29 @@ def test_a_square_wave_of_too_many_changes_is_not_searched(
         replay(files.trace_path)
 
 
+@pytest.mark.parametrize("value", [1e300, -1e250])
+def test_readings_beyond_all_reason_print_nothing(
+    files: Small, value: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """LAPACK would say on the terminal what it thinks of them."""
+    table = pq.read_table(pa.BufferReader(files.trace))
+    for name in ("energy_j", "power_instant_w", "power_average_w"):
+        index = table.schema.get_field_index(name)
+        values = [
+            value * (i % 7) if w == 0 and v is not None else v
+            for i, (w, v) in enumerate(
+                zip(table.column("window").to_pylist(), table.column(name).to_pylist(), strict=True)
+            )
+        ]
+        table = table.set_column(index, table.schema.field(index), pa.array(values))
+    files.trace_path.write_bytes(hostile._parquet(table))
+    found = replay(files.trace_path)
+    assert found.traits is not None
+    assert found.traits.source == "published"
+    assert all(c.reason for c in found.characterised.channels)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_profile_of_thousands_of_energy_rows(files: Small) -> None:
     """All that the limits on lists let through, each of them alike or each another."""
     data = json.loads(files.text)

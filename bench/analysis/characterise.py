@@ -162,6 +162,18 @@ def characterise(
 
 def _channel(trace: Trace, channel: str, switched: Floats, kind: Kind) -> Channel:
     """One channel, or why not."""
+    try:
+        return _fitted(trace, channel, switched, kind)
+    except ArithmeticError:
+        return _refused(channel, "it has readings that no sensor says", kind)
+
+
+def _fitted(trace: Trace, channel: str, switched: Floats, kind: Kind) -> Channel:
+    """One channel, or why not.
+
+    Raises:
+        ArithmeticError: it has numbers that no line can be laid through.
+    """
     updates = find_updates(trace, channel, kind)
     if isinstance(updates, str):
         return _refused(channel, updates, kind)

@@ -16,6 +16,7 @@ from profiles.schema import Kind, Quantity, absent
 CONFIDENCE = 0.95
 FEWEST_EDGES = 30
 EVERY_POLL = 0.9  # of the polls change: updates are as frequent as polls, or more
+SANE = 1e100  # of readings and moments; only a file that was made up has larger ones
 THINNED = 8  # polls per reading that is kept then: the moment of each within its call matters less
 PERIOD_SEARCH = 0.15  # each side of the first guess
 MOST_STEPS = 2e8  # of that search, edges times periods: ten times what a square wave takes
@@ -110,8 +111,29 @@ def _grid(at: Floats, guess: float) -> tuple[Floats, tuple[float, float]]:
     period, first = float(periods[int(np.argmax(together))]), float(at[0])
     for _ in range(2):
         number: Floats = np.round((at - first) / period)
-        period, first = (float(c) for c in np.polyfit(number, at, 1))
+        period, first = _line(number, at)
     return number, (first, period)
+
+
+def _line(x: Floats, y: Floats) -> tuple[float, float]:
+    """Slope and intercept.
+
+    Raises:
+        FloatingPointError: see `_check_sane`.
+    """
+    _check_sane(x, y)
+    slope, intercept = (float(c) for c in np.polyfit(x, y, 1))
+    return slope, intercept
+
+
+def _check_sane(*numbers: Floats) -> None:
+    """Nothing that LAPACK would complain of on the terminal.
+
+    Raises:
+        FloatingPointError: a number is not finite, or its square might not be.
+    """
+    if not all((abs(some) < SANE).all() for some in numbers):
+        raise FloatingPointError(f"numbers beyond {SANE:g}")
 
 
 class LoadFit:
@@ -176,7 +198,7 @@ class LoadFit:
             self.averaging_s = math.exp(best.x[0])
         self.lag_s = float(best.x[1])
         load = self.load(self.averaging_s, self.lag_s)
-        self.swing_w, self.idle_w = (float(c) for c in np.polyfit(load, self.watts, 1))
+        self.swing_w, self.idle_w = _line(load, self.watts)
         left = self.watts - self.idle_w - self.swing_w * load
         self.residual_w = float(np.sqrt((left**2).sum() / max(1, len(left) - 4)))
         self.explained = 1.0 - self.unexplained(self.averaging_s, self.lag_s)
@@ -197,6 +219,7 @@ class LoadFit:
             columns.append(self.swing_w * (up - down) / (2 * step))
         jacobian = np.column_stack(columns)
         freedom = len(self.at) - jacobian.shape[1]
+        _check_sane(jacobian)
         covariance = np.linalg.pinv(jacobian.T @ jacobian) * self.residual_w**2
         half = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * np.sqrt(np.diag(covariance))
         lag = _positive(self.lag_s, float(half[-1]) + resolution_s, len(self.at), kind)

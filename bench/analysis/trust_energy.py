@@ -45,10 +45,8 @@ REFUSED_SHARE = 0.1  # of windows, beyond which it is no accident
 SAMPLING_SHARE = 0.01  # of readings that fail or are late
 OTHER_SENSOR = 0.2  # between what was published and what was found
 DRIFT_SHARE = 0.1  # of idle power, between before and after; and of the windows that have it
-SPREAD, WIDE_SPREAD = (
-    0.05,
-    0.10,
-)  # range of an arm's trials over their mean; METHOD refuses the latter
+SPREAD = 0.05  # range of the windows of an arm over their mean
+WIDE_SPREAD = 0.10  # METHOD section 5 refuses what is beyond
 JOULES = ("phi_exposed_j", "phi_unfused_j", "energy_ratio_fused", "energy_ratio_unfused")
 WHY = "What is printed is not what the sensor said: the file was edited, or analysed by other code."
 ADVICE = "Believe the trace; run bench.power --replay on it at the commit that the profile names."

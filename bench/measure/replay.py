@@ -113,7 +113,7 @@ def replay(path: Path, content: bytes | None = None) -> Replayed:
             traits = published if found is None else completed(found, published)
             said = None if traits is None else joules(trials, traits, rules, layers, kind)
     except (LookupError, ArithmeticError, ValueError, TypeError) as error:
-        what = str(error).partition("\n")[0]
+        what = str(error.args[-1] if error.args else error).partition("\n")[0]
         raise TraceFileError(f"{path} has readings that no sensor says: {what}") from None
     return Replayed(info, characterised, traits, said)
 
