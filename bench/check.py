@@ -59,15 +59,20 @@ def joules_again(profile: Profile, folder: Path) -> Joules | str:
     """The joules of a profile once more from its power trace, or why that cannot be."""
     if not profile.energy.rows:
         return "it has no joules"
+    from bench.analysis.joules import merged
     from bench.measure.replay import replay
 
-    try:
-        content = load_trace(profile, folder)
-        assert profile.energy.trace is not None
-        found = replay(folder / profile.energy.trace.file, content)
-    except ProfileError as error:
-        return str(error)
-    return found.joules or f"of its sensor too little is known: {found.characterised.reason}"
+    parts = []
+    for weight_format, trace in profile.energy.traces.items():
+        try:
+            content = load_trace(profile, folder, weight_format)
+            found = replay(folder / trace.file, content)
+        except ProfileError as error:
+            return str(error)
+        if found.joules is None:
+            return f"of its sensor too little is known: {found.characterised.reason}"
+        parts.append(found.joules)
+    return merged(parts) if parts else "this profile was written without a power trace."
 
 
 def render(profile: Profile, findings: Sequence[Finding]) -> RenderableType:

@@ -304,8 +304,8 @@ def remove_part(path: Path, whole: Profile) -> None:
         part = load_profile(path, allow=(whole.kind,))
         if not part.complete and part.created == whole.created:
             remove_profile(path)
-            if part.energy.trace is not None:
-                path.with_name(part.energy.trace.file).unlink(missing_ok=True)
+            for trace in part.energy.traces.values():
+                path.with_name(trace.file).unlink(missing_ok=True)
 
 
 def say_what_is_safe(journal: Path | None) -> None:

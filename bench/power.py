@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -27,7 +27,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from bench.analysis.characterise import Characterisation
 from bench.analysis.traces import CHANNELS
 from bench.measure import environment
 from bench.measure.devices import names_gpu
@@ -41,6 +40,9 @@ from bench.report import cell_of, plain_table
 from profiles.files import printable
 from profiles.schema import EnergyRow, Kind, Quantity
 from profiles.sensors import Traits, published_traits
+
+if TYPE_CHECKING:
+    from bench.analysis.characterise import Characterisation
 
 SLOW_S = 0.1  # a reading that takes longer misses updates of most boards
 UNITS = {"j": "J", "w": "W", "mhz": "MHz", "c": "°C"}

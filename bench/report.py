@@ -126,22 +126,30 @@ def _energy(profile: Profile, chosen: list[Comparison]) -> Table:
 def _tokens(profile: Profile, weight_format: str) -> Table:
     """Joules per token, by arm."""
     rows = [r for r in profile.energy.rows if r.format == weight_format]
-    arms = list(dict.fromkeys(_headed(r, rows) for r in rows))
+    heads = _heads(rows)
+    arms = list(dict.fromkeys(heads))
     table = plain_table(
         f"{weight_format}: linear-operator energy per token, mJ "
         f"({profile.workload.layers} layers, extrapolated)",
         arms,
     )
-    cells = {(r.batch, _headed(r, rows)): r.token_j for r in rows}
+    cells = {(r.batch, head): r.token_j for r, head in zip(rows, heads, strict=True)}
     for batch in sorted({r.batch for r in rows}):
         table.add_row(str(batch), *(cell_of(cells.get((batch, arm)), MJ) for arm in arms))
     return table
 
 
-def _headed(row: EnergyRow, rows: list[EnergyRow]) -> str:
-    """An arm's name; with who wrote it where there are several of that name."""
-    several = {r.kernel.implementation for r in rows if r.kernel.arm == row.kernel.arm}
-    return f"{row.kernel.arm}\n{row.kernel.implementation}" if len(several) > 1 else row.kernel.arm
+def _heads(rows: list[EnergyRow]) -> list[str]:
+    """A name for each row's arm; with who wrote it where there are several of that name."""
+    several: dict[str, set[str]] = {}
+    for row in rows:
+        several.setdefault(row.kernel.arm, set()).add(row.kernel.implementation)
+    return [
+        f"{row.kernel.arm}\n{row.kernel.implementation}"
+        if len(several[row.kernel.arm]) > 1
+        else row.kernel.arm
+        for row in rows
+    ]
 
 
 def _curves(profile: Profile, weight_format: str) -> Iterator[Text]:

@@ -104,8 +104,8 @@ def load_samples(profile: Profile, folder: str | Path) -> pa.Table:
     return table
 
 
-def load_trace(profile: Profile, folder: str | Path) -> bytes:
-    """The Parquet file of every power reading of a profile's energy windows, as it was written.
+def load_trace(profile: Profile, folder: str | Path, format: str) -> bytes:
+    """The Parquet file of every power reading of a format's energy windows, as it was written.
 
     What it claims to hold is added up, so `pyarrow.parquet.read_table(io.BytesIO(...))` takes bounded
     memory; what its readings say is not looked at.
@@ -113,16 +113,17 @@ def load_trace(profile: Profile, folder: str | Path) -> bytes:
     Args:
         profile: as read from `folder`.
         folder: where the profile lies.
+        format: whose windows.
 
     Raises:
-        ProfileError: the profile has no power trace, or the file is missing, not the one it was written
+        ProfileError: the profile has no such power trace, or the file is missing, not the one it was written
             with, not within `folder`, too large, or no Parquet file of so many rows.
     """
     from profiles.pages import checked_parquet
 
-    trace = profile.energy.trace
+    trace = profile.energy.traces.get(format)
     if trace is None:
-        raise ProfileError("this profile was written without a power trace.")
+        raise ProfileError(f"this profile was written without a power trace of {format}.")
     path = Path(folder) / trace.file
     content = _content(path, trace, MAXIMUM_TRACE_BYTES)
     checked_parquet(path, content, trace.rows)

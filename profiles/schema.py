@@ -450,7 +450,9 @@ class Energy(Record):
     rows: tuple[EnergyRow, ...] = ()
     curves: tuple[EnergyCurve, ...] = ()
     sampling: SamplingCost | None = None
-    trace: Samples | None = Field(default=None, description="every reading of every window")
+    traces: dict[str, Samples] = Field(
+        default={}, description="format to every reading of its windows, and of the square wave"
+    )
 
     @model_validator(mode="after")
     def _explained(self) -> Energy:

@@ -154,9 +154,12 @@ def mutate_trace(content: bytes, rng: random.Random) -> bytes:
 def with_trace(text: bytes, name: str, trace: bytes, rows: int | None = None) -> bytes:
     """The profile, speaking of this power trace: name, hash and rows."""
     data = json.loads(text)
-    data["energy"]["trace"] |= {"file": name, "sha256": hashlib.sha256(trace).hexdigest()}
+    data["energy"]["traces"]["int4-g128"] |= {
+        "file": name,
+        "sha256": hashlib.sha256(trace).hexdigest(),
+    }
     if rows is not None:
-        data["energy"]["trace"]["rows"] = rows
+        data["energy"]["traces"]["int4-g128"]["rows"] = rows
     return json.dumps(data).encode()
 
 

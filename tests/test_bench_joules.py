@@ -519,7 +519,7 @@ def test_a_recorded_trace_gives_the_same_joules_without_the_run(tmp_path: Path) 
     path = tmp_path / "a.power.parquet"
     assert ledger.sensor is not None
     assert ledger.sensor.info is not None
-    save_windows(path, ledger.sensor.info, recorded(ledger, "simulated"))
+    save_windows(path, ledger.sensor.info, recorded(ledger, "int4-g128"))
     again = replay(path)
     whole = assemble(ledger)
     assert again.joules is not None

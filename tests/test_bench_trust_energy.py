@@ -125,10 +125,11 @@ def test_traces_that_were_lost_changed_or_are_none(tmp_path: Path) -> None:
     assert "there is no file" in said()
     data = json.loads(path.read_text())
     samples = data["samples"]
-    data["energy"]["trace"] = samples  # the samples are a sound file, but of something else
+    # the samples are a sound file, but of something else
+    data["energy"]["traces"] = {"int4-g128": samples}
     path.write_text(json.dumps(data))
     assert "is not a sound file of power traces: it has other columns." in said()
-    data["energy"]["trace"] = None
+    data["energy"]["traces"] = {}
     path.write_text(json.dumps(data))
     assert said() == (
         "The power trace cannot be had: this profile was written without a power trace."

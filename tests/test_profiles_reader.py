@@ -362,7 +362,7 @@ def test_joules_that_are_not_there(profile: Profile, with_joules: Profile) -> No
 
 def test_a_power_trace_is_the_one_it_was_written_with(tmp_path: Path, profile: Profile) -> None:
     with pytest.raises(ProfileError, match="without a power trace"):
-        load_trace(profile, tmp_path)
+        load_trace(profile, tmp_path, "int4-g128")
     path = tmp_path / "run.power.parquet"
     parquet.write_table(pa.table({"a": [1, 2, 3]}), path)
     content = path.read_bytes()
@@ -370,19 +370,20 @@ def test_a_power_trace_is_the_one_it_was_written_with(tmp_path: Path, profile: P
     def named(rows: int = 3) -> Profile:
         digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "0" * 64
         trace = Samples(file=path.name, sha256=digest, rows=rows)
+        traces = {"int4-g128": trace}
         return profile.model_copy(
-            update={"energy": profile.energy.model_copy(update={"trace": trace})}
+            update={"energy": profile.energy.model_copy(update={"traces": traces})}
         )
 
     sound = named()
-    assert load_trace(sound, tmp_path) == content
+    assert load_trace(sound, tmp_path, "int4-g128") == content
     with pytest.raises(ProfileError, match="claims 3 rows, but its profile speaks of 4"):
-        load_trace(named(4), tmp_path)
+        load_trace(named(4), tmp_path, "int4-g128")
     path.write_bytes(content[:-1])
     with pytest.raises(ProfileError, match="SHA-256"):
-        load_trace(sound, tmp_path)
+        load_trace(sound, tmp_path, "int4-g128")
     with pytest.raises(ProfileError, match="is not a Parquet file"):
-        load_trace(named(), tmp_path)
+        load_trace(named(), tmp_path, "int4-g128")
     path.unlink()
     with pytest.raises(ProfileError, match="there is no file"):
-        load_trace(sound, tmp_path)
+        load_trace(sound, tmp_path, "int4-g128")

@@ -121,6 +121,16 @@ def joules(
     return Joules(rows, _curves(rows, traits, kind), arms, kind)
 
 
+def merged(parts: Sequence[Joules]) -> Joules:
+    """The joules of several formats of one run as one; there is one part at least."""
+    return Joules(
+        rows=tuple(row for part in parts for row in part.rows),
+        curves=tuple(curve for part in parts for curve in part.curves),
+        arms={key: arm for part in parts for key, arm in part.arms.items()},
+        kind=parts[0].kind,
+    )
+
+
 def with_joules(
     rows: Iterable[ArmRow], comparisons: Iterable[Comparison], found: Joules
 ) -> tuple[tuple[ArmRow, ...], tuple[Comparison, ...]]:

@@ -37,16 +37,18 @@ def write(ledger: Ledger, output: Path) -> Profile:
         ProfileError: no reader would take what would be written.
     """
     profile = assemble(ledger)
-    trace = _write_trace(ledger, profile.kind, output)
-    energy = profile.energy.model_copy(update={"trace": trace})
-    profile = profile.model_copy(update={"energy": energy})
+    traces: dict[str, Samples] = {}
     try:
+        for weight_format in profile.workload.formats:
+            _write_trace(ledger, weight_format, output, traces)
+        energy = profile.energy.model_copy(update={"traces": traces})
+        profile = profile.model_copy(update={"energy": energy})
         written = write_profile(profile, samples_table(ledger.rows), output)
     except BaseException:
-        if trace is not None:
+        for trace in traces.values():
             output.with_name(trace.file).unlink(missing_ok=True)
         raise
-    _remove_other_traces(trace, output)
+    _remove_other_traces({trace.file for trace in traces.values()}, output)
     return written
 
 
@@ -148,29 +150,32 @@ def _energy(ledger: Ledger, kind: Kind) -> tuple[Energy, Joules | None]:
     return energy, found
 
 
-def _write_trace(ledger: Ledger, kind: Kind, output: Path) -> Samples | None:
-    """Writes every reading of every energy window beside a profile; None where there is none.
+def _write_trace(
+    ledger: Ledger, weight_format: str, output: Path, traces: dict[str, Samples]
+) -> None:
+    """Writes every reading of a format's energy windows beside a profile, and notes the file.
 
-    The file carries part of its hash in its name, like the samples; those of a profile that is about to be
-    replaced stay until that has happened.
+    It carries part of its hash in its name, like the samples; those of a profile that is about to be
+    replaced stay until that has happened. A file per format stays within what readers take.
 
     Raises:
         OSError: it cannot be written.
+        ProfileError: no reader would take it.
     """
-    windows = recorded(ledger, kind)
+    windows = recorded(ledger, weight_format)
     if not windows or ledger.sensor is None or ledger.sensor.info is None:
-        return None
+        return
     content, rows = trace_content(output, ledger.sensor.info, windows)
     digest = hashlib.sha256(content).hexdigest()
     path = output.with_name(f"{output.stem}.{digest[:8]}{TRACE_SUFFIX}")
     replace_file(path, content)
-    return Samples(file=path.name, sha256=digest, rows=rows)
+    traces[weight_format] = Samples(file=path.name, sha256=digest, rows=rows)
 
 
-def _remove_other_traces(trace: Samples | None, output: Path) -> None:
+def _remove_other_traces(kept: set[str], output: Path) -> None:
     """Removes the power traces of a profile that has been replaced."""
     for path in output.parent.glob(f"{glob.escape(output.stem)}.????????{TRACE_SUFFIX}"):
-        if trace is None or path.name != trace.file:
+        if path.name not in kept:
             path.unlink(missing_ok=True)
 
 

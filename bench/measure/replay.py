@@ -32,23 +32,24 @@ MOST_SQUARE = 20_000  # readings: three minutes of them, and the wave takes one
 MOST_TRIALS = 100
 
 
-def recorded(ledger: Ledger, kind: Kind) -> list[Recorded]:
-    """What the sensor said in a run, with all that is needed to compute its joules again.
+def recorded(ledger: Ledger, weight_format: str) -> list[Recorded]:
+    """What the sensor said of one format, with all that is needed to compute its joules again.
 
     The first is the square wave that the sensor was characterised with; the others are the windows.
     """
     plan = ledger.plan.energy
-    if plan is None or ledger.square is None:
+    windows = [w for w in ledger.windows.values() if w.format == weight_format]
+    if plan is None or ledger.square is None or not windows:
         return []
     square = ledger.square
     moments = switched_s(square.loads)
     first, last = moments[0], moments[-1]
     whole = Load(((first, 0), (last, sum(load.layers for load in square.loads))))
-    label: Label = {"of": SQUARE, "switched_s": json.dumps(moments), "kind": kind}
+    label: Label = {"of": SQUARE, "switched_s": json.dumps(moments), "kind": ledger.kind}
     label |= {"rules": json.dumps(asdict(plan.rules)), "layers": ledger.plan.layers}
     idle_s = plan.rules.idle_s
     found = [Recorded(label, Window(whole, square.readings.trace(), idle_s, idle_s))]
-    for w in ledger.windows.values():
+    for w in windows:
         label = {"of": WINDOW, "format": w.format, "batch": w.batch, "trial": w.trial}
         found.append(Recorded({**label, **w.kernel.model_dump()}, w.window))
     return found

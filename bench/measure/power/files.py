@@ -16,7 +16,6 @@ anyone: what does not hold together ends in one sentence.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 from bench.analysis.traces import CHANNELS, Load, Trace, Window
 from bench.measure.power import SensorInfo
 from profiles.files import ProfileError, parse_json, printable, read_file
+from profiles.reader import replace_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,17 +63,7 @@ def save_windows(path: Path, info: SensorInfo, windows: Sequence[Recorded]) -> N
         TraceFileError: as `trace_content`.
         OSError: the file cannot be written.
     """
-    content, _ = trace_content(path, info, windows)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    replace_file(path, trace_content(path, info, windows)[0])
 
 
 def trace_content(path: Path, info: SensorInfo, windows: Sequence[Recorded]) -> tuple[bytes, int]:
