@@ -91,7 +91,7 @@ class Multiprocessor(Record):
         conversion_lanes: I2F and MUFU, the slow unit (XU).
         fast_conversion_lanes: I2FP and F2FP.
         shared_lanes: 32-bit accesses of shared memory, and shuffles.
-        dram_latency_s: seconds from a load that misses every cache to its data.
+        dram_latency_s: seconds from a load that misses every cache to its data; None: unknown.
         warps: resident at a time, at most.
         shared_memory_kib: KiB.
         registers: 32-bit ones.
@@ -105,7 +105,7 @@ class Multiprocessor(Record):
     conversion_lanes: Number
     fast_conversion_lanes: Number
     shared_lanes: Number
-    dram_latency_s: Number
+    dram_latency_s: Number | None = None
     warps: Number
     shared_memory_kib: Number
     registers: Number

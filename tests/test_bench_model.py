@@ -6,15 +6,9 @@ from math import exp
 import pytest
 
 from bench.static import parameters
-from bench.static.cost import InstructionCounts, KernelCost, Problem
-from bench.static.model import (
-    NotModelledError,
-    estimate,
-    pipe_cycles,
-    pnorm,
-    predict,
-    tensor_rate,
-)
+from bench.static.cost import InstructionCounts, KernelCost, Problem, counts_of_classes
+from bench.static.estimate import estimate, estimate_layer
+from bench.static.model import NotModelledError, pipe_cycles, pnorm, predict, tensor_rate
 from bench.static.peers import load_peers
 from profiles.specs import load_gpu, load_gpus
 
@@ -179,7 +173,7 @@ def test_an_estimate_has_the_residual_interval_and_says_what_it_is() -> None:
 REFUSED = [
     ("a100-80", "marlin", replace(LARGE, cold=False, n=4096, k=4096, batch=256), "cache"),
     ("a100-80", "marlin", Problem(1024, 1024, 1), "below 20 us"),
-    ("orin", "gemlite-gemv", LARGE, "capability 8.7"),
+    ("orin", "vendor16", LARGE, "tensor rate of the Jetson"),
     ("t4", "marlin", LARGE, "needs compute capability 8.0"),
     ("a10", "bnb-naive", replace(LARGE, batch=2), "another path"),
     ("a10", "bitblas", LARGE, "not been counted"),
@@ -194,6 +188,52 @@ def test_what_cannot_be_modelled_has_a_reason_in_place_of_a_number(
     assert found.value_s is None
     assert found.low_s is None
     assert reason in found.reason
+
+
+def test_a_board_of_unknown_pipes_or_latency_has_no_times() -> None:
+    bare = A100.model_copy(update={"multiprocessor": None})
+    assert "capability 8.0" in estimate(bare, PEERS["awq-v1"], LARGE).reason
+    orin = load_gpu("orin")
+    serial = replace(PEERS["awq-v1"], slice_columns=256)
+    assert "latency of the Jetson" in estimate(orin, serial, LARGE).reason
+    assert estimate(orin, PEERS["awq-v1"], LARGE).value_s is not None
+
+
+def test_the_interval_says_where_it_was_not_checked() -> None:
+    assert estimate(A100, PEERS["marlin"], LARGE).note == ""
+    assert "other boards" in estimate(load_gpu("h100"), PEERS["marlin"], LARGE).note
+
+
+def test_a_layer_is_the_sum_of_its_operators_and_is_refused_as_one() -> None:
+    operators = [Problem(6144, 4096, 1), Problem(4096, 4096, 1), Problem(28672, 4096, 1)]
+    layer = estimate_layer(A100, PEERS["marlin"], operators)
+    parts = [predict(A100, PEERS["marlin"], problem) for problem in operators]
+    assert parts[1].time_s < parameters.SHORTEST_S  # alone it would be refused
+    assert estimate(A100, PEERS["marlin"], operators[1]).value_s is None
+    assert layer.value_s == pytest.approx(sum(p.time_s for p in parts))
+    assert layer.parts_s["launch"] == pytest.approx(sum(p.fixed_s for p in parts))
+    assert layer.high_s == pytest.approx(layer.value_s * exp(parameters.WIDTH_SMALL_BATCH))
+    hot = [replace(problem, cold=False) for problem in operators]
+    assert "cache" in estimate_layer(A100, PEERS["marlin"], hot).reason
+
+
+def test_counts_of_an_audit_are_divided_by_weights() -> None:
+    """Marlin on sm_90: 664 instructions per 256 weights, its loads 8 of 128 bits and 4 of 32."""
+    classes = {
+        "int": 205,
+        "half2": 256,
+        "mma": 64,
+        "exchange": 38,
+        "load": 12,
+        "cvt": 6,
+        "other": 83,
+    }
+    found = counts_of_classes(classes, 2, {128: 8, 32: 4}, 256, 4.125 / 8)
+    assert found.total == pytest.approx(664 / 256)
+    assert (found.tensor, found.half2) == (0.25, 1.0)
+    assert (found.conversion, found.fast_conversion) == (2 / 256, 4 / 256)
+    assert found.loads == pytest.approx((8 + 4 / 4) / 256)
+    assert found.load_store == pytest.approx((38 + 8 * 4 + 4) / 256)
 
 
 def test_a_kernel_that_spills_is_not_modelled() -> None:

@@ -136,6 +136,18 @@ def test_what_was_asked_of_the_model_is_met() -> None:
         assert requirement.met, requirement
 
 
+def test_a_family_in_which_a_baseline_is_better_is_named() -> None:
+    worse = [replace(s, predicted=9e9) if s.family == "awq" else s for s in SCORED]
+    small, every, _ = validate.requirements(worse)
+    assert (small.met, every.met) == (False, False)
+    assert small.found == every.found == "worse in: awq"
+    large = [
+        replace(s, predicted=9e9) if s.family == "trtllm-int8" and not s.small else s
+        for s in SCORED
+    ]
+    assert [r.met for r in validate.requirements(large)] == [True, False, True]
+
+
 def test_the_goal_is_met_and_the_over_wide_intervals_are_said() -> None:
     mape, boards = validate.goals(SCORED)
     assert mape.met

@@ -9,6 +9,7 @@ One thread-instruction serves one lane, so a warp instruction on 128 weights cou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import ceil
 from typing import Literal
@@ -32,7 +33,7 @@ class InstructionCounts:
         fast_conversion: I2FP and F2FP, on the integer pipe where there are such instructions.
         tensor: HMMA and its kin.
         shared: accesses of shared memory, and shuffles.
-        loads: loads from global memory, of 128 bits each.
+        loads: loads from global memory, in units of 128 bits.
         scattered: further 32-lane turns of the load/store unit, times 32: an access that touches eight lines
             of memory takes eight turns in place of one. Not part of `total`.
         bytes: stored bytes of a weight, scales and zero points included.
@@ -63,6 +64,38 @@ class InstructionCounts:
     def load_store(self) -> float:
         """Lanes of the load/store unit that a weight occupies; 128 bits take four turns."""
         return self.shared + 4 * self.loads + self.scattered
+
+
+def counts_of_classes(
+    classes: Mapping[str, int],
+    integer_to_float: int,
+    load_widths: Mapping[int, int],
+    weights: int,
+    bytes_per_weight: float,
+) -> InstructionCounts:
+    """Counts per weight from an audit of machine code.
+
+    Args:
+        classes: instructions of the hot path by class of `bench/static/sass.py`: "int", "half2", "fp32",
+            "cvt", "mma", "exchange", "load", "other".
+        integer_to_float: those of class "cvt" that run on the slow unit.
+        load_widths: loads from global memory by width in bits.
+        weights: weights that one lane handles on that path.
+        bytes_per_weight: stored bytes, scales and zero points included.
+    """
+    turns = sum(number * max(1, width // 32) for width, number in load_widths.items())
+    return InstructionCounts(
+        total=sum(classes.values()) / weights,
+        integer=classes.get("int", 0) / weights,
+        half2=classes.get("half2", 0) / weights,
+        fp32=classes.get("fp32", 0) / weights,
+        conversion=integer_to_float / weights,
+        fast_conversion=(classes.get("cvt", 0) - integer_to_float) / weights,
+        tensor=classes.get("mma", 0) / weights,
+        shared=classes.get("exchange", 0) / weights,
+        loads=turns / 4 / weights,
+        bytes=bytes_per_weight,
+    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.static.cost import KernelCost
-from bench.static.model import LIMITERS, End, Limiter, pipe_cycles, rate, unsupported
+from bench.static.model import ENDS, LIMITERS, End, Limiter, pipe_cycles, rate, unsupported
 from bench.static.parameters import ISSUE_EFFICIENCY
 from profiles.specs import Gpu
 
@@ -62,7 +62,7 @@ def supply_demand(gpu: Gpu, kernel: KernelCost, batch: int = 1) -> Ratio:
     reason = unsupported(gpu, kernel, batch)
     if reason:
         return Ratio(None, reason=reason)
-    values = {end: _ratio(gpu, kernel, batch, end) for end in ("value", "better", "worse")}
+    values = {end: _ratio(gpu, kernel, batch, end) for end in ENDS}
     reached, _ = _ratio(gpu, kernel, batch, "value", ISSUE_EFFICIENCY.value)
     value, pipe = values["value"]
     return Ratio(

@@ -11,19 +11,12 @@
 
 The p-norm says that resources overlap, but not perfectly (p = 4). It is not a measurement of anything.
 
-Two intervals, of different meaning. `low_s` to `high_s` is the 90 % interval: the value times exp(-w) and
-exp(w), w from residuals on published times of other sources (`bench.validate`). The corners are the
-value again with every parameter at its better or its worse end: T falls in every rate and rises in every
-latency, so the two corners bound it. They hold far less than 90 % of what was measured and are only shown.
-
-The method fails, and says so in place of a number, for kernels that spill or loop under a guard, weights
-that the cache may hold, single operators below 20 us, and paths that a board does not have.
+What may be said with such a time, and when nothing may, is in `estimate.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp
 from typing import Literal
 
 from bench.static import parameters
@@ -45,6 +38,7 @@ LIMITERS: dict[str, Limiter] = {
     "latency": "latency",
     "launch": "launch",
 }
+ENDS: tuple[End, ...] = ("value", "better", "worse")
 PIPES = ("issue", "integer", "half2", "fp32", "xu", "shared")
 
 
@@ -72,36 +66,15 @@ class Prediction:
         return self.fixed_s + pnorm(self.norm, *self.parts_s.values())
 
     @property
+    def everything_s(self) -> dict[str, float]:
+        """Seconds of each resource alone, and "launch"."""
+        return {**self.parts_s, "launch": self.fixed_s}
+
+    @property
     def limiter(self) -> Limiter:
         """The resource that would take longest alone."""
-        everything = {**self.parts_s, "launch": self.fixed_s}
-        return LIMITERS[max(everything, key=lambda name: everything[name])]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A modelled time with its interval, or the reason why there is none.
-
-    Attributes:
-        value_s: None when it is not modelled.
-        low_s: lower end of the 90 % interval.
-        high_s: upper end.
-        corner_low_s: every parameter at its better end.
-        corner_high_s: every parameter at its worse end.
-        limiter: the resource that would take longest alone.
-        parts_s: seconds of each resource alone, and "launch".
-        reason: why it is not modelled; empty otherwise.
-    """
-
-    value_s: float | None
-    low_s: float | None = None
-    high_s: float | None = None
-    corner_low_s: float | None = None
-    corner_high_s: float | None = None
-    limiter: Limiter | None = None
-    parts_s: dict[str, float] | None = None
-    reason: str = ""
-    kind: Literal["modelled"] = "modelled"
+        parts_s = self.everything_s
+        return LIMITERS[max(parts_s, key=lambda name: parts_s[name])]
 
 
 def pnorm(p: float, *values: float) -> float:
@@ -200,48 +173,14 @@ def predict(gpu: Gpu, kernel: KernelCost, problem: Problem, end: End = "value") 
     for pipe in PIPES:
         share = parameters.ISSUE_EFFICIENCY if pipe == "issue" else parameters.PIPE_EFFICIENCY
         parts[pipe] = cycles[pipe] * problem.weights / (clocks * rate(share, end))
-    latency_s = delay(multiprocessor.dram_latency_s, end)
     if kernel.tensor_cores:
         operations = 2.0 * kernel.multiplied_rows(problem.batch) * problem.weights
         parts["tensor"] = operations / tensor_rate(gpu, end)
     if kernel.bytes_in_flight is not None:
         rounds = weight_bytes * reads / gpu.sms.value / kernel.bytes_in_flight
-        parts["latency"] = rounds * latency_s
-    fixed_s = _launch_s(gpu, problem, end) + _serial_s(gpu, kernel, problem, latency_s, end)
+        parts["latency"] = rounds * _latency_s(gpu, end)
+    fixed_s = _launch_s(gpu, problem, end) + _serial_s(gpu, kernel, problem, end)
     return Prediction(fixed_s, parts, rate(parameters.NORM, end))
-
-
-def refusal(gpu: Gpu, kernel: KernelCost, problem: Problem, time_s: float) -> str:
-    """Why a number that could be computed is not to be trusted; empty if it is."""
-    weight_bytes = problem.weights * kernel.counts.bytes
-    if not problem.cold and weight_bytes <= parameters.CACHE_FACTOR * gpu.l2_mb.value * 1e6:
-        return "weights of up to twice the last-level cache may be read from it"
-    if time_s < parameters.SHORTEST_S:
-        return "a single operator below 20 us: launch and ramp decide"
-    return ""
-
-
-def estimate(gpu: Gpu, kernel: KernelCost, problem: Problem) -> Estimate:
-    """The modelled time of one operator, its intervals and its limiter; never a number alone."""
-    try:
-        prediction = predict(gpu, kernel, problem)
-        better, worse = (predict(gpu, kernel, problem, end) for end in ("better", "worse"))
-    except NotModelledError as error:
-        return Estimate(None, reason=str(error))
-    time_s = prediction.time_s
-    reason = refusal(gpu, kernel, problem, time_s)
-    if reason:
-        return Estimate(None, reason=reason)
-    width = parameters.interval_width(problem.batch)
-    return Estimate(
-        value_s=time_s,
-        low_s=time_s * exp(-width),
-        high_s=time_s * exp(width),
-        corner_low_s=better.time_s,
-        corner_high_s=worse.time_s,
-        limiter=prediction.limiter,
-        parts_s={**prediction.parts_s, "launch": prediction.fixed_s},
-    )
 
 
 def _launch_s(gpu: Gpu, problem: Problem, end: End) -> float:
@@ -250,10 +189,18 @@ def _launch_s(gpu: Gpu, problem: Problem, end: End) -> float:
     return delay(gpu.launch_s or parameters.GRAPH_LAUNCH_S, end)
 
 
-def _serial_s(gpu: Gpu, kernel: KernelCost, problem: Problem, latency_s: float, end: End) -> float:
+def _latency_s(gpu: Gpu, end: End) -> float:
+    latency = None if gpu.multiprocessor is None else gpu.multiprocessor.dram_latency_s
+    if latency is None:
+        raise NotModelledError(f"the latency of the {gpu.name}'s memory is not known")
+    return delay(latency, end)
+
+
+def _serial_s(gpu: Gpu, kernel: KernelCost, problem: Problem, end: End) -> float:
     """Programs that share a slice of columns add their sums one after another."""
     if kernel.slice_columns is None:
         return 0.0
     available = gpu.sms.value * kernel.slice_columns / problem.n
     sharing = min(available, problem.k / kernel.slice_depth)
-    return max(0.0, sharing - 1) * delay(parameters.SERIAL_STEP, end) * latency_s
+    step_s = delay(parameters.SERIAL_STEP, end) * _latency_s(gpu, end)
+    return max(0.0, sharing - 1) * step_s

@@ -65,6 +65,8 @@ SHORTEST_S = 20e-6  # a single operator below this is not modelled: launch and r
 SMALL_BATCH = 64
 WIDTH_SMALL_BATCH = 0.367
 WIDTH_LARGE_BATCH = 0.617
+CHECKED_BOARDS = ("a10", "a100-80", "l40s", "rtx3090")
+UNCHECKED = "no published time of this board was compared: the interval is that of other boards"
 
 
 def interval_width(batch: int) -> float:

@@ -15,7 +15,8 @@ from typing import Literal
 
 from bench.static import conformal
 from bench.static.cost import KernelCost
-from bench.static.model import Limiter, NotModelledError, predict, refusal
+from bench.static.estimate import refusal
+from bench.static.model import ENDS, Limiter, NotModelledError, predict
 from bench.static.parameters import SHORTEST_S, SMALL_BATCH
 from bench.static.peers import load_peers
 from bench.static.published import Row
@@ -123,7 +124,7 @@ def predict_row(row: Row) -> Scored:
     peer, vendor = peers[row.kernel], peers[VENDOR].cost
     scored = Scored(row, peer.cost.family, peer.format, "refused")
     try:
-        times = [predict(gpu, peer.cost, row.problem, end) for end in ("value", "better", "worse")]
+        times = [predict(gpu, peer.cost, row.problem, end) for end in ENDS]
     except NotModelledError as error:
         return replace(scored, reason=str(error))
     value, better, worse = (prediction.time_s for prediction in times)
