@@ -48,8 +48,10 @@ def draw(gpus: Sequence[Gpu], peers: Sequence[Peer], batch: int, path: Path) -> 
         axis.set_facecolor("#e6e6e6")
         image = axis.imshow(np.log2(values), cmap="RdBu", vmin=-SPAN, vmax=SPAN, aspect="auto")
         for row, column in np.ndindex(values.shape):
-            text = "–" if np.isnan(values[row, column]) else f"{values[row, column]:.1f}"
-            axis.text(column, row, text, ha="center", va="center", fontsize=8, color="#111111")
+            value = values[row, column]
+            text = "–" if np.isnan(value) else f"{value:.{2 if value < 2 else 1}f}"
+            color = "white" if abs(np.log2(value)) > 2 else "#111111"
+            axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
         axis.set_xticks(range(len(gpus)), [gpu.key for gpu in gpus], rotation=40, ha="right")
         names = [f"{peer.cost.name} ({peer.format})" for peer in peers]
         axis.set_yticks(range(len(peers)), names, fontsize=8)
