@@ -166,25 +166,20 @@ def to_json(rows: Sequence[Scored]) -> str:
 
 
 def _table(title: str, groups: Sequence[tuple[str, Sequence[Scored]]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name in (
-        "rows",
-        "MAPE",
-        "bias",
-        "in 90 %",
-        "in corners",
-        "ideal roofline",
-        "0.8 bw + 3 us",
-    ):
-        table.add_column(name, justify="right")
-    table.add_column("limiter")
+    table = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
+    )
+    table.add_column("", no_wrap=True)
+    for name in ("rows", "MAPE", "bias", "in\n90 %", "in\ncorners", "ideal", "0.8 bw\n+ 3 us"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("mostly limited by", no_wrap=True)
     for name, group in groups:
         e = errors(group)
+        limiter, count = max(e.limiters.items(), key=lambda item: item[1])
         table.add_row(
             *(name, str(e.rows), f"{e.mape:.0%}", f"{e.bias:+.0%}", f"{e.coverage:.0%}"),
             *(f"{e.corner_coverage:.0%}", f"{e.ideal_mape:.0%}", f"{e.constant_mape:.0%}"),
-            ", ".join(f"{limiter} {n}" for limiter, n in e.limiters.items()),
+            limiter if count == e.rows else f"{limiter}, {count} of {e.rows}",
             style=None if e.beats_baselines else "yellow",
         )
     return table

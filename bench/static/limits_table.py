@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from statistics import median
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -14,6 +15,9 @@ from bench.static.limits import Ratio, supply_demand
 from bench.static.peers import Peer
 from profiles.specs import Gpu
 
+SIDE_BY_SIDE = 3
+WIDEST = 24  # characters of a kernel's name
+SHORT = {"shared": "smem"}
 STYLES = {"hidden": "green", "open": "yellow", "cast-bound": "bold red", "unknown": "dim"}
 NOTE = (
     "MODELLED. R = weights/s the pipes allow / weights/s memory delivers, at 100 % and at 65 % of issue. Red: "
@@ -32,17 +36,22 @@ def ratios(
 
 
 def render(gpus: Sequence[Gpu], peers: Sequence[Peer], batch: int) -> RenderableType:
-    """One line per kernel, one column per board."""
+    """One line per kernel, a few boards side by side, the least able to hide dequantization first."""
     found = ratios(gpus, peers, batch)
-    table = Table(title=f"Supply over demand at batch {batch}, modelled", title_justify="left")
-    table.add_column("kernel")
-    table.add_column("weights")
-    for gpu in gpus:
-        table.add_column(gpu.key, justify="right", no_wrap=True)
-    for index, peer in enumerate(peers):
-        cells = [_cell(line[index][1]) for _, line in found]
-        table.add_row(peer.cost.name, peer.format, *cells)
-    return Group(table, Text(NOTE, style="dim"))
+    found.sort(
+        key=lambda line: median([r.value for _, r in line[1] if r.value is not None] or [0.0])
+    )
+    parts: list[RenderableType] = []
+    for first in range(0, len(found), SIDE_BY_SIDE):
+        some = found[first : first + SIDE_BY_SIDE]
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        table.add_column(Text(f"R at batch {batch}", style="bold"), no_wrap=True)
+        for gpu, _ in some:
+            table.add_column(gpu.key, justify="right", no_wrap=True)
+        for index, peer in enumerate(peers):
+            table.add_row(peer.cost.name[:WIDEST], *(_cell(line[index][1]) for _, line in some))
+        parts += [table, Text()]
+    return Group(*parts, Text(NOTE, style="dim"))
 
 
 def to_data(gpus: Sequence[Gpu], peers: Sequence[Peer], batch: int) -> list[dict[str, Any]]:
@@ -66,5 +75,8 @@ def _cell(ratio: Ratio) -> Text:
     if ratio.value is None or ratio.low is None or ratio.high is None:
         return Text("-", style="dim")
     doubtful = "*" if ratio.low < 1 <= ratio.high else ""
-    text = f"{ratio.value:.1f} {ratio.at_reached_issue:.1f}{doubtful}\n{ratio.limiter}"
+    digits = 2 if ratio.value < 2 else 1
+    reached = ratio.at_reached_issue or 0.0
+    limiter = SHORT.get(ratio.limiter or "", ratio.limiter)
+    text = f"{ratio.value:.{digits}f}/{reached:.{digits}f}{doubtful} {limiter}"
     return Text(text, style=STYLES[ratio.verdict])
