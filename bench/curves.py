@@ -20,14 +20,19 @@ from profiles.schema import Energy, EnergyRow, Profile
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLORS = {
-    "native": "#1f1f1f",
-    "vendor": "#1f1f1f",
+COLORS = {  # of arms; the eye finds 16-bit ones by black, those that dequantize by blue and red
+    "native": "#7a7a7a",
+    "vendor": "#111111",
     "fused": "#0063b2",
     "bypass": "#7fb2dd",
+    "scale": "#2a9d8f",
+    "unpack": "#8ab17d",
+    "stream": "#e9c46a",
+    "dequantize": "#f4a261",
     "unfused": "#d1495b",
+    "lowp": "#6a4c93",
+    "upcast": "#b56576",
 }
-OTHER_COLOR = "#8a8a8a"
 
 
 def draw(profile: Profile, path: Path) -> None:
@@ -82,7 +87,7 @@ def _panel(axis: Axes, profile: Profile, weight_format: str) -> None:
     rows = [row for row in profile.energy.rows if row.format == weight_format]
     for arm in dict.fromkeys((row.kernel.arm, row.kernel.implementation) for row in rows):
         points = [r for r in rows if (r.kernel.arm, r.kernel.implementation) == arm]
-        color = COLORS.get(arm[0], OTHER_COLOR)
+        color = COLORS[arm[0]]
         _points(axis, points, color, f"{arm[0]} ({arm[1]}, {points[0].kernel.weight_format})")
         for curve in profile.energy.curves:
             known = (curve.a_j.value, curve.b_j.value)
@@ -99,7 +104,7 @@ def _panel(axis: Axes, profile: Profile, weight_format: str) -> None:
     axis.set_xlabel("batch")
     axis.set_title(f"{weight_format} (dashed: a + b / batch; dotted: does not fit)", fontsize=10)
     axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
-    axis.legend(fontsize=8, frameon=False)
+    axis.legend(fontsize=7, frameon=False, loc="lower left")
 
 
 def _ends(rows: list[EnergyRow]) -> tuple[int, int]:
