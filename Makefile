@@ -19,7 +19,7 @@ bench: .venv/installed
 	$(PY) -m bench.dequant --bits $(BITS) $(ARGS)
 
 test: .venv/installed
-	$(PY) -m pytest -m "not gpu and not proof"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not gpu and not proof"
 
 check: .venv/installed
 	$(PY) -m ruff check .
