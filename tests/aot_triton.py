@@ -74,16 +74,11 @@ class Report:
 
 def plan_of(job: Job) -> Plan:
     """What is compiled and launched for a job."""
+    from kernels import triton
     from kernels.formats import find_format
-    from kernels.triton import dequantize, gemm, gemv, native
 
-    weight_format = find_format(job.format_name)
     shape = (job.activation, job.n, job.k, job.batch)
-    if job.arm == "native":
-        return {"gemv": native.plan_gemv, "gemm": native.plan_gemm}[job.regime](*shape)
-    if job.arm == "dequantize":
-        return dequantize.plan(weight_format, *shape[:3])
-    return {"gemv": gemv, "gemm": gemm}[job.regime].plan(job.arm, weight_format, *shape)
+    return triton.plan_of(job.arm, job.regime, find_format(job.format_name), *shape)  # type: ignore[arg-type]
 
 
 def compile_job(job: Job) -> tuple[CompiledKernel, int]:

@@ -7,11 +7,11 @@ Two regimes share the ladder: `gemv` serves batches 1 to 16 with fp32 multiply-a
 from functools import partial
 
 from kernels.cuda_vendor import VENDOR
-from kernels.formats import FORMATS
+from kernels.formats import FORMATS, WeightFormat
 from kernels.kernel import LADDER, Arm, Kernel
 from kernels.packing import BypassReading
 from kernels.triton import dequantize, gemm, gemv, native
-from kernels.triton.plan import ACTIVATIONS, packed_tensors
+from kernels.triton.plan import ACTIVATIONS, Plan, packed_tensors
 
 QUANTIZED = tuple(f.name for f in FORMATS if f.quantized and f.bits in (4, 8))
 TOLERANCE = 1e-2  # of the largest |y|: bf16 rounds y to 8 bits, fp16 is far inside
@@ -34,6 +34,19 @@ def stage(arm: Arm, regime: str) -> Kernel:
         reading=readings[regime],
         tolerance=TOLERANCE,
     )
+
+
+def plan_of(
+    arm: Arm, regime: str, weight_format: WeightFormat, activation: str, n: int, k: int, batch: int
+) -> Plan:
+    """What the kernel of an arm and regime launches: for those who compile it and launch nothing."""
+    if arm == "dequantize":
+        return dequantize.plan(weight_format, activation, n, k)
+    if arm == "native":
+        sixteen = native.plan_gemv if regime == "gemv" else native.plan_gemm
+        return sixteen(activation, n, k, batch)
+    plan = gemv.plan if regime == "gemv" else gemm.plan
+    return plan(arm, weight_format, activation, n, k, batch)
 
 
 NATIVE_GEMV = Kernel(
