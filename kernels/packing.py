@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from kernels.formats import WeightFormat
 
 Float = Literal["fp16", "bf16", "fp32"]
+Float16 = Literal["fp16", "bf16"]
 BypassReading = Literal["fp32", "halves"]
 
 NIBBLE_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word holds weight NIBBLE_ORDER[i]

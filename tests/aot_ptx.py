@@ -18,6 +18,7 @@ from bench.static.ptx.problem import bf16
 from kernels import packing
 from kernels.formats import find_format
 from kernels.kernel import output_shape
+from kernels.triton import reading_of
 from tests.aot_triton import Job, in_workers, plan_of
 
 FLOATS = {"fp16": np.dtype(np.float16), "bf16": np.dtype(np.uint16), "fp32": np.dtype(np.float32)}
@@ -100,7 +101,7 @@ def job_arguments(job: Job) -> tuple[list[Any], np.ndarray, np.ndarray]:
         job.n, job.k, find_format(packed_format(job)), job.activation, seed=7
     )
     x = packing.random_activations(job.batch, job.k, job.activation, seed=7)
-    reading = "halves" if job.regime == "gemm" else "fp32"
+    reading = reading_of(job.regime, job.activation)
     expected = packing.reference(job.arm, weights, x, reading)
     shape, written = output_shape(job.arm, job.n, job.k, job.batch)
     kind = job.activation if written == "activation" else written

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.static import sass
 from bench.static.compile import CompiledKernel, compile_kernel
+from bench.static.counts import weights_per_pass
 from bench.static.occupancy import resident_warps
 
 if TYPE_CHECKING:
@@ -89,10 +90,7 @@ def compile_job(job: Job) -> tuple[CompiledKernel, int]:
     compiled = compile_kernel(
         plan.fn, plan.signature, plan.constexprs, job.capability, **plan.options
     )
-    block_k = plan.constexprs.get("BLOCK_K")
-    if block_k is None:
-        block_k = plan.constexprs["BLOCK_W"] * weight_format.weights_per_word
-    return compiled, plan.constexprs["BLOCK_N"] * block_k // (32 * compiled.num_warps)
+    return compiled, weights_per_pass(plan, weight_format, compiled.num_warps)
 
 
 def report(job: Job) -> Report:

@@ -22,7 +22,7 @@ CAPABILITIES = (80, 89, 90, 120)
 FORMATS = ("int4-g128", "int4-g128-zp", "int8-ch", "int8-g128")
 ACTIVATIONS = ("fp16", "bf16")
 SMALL, RAGGED = (64, 512), (41, 1280)  # n, k: whole tiles; rows and a last step that are not
-BATCHES = {"gemv": (1, 2, 5, 16), "gemm": (16, 33, 64)}
+BATCHES = {"gemv": (1, 2, 5, 16), "gemv-ptx": (1, 2, 5, 16), "gemm": (16, 33, 64)}
 WIDEST_WITHOUT_WGMMA = 32  # rows of x; wider sm_90 builds of gemm use wgmma
 
 
@@ -48,6 +48,7 @@ def all_jobs() -> list[Job]:
             BATCHES, ACTIVATIONS, (SMALL, RAGGED), CAPABILITIES
         )
         for batch in BATCHES[regime]
+        if regime != "gemv-ptx"
     ]
     return [*ladder, *others, *native]
 

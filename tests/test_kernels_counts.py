@@ -106,8 +106,10 @@ def test_targets_name_formats_that_exist() -> None:
 
 @pytest.fixture(scope="module")
 def counted() -> dict[tuple[str, ...], dict[str, object]]:
-    """Counts of some kernels on sm_90, from a process that may compile."""
+    """Counts of kernels on sm_90, from a process that may compile."""
     cases = [("fused", "gemv", "int8-ch", "fp16"), ("bypass", "gemv", "int8-ch", "fp16")]
+    cases += [(arm, tuned(arm), *rest) for arm, *rest in counts.TARGETS]
+    cases += [("bypass", tuned(arm), *rest) for arm, *rest in counts.TARGETS if arm == "fused"]
     done = subprocess.run(
         [sys.executable, "-c", CODE],
         input=json.dumps(cases),
@@ -119,17 +121,38 @@ def counted() -> dict[tuple[str, ...], dict[str, object]]:
     return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
+def tuned(arm: str) -> str:
+    """The variant in inline PTX of an arm."""
+    return "gemv-ptx" if arm == "fused" else "ptx"
+
+
 def test_a_real_kernel_by_hand(counted: dict[tuple[str, ...], dict[str, object]]) -> None:
-    """4 rows x 2048 weights over 128 lanes: 64 each, which come in 4 loads of 16 bytes; x in 2."""
-    fused, bypass = counted.values()
+    """4 rows x 2048 weights over 64 lanes: 128 each, in 8 loads of 16 bytes; their 32 x in 4."""
+    fused, bypass = (counted[arm, "gemv", "int8-ch", "fp16"] for arm in ("fused", "bypass"))
     for count in (fused, bypass):
-        assert count["weights"] == 64
-        assert count["widths"] == "128 x 6"
+        assert count["weights"] == 128
+        assert count["widths"] == "128 x 12"
         assert sum(count["classes"]) == count["instructions"]  # type: ignore[call-overload]
-        assert not count["spills"]
     where = sass.CLASS_NAMES.index
-    assert fused["classes"][where("cvt")] == 64  # type: ignore[index]
-    assert fused["classes"][where("load")] == 6  # type: ignore[index]
+    assert fused["classes"][where("cvt")] == 128  # type: ignore[index]
+    assert fused["classes"][where("load")] == 12  # type: ignore[index]
     assert bypass["classes"][where("cvt")] == 0  # type: ignore[index]
-    assert bypass["classes"][where("fp32")] >= 64 - 4  # type: ignore[index]
+    assert 128 <= bypass["classes"][where("fp32")] <= 128 + 4  # type: ignore[index]
     assert fused["integer_to_float"] == 0  # I2FP, which is not on the slow unit
+
+
+@pytest.mark.parametrize("key", counts.TARGETS, ids="-".join)
+def test_tuned_kernels_reach_their_targets(
+    key: tuple[str, str, str], counted: dict[tuple[str, ...], dict[str, object]]
+) -> None:
+    arm, name, activation = key
+    count = counted[arm, tuned(arm), name, activation]
+    assert count["instructions"] / count["weights"] <= counts.TARGETS[key]  # type: ignore[operator]
+    assert count["integer_to_float"] == 0
+    assert not count["spills"]
+    if arm == "fused":
+        bypass = counted["bypass", tuned(arm), name, activation]
+        assert bypass["widths"] == count["widths"]
+        assert bypass["weights"] == count["weights"]
+        assert bypass["warps"] == count["warps"]
+        assert not bypass["spills"]

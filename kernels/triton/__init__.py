@@ -1,7 +1,9 @@
 """The Triton kernels and the library beside them: `KERNELS`, in the order of the ladder.
 
-Two regimes share the ladder: `gemv` serves batches 1 to 16 with fp32 multiply-adds, `gemm` batches
-16 to 256 with tensor cores. At batch 16 both have a row.
+Two regimes share the ladder: `gemv` serves batches 1 to 16 with multiply-adds, `gemm` batches 16 to 256
+with tensor cores. At batch 16 both have a row. Each comes in two variants that differ by a constexpr:
+as Triton's own operations make it, and `-ptx`, with the tile functions of `tuned.py`. What the second is
+faster by is what writing the instructions by hand is worth.
 """
 
 from functools import partial
@@ -9,44 +11,51 @@ from functools import partial
 from kernels.cuda_vendor import VENDOR
 from kernels.formats import FORMATS, WeightFormat
 from kernels.kernel import LADDER, Arm, Kernel
-from kernels.packing import BypassReading
+from kernels.packing import BypassReading, Float16
 from kernels.triton import dequantize, gemm, gemv, native
 from kernels.triton.plan import ACTIVATIONS, Plan, packed_tensors
 
 QUANTIZED = tuple(f.name for f in FORMATS if f.quantized and f.bits in (4, 8))
+VARIANTS = ("gemv", "gemv-ptx", "gemm")
 TOLERANCE = 1e-2  # of the largest |y|: bf16 rounds y to 8 bits, fp16 is far inside
 
 
-def stage(arm: Arm, regime: str) -> Kernel:
-    """One stage of the ladder in one regime, "gemv" or "gemm"."""
-    module = {"gemv": gemv, "gemm": gemm}[regime]
-    readings: dict[str, BypassReading] = {"gemv": "fp32", "gemm": "halves"}
+def stage(arm: Arm, variant: str, activation: Float16) -> Kernel:
+    """One stage of the ladder in one variant: "gemv", "gemv-ptx" or "gemm"."""
+    module = gemm if variant == "gemm" else gemv
     return Kernel(
         arm=arm,
         implementation="triton",
         device="cuda",
         formats=QUANTIZED,
-        activations=ACTIVATIONS,
+        activations=(activation,),
         batches=module.BATCHES,
         pack=partial(packed_tensors, bypass=True) if arm == "bypass" else packed_tensors,
-        bind=partial(module.bind, arm),
-        variant=regime,
-        reading=readings[regime],
+        bind=partial(module.bind, arm, **({"tuned": True} if variant == "gemv-ptx" else {})),
+        variant=variant,
+        reading=reading_of(variant, activation),
         tolerance=TOLERANCE,
     )
 
 
+def reading_of(variant: str, activation: str) -> BypassReading:
+    """How the bypass arm of a variant reads its words: as pairs where it multiplies pairs."""
+    pairs = variant == "gemm" or (variant == "gemv-ptx" and activation == "fp16")
+    return "halves" if pairs else "fp32"
+
+
 def plan_of(
-    arm: Arm, regime: str, weight_format: WeightFormat, activation: str, n: int, k: int, batch: int
+    arm: Arm, variant: str, weight_format: WeightFormat, activation: str, n: int, k: int, batch: int
 ) -> Plan:
-    """What the kernel of an arm and regime launches: for those who compile it and launch nothing."""
+    """What the kernel of an arm and variant launches: for those who compile it and launch nothing."""
     if arm == "dequantize":
         return dequantize.plan(weight_format, activation, n, k)
     if arm == "native":
-        sixteen = native.plan_gemv if regime == "gemv" else native.plan_gemm
+        sixteen = native.plan_gemv if variant == "gemv" else native.plan_gemm
         return sixteen(activation, n, k, batch)
-    plan = gemv.plan if regime == "gemv" else gemm.plan
-    return plan(arm, weight_format, activation, n, k, batch)
+    if variant == "gemm":
+        return gemm.plan(arm, weight_format, activation, n, k, batch)
+    return gemv.plan(arm, weight_format, activation, n, k, batch, tuned=variant == "gemv-ptx")
 
 
 NATIVE_GEMV = Kernel(
@@ -86,8 +95,7 @@ DEQUANTIZE = Kernel(
 )
 
 KERNELS: tuple[Kernel, ...] = (
-    *(stage(arm, "gemv") for arm in LADDER),
-    *(stage(arm, "gemm") for arm in LADDER),
+    *(stage(a, v, x) for v in VARIANTS for x in ACTIVATIONS for a in LADDER),
     NATIVE_GEMV,
     NATIVE_GEMM,
     VENDOR,

@@ -23,7 +23,7 @@ from kernels.kernel import Arm, Launch, Tensors, output_shape
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kernels.packing import Weights
+    from kernels.packing import Float16, Weights
 
 TORCH_DTYPES = {
     "fp16": torch.float16,
@@ -31,7 +31,7 @@ TORCH_DTYPES = {
     "fp32": torch.float32,
     "int32": torch.int32,
 }
-ACTIVATIONS = ("fp16", "bf16")
+ACTIVATIONS: tuple[Float16, ...] = ("fp16", "bf16")
 ALIGNMENT_BYTES = 16  # of every pointer: the width of the widest load
 
 

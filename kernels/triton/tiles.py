@@ -57,6 +57,15 @@ def join8(t0, t1, t2, t3, t4, t5, t6, t7):
     return tl.join(join4(t0, t2, t4, t6), join4(t1, t3, t5, t7))
 
 
+@triton.jit
+def segment_start(segment, PER_LOAD: tl.constexpr, QUAD: tl.constexpr):
+    """The weight, counted along k, at which a segment's first load starts.
+
+    Four segments share a quad of weights: their first loads lie side by side, then their second.
+    """
+    return segment // 4 * QUAD + segment % 4 * PER_LOAD
+
+
 @triton.constexpr_function
 def shift_of(i, bits):
     """Bit at which weight i of a word starts."""
