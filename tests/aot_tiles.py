@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.triton import tiles, tuned
+from kernels.triton.plan import FP8_CAPABILITY
 from tests.aot_ptx import Ptx
 from tests.aot_triton import in_workers
 
@@ -23,6 +24,7 @@ class Tile:
     """One tile function for one target."""
 
     bits: int
+    encoding: str
     has_zero: bool
     tuned: bool
     capability: int
@@ -34,8 +36,10 @@ def numbers_kernel(
     zeros_ptr,
     out_ptr,
     BITS: tl.constexpr,  # noqa: N803
+    ENCODING: tl.constexpr,  # noqa: N803
     HAS_ZERO: tl.constexpr,  # noqa: N803
     TUNED: tl.constexpr,  # noqa: N803
+    HAS_FP8: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -43,10 +47,11 @@ def numbers_kernel(
     zero = tl.load(zeros_ptr + at)
     for i in tl.static_range(32 // BITS):
         if TUNED:
-            number = tuned.number(words, i, tuned.zero_pairs(zero, BITS, HAS_ZERO), BITS)
+            known = tuned.constants(zero, BITS, ENCODING, HAS_ZERO)
+            number = tuned.number(words, i, known, BITS, ENCODING, HAS_FP8)
         else:
-            number = tiles.number(words, i, tiles.zero_point(zero, BITS, HAS_ZERO), BITS)
-            number *= tuned.unit(BITS)
+            known = tiles.zero_point(zero, BITS, HAS_ZERO)
+            number = tiles.number(words, i, known, BITS, ENCODING) * tuned.unit(BITS, ENCODING)
         tl.store(out_ptr + at * (32 // BITS) + i, number)
 
 
@@ -63,8 +68,10 @@ def emit(tile: Tile) -> Ptx:
     signature = {"words_ptr": "*i32", "zeros_ptr": "*u8", "out_ptr": "*fp32"}
     constexprs = {
         "BITS": tile.bits,
+        "ENCODING": tile.encoding,
         "HAS_ZERO": tile.has_zero,
         "TUNED": tile.tuned,
+        "HAS_FP8": tile.encoding == "e4m3" and tile.capability >= FP8_CAPABILITY,
         "BLOCK": BLOCK,
     }
     options = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}

@@ -78,7 +78,7 @@ def plan_of(job: Job) -> Plan:
     from kernels import triton
     from kernels.formats import find_format
 
-    shape = (job.activation, job.n, job.k, job.batch)
+    shape = (job.activation, job.n, job.k, job.batch, job.capability)
     return triton.plan_of(job.arm, job.regime, find_format(job.format_name), *shape)  # type: ignore[arg-type]
 
 

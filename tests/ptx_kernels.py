@@ -14,12 +14,13 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
+from kernels import formats
 from kernels.kernel import LADDER
 from tests.aot_ptx import compile_ptx, run_job
 from tests.aot_triton import Job
 
 CAPABILITIES = (80, 89, 90, 120)
-FORMATS = ("int4-g128", "int4-g128-zp", "int8-ch", "int8-g128")
+FORMATS = tuple(f.name for f in formats.FORMATS if f.quantized)
 ACTIVATIONS = ("fp16", "bf16")
 SMALL, RAGGED = (64, 512), (41, 1280)  # n, k: whole tiles; rows and a last step that are not
 BATCHES = {"gemv": (1, 2, 5, 16), "gemv-ptx": (1, 2, 5, 16), "gemm": (16, 33, 64)}
@@ -37,9 +38,9 @@ def all_jobs() -> list[Job]:
         if batch == BATCHES[regime][0] or arm in ("fused", "bypass")
     ]
     others = [
-        Job("dequantize", "gemv", name, activation, n, k, 1, capability)
-        for name, activation, (n, k), capability in product(
-            FORMATS, ACTIVATIONS, (SMALL, RAGGED), CAPABILITIES
+        Job("dequantize", variant, name, activation, n, k, 1, capability)
+        for variant, name, activation, (n, k), capability in product(
+            ("default", "ptx"), FORMATS, ACTIVATIONS, (SMALL, RAGGED), CAPABILITIES
         )
     ]
     native = [

@@ -27,6 +27,7 @@ from kernels.formats import FORMATS, WeightFormat, find_format
 
 if TYPE_CHECKING:
     from kernels.kernel import Arm
+    from kernels.packing import Float16
     from kernels.triton.plan import Plan
 
 CAPABILITIES = (80, 89, 90, 100, 120)
@@ -41,6 +42,10 @@ TARGETS = {
     ("fused", "int4-g128", "bf16"): 4.0,
     ("fused", "int8-ch", "fp16"): 2.2,
     ("fused", "int8-g128", "fp16"): 2.2,
+    ("fused", "nf4-b64", "fp16"): 4.0,
+    ("fused", "fp8_e4m3-ch", "fp16"): 2.4,
+    ("fused", "fp8_e4m3-b128", "fp16"): 2.4,
+    ("dequantize", "nf4-b64", "fp16"): 6.0,
 }
 
 
@@ -60,7 +65,7 @@ class Case:
     arm: Arm
     regime: str
     format: WeightFormat
-    activation: str
+    activation: Float16
     batch: int
     capability: int
 
@@ -98,9 +103,10 @@ class Count:
 
     @property
     def target(self) -> float | None:
-        """The most that it should be, where there is such a number."""
+        """The most that the variant in PTX should need, where there is such a number."""
         case = self.case
-        return TARGETS.get((case.arm, case.format.name, case.activation))
+        targets = TARGETS if case.regime.endswith("ptx") else {}
+        return targets.get((case.arm, case.format.name, case.activation))
 
 
 def weights_per_pass(plan: Plan, weight_format: WeightFormat, num_warps: int) -> int:
@@ -135,7 +141,8 @@ def count_case(case: Case) -> Count:
     """Compile one kernel and count; only in a process that does not interpret Triton."""
     from kernels import triton
 
-    plan = triton.plan_of(case.arm, case.regime, case.format, case.activation, N, K, case.batch)
+    problem = (case.activation, N, K, case.batch, case.capability)
+    plan = triton.plan_of(case.arm, case.regime, case.format, *problem)
     compiled = compile_kernel(
         plan.fn, plan.signature, plan.constexprs, case.capability, **plan.options
     )
@@ -145,9 +152,10 @@ def count_case(case: Case) -> Count:
 def cases(arm: Arm, formats: Iterable[WeightFormat], batch: int) -> Iterator[Case]:
     """Every variant of an arm for every format, activation and architecture."""
     from kernels.triton import KERNELS
+    from kernels.triton.plan import ACTIVATIONS
 
     for weight_format in formats:
-        for activation in ("fp16", "bf16"):
+        for activation in ACTIVATIONS:
             for kernel in KERNELS:
                 if kernel.arm == arm and kernel.accepts(weight_format, activation, batch):
                     for capability in CAPABILITIES:

@@ -27,8 +27,10 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.codebooks import Encoding
 from kernels.formats import WeightFormat
 from kernels.kernel import Arm, Launch, Tensors
+from kernels.packing import Float16
 from kernels.triton import tiles
 from kernels.triton.memory import load
 from kernels.triton.plan import (
@@ -46,7 +48,7 @@ BATCHES = (16, 256)
 @triton.jit
 def gemm_kernel(
     words_ptr,  # int32 [N, K * BITS / 32]
-    scales_ptr,  # activation dtype [N, K / GROUP_SIZE]
+    scales_ptr,  # activation dtype or fp32 [N, K / GROUP_SIZE]
     zeros_ptr,  # uint8 [N, K / GROUP_SIZE], or None
     x_ptr,  # activation dtype [BATCH, K]
     out_ptr,  # int32 [N], fp32 [N] or activation dtype [BATCH, N]: kernel.output_shape
@@ -56,6 +58,7 @@ def gemm_kernel(
     BATCH: tl.constexpr,
     STAGE: tl.constexpr,
     BITS: tl.constexpr,
+    ENCODING: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     HAS_ZERO: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -73,14 +76,14 @@ def gemm_kernel(
     PER_ROW: tl.constexpr = GROUPS == 1 and not HAS_ZERO
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     CHECKSUM: tl.constexpr = STAGE == "stream" or STAGE == "unpack"
-    PAD: tl.constexpr = 0 if CHECKSUM else tiles.middle_word(BITS)
+    PAD: tl.constexpr = 0 if CHECKSUM else tiles.zero_word(BITS, ENCODING)
     tl.static_assert(PER_ROW or GROUP_SIZE % BLOCK_K == 0, "a step along k must stay in one group")
 
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     weight_row = tl.minimum(row, N - 1)
     batch = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
     x_row = tl.minimum(batch, BATCH - 1)
-    dtype: tl.constexpr = scales_ptr.dtype.element_ty
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
 
     checksum = tl.zeros([BLOCK_N, WORDS], tl.int32)
     groups = tl.zeros([BLOCK_N, 1], tl.int32)
@@ -110,14 +113,14 @@ def gemm_kernel(
         elif STAGE == "scale":
             part = tl.zeros([BLOCK_N, WORDS], tl.float32)
             for i in tl.static_range(PER_WORD):
-                part += tiles.number(words, i, subtract, BITS).to(dtype).to(tl.float32)
+                part += tiles.number(words, i, subtract, BITS, ENCODING).to(dtype).to(tl.float32)
             total += part * scale.to(tl.float32)
         else:
             column = k0 + tl.arange(0, BLOCK_K)
             address = x_ptr + x_row[:, None] * K + column[None, :]
             x = load(address, (column < K)[None, :], 0.0, WHOLE)
             if STAGE == "fused":
-                w = tiles.numbers(words, subtract, BITS, dtype)
+                w = tiles.numbers(words, subtract, BITS, ENCODING, dtype)
                 per_group = scale
             else:
                 w = tiles.halves(words, BITS, dtype)
@@ -161,7 +164,7 @@ class Config:
     max_registers: int | None = None
 
 
-def default_config(batch: int) -> Config:
+def default_config(weight_format: WeightFormat, batch: int) -> Config:
     """Conservative and untuned: chosen by counting instructions and registers, never by timing.
 
     A small batch is limited by memory: many short tiles, a deep pipeline. A larger one is limited
@@ -171,13 +174,14 @@ def default_config(batch: int) -> Config:
     reach 64. Known cost: sm_80 splits the 64 x 64 tile over 2 x 2 warps, and where the compiler
     dequantizes in the operand's own layout (zero points) both warps along the batch do it.
     """
+    block_k = min(weight_format.group_size or 128, 128)
     if batch <= 16:
         # One warp per 16 rows: one more along the batch would dequantize the same weights again.
-        return Config(16, block_n=32, block_k=128, num_warps=2, num_stages=5, max_registers=128)
+        return Config(16, block_n=32, block_k=block_k, num_warps=2, num_stages=5, max_registers=128)
     return Config(
         block_b=min(triton.next_power_of_2(batch), 64),
         block_n=64,
-        block_k=128,
+        block_k=block_k,
         num_warps=4,
         num_stages=3,
     )
@@ -186,7 +190,7 @@ def default_config(batch: int) -> Config:
 def plan(
     arm: Arm,
     weight_format: WeightFormat,
-    activation: str,
+    activation: Float16,
     n: int,
     k: int,
     batch: int,
@@ -203,13 +207,14 @@ def plan(
         batch: 16 to 256.
         config: how to cut the problem; None for the default.
     """
-    config = config or default_config(batch)
+    config = config or default_config(weight_format, batch)
     constexprs = {
         "N": n,
         "K": k,
         "BATCH": batch,
         "STAGE": arm,
         "BITS": weight_format.bits,
+        "ENCODING": weight_format.encoding,
         "GROUP_SIZE": weight_format.group_size or k,
         "HAS_ZERO": weight_format.zero_point,
         "BLOCK_B": config.block_b,
@@ -227,7 +232,12 @@ def plan(
 
 
 def bind(
-    arm: Arm, tensors: Tensors, x: torch.Tensor, out: torch.Tensor, config: Config | None = None
+    arm: Arm,
+    tensors: Tensors,
+    x: torch.Tensor,
+    out: torch.Tensor,
+    config: Config | None = None,
+    encoding: Encoding = "int",
 ) -> Launch:
     """Check the arguments of one launch, once.
 
@@ -237,11 +247,12 @@ def bind(
         x: activations [batch, k], fp16 or bf16.
         out: what `output_shape` says for the arm.
         config: how to cut the problem; None for the default.
+        encoding: what the codes in the words stand for.
 
     Raises:
         ValueError: an argument does not fit; the message says what would.
     """
-    weight_format, activation, n, k, batch = check_packed(tensors, x, out, arm)
+    weight_format, activation, n, k, batch = check_packed(tensors, x, out, arm, encoding)
     check_batch("gemm", batch, BATCHES)
     launch_plan = plan(arm, weight_format, activation, n, k, batch, config)
     return launch_plan.launch(tensors["words"], tensors["scales"], tensors.get("zeros"), x, out, k)

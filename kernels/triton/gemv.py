@@ -34,12 +34,16 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.codebooks import Encoding
 from kernels.formats import WeightFormat
 from kernels.kernel import PRODUCTS, Arm, Launch, Tensors
+from kernels.packing import Float16
 from kernels.triton import tiles, tuned
 from kernels.triton.memory import load
 from kernels.triton.plan import (
+    FP8_CAPABILITY,
     Plan,
+    capability_of,
     check_batch,
     check_packed,
     compile_options,
@@ -50,6 +54,7 @@ from kernels.triton.tiles import INTERPRETED
 BATCHES = (1, 16)
 WORDS_PER_LOAD = tl.constexpr(4)  # 16 bytes
 CHUNK = tl.constexpr(8)  # activations in one 16-byte load
+ONES = tl.constexpr(0x3C003C00)  # a pair of fp16
 LANES_PER_QUAD = tl.constexpr(4)  # lanes whose loads lie side by side
 WARP_LANES = 32
 
@@ -57,7 +62,7 @@ WARP_LANES = 32
 @triton.jit
 def gemv_kernel(
     words_ptr,  # int32 [N, K * BITS / 32]
-    scales_ptr,  # activation dtype [N, K / GROUP_SIZE]
+    scales_ptr,  # activation dtype or fp32 [N, K / GROUP_SIZE]
     zeros_ptr,  # uint8 [N, K / GROUP_SIZE], or None
     x_ptr,  # activation dtype [BATCH, K]
     out_ptr,  # int32 [N], fp32 [N] or activation dtype [BATCH, N]: kernel.output_shape
@@ -67,9 +72,11 @@ def gemv_kernel(
     BATCH: tl.constexpr,
     STAGE: tl.constexpr,
     BITS: tl.constexpr,
+    ENCODING: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     HAS_ZERO: tl.constexpr,
     TUNED: tl.constexpr,
+    HAS_FP8: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -88,9 +95,10 @@ def gemv_kernel(
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     CHECKSUM: tl.constexpr = STAGE == "stream" or STAGE == "unpack"
     # Beyond k: nothing for the integer sums, else the word whose codes all mean zero.
-    PAD: tl.constexpr = 0 if CHECKSUM else tiles.middle_word(BITS)
-    HALF2: tl.constexpr = TUNED and scales_ptr.dtype.element_ty == tl.float16
-    UNIT: tl.constexpr = tuned.unit(BITS) if TUNED and STAGE != "bypass" else 1.0
+    PAD: tl.constexpr = 0 if CHECKSUM else tiles.zero_word(BITS, ENCODING)
+    FP16: tl.constexpr = x_ptr.dtype.element_ty == tl.float16
+    HALF2: tl.constexpr = TUNED and FP16 and tuned.makes_pairs(ENCODING)
+    UNIT: tl.constexpr = tuned.unit(BITS, ENCODING) if TUNED and STAGE != "bypass" else 1.0
 
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     # Where rows divide, their distance is a constant, and one address serves all of a lane's loads.
@@ -134,9 +142,9 @@ def gemv_kernel(
         else:
             part = tl.zeros([BLOCK_B, BLOCK_N, SEGMENTS], tl.int32 if HALF2 else tl.float32)
             if TUNED:
-                subtract = tuned.zero_pairs(zero, BITS, HAS_ZERO)
+                known = tuned.constants(zero, BITS, ENCODING, HAS_ZERO)
             else:
-                subtract = tiles.zero_point(zero, BITS, HAS_ZERO)
+                known = tiles.zero_point(zero, BITS, HAS_ZERO)
 
         for k1 in tl.static_range(0, QUAD, QUAD // LOADS):
             # Load the words: 16 bytes per lane and row.
@@ -164,23 +172,24 @@ def gemv_kernel(
                         address = x_ptr + x_row[:, None] * K + column[None, :]
                         x = load(address, (column < K)[None, :], 0.0, WHOLE)
                         x = tiles.split8(tl.reshape(x, [BLOCK_B, SEGMENTS, 8]))
-                    for i in tl.static_range(CHUNK // 2 if HALF2 else CHUNK):
+                    for i in tl.static_range(0, CHUNK, 2 if HALF2 else 1):
+                        w = words[(k2 + i) // PER_WORD]
                         if HALF2:
-                            w = words[(k2 + 2 * i) // PER_WORD]
                             if STAGE != "bypass":
-                                w = tuned.pair(w, (k2 + 2 * i) % PER_WORD // 2, subtract, BITS)
-                            if STAGE == "scale":
-                                part = tuned.multiply_add(w[None, :, :], 0x3C003C00, part)
-                            else:
-                                part = tuned.multiply_add(w[None, :, :], x[i][:, None, :], part)
+                                w = tuned.pair(
+                                    w, (k2 + i) % PER_WORD // 2, known, BITS, ENCODING, HAS_FP8
+                                )
+                            factor = ONES if STAGE == "scale" else x[i // 2][:, None, :]
+                            part = tuned.multiply_add(w[None, :, :], factor, part)
                         else:
-                            w = words[(k2 + i) // PER_WORD]
                             if STAGE == "bypass":
                                 value = w.to(tl.float32, bitcast=True)
                             elif TUNED:
-                                value = tuned.number(w, (k2 + i) % PER_WORD, subtract, BITS)
+                                value = tuned.number(
+                                    w, (k2 + i) % PER_WORD, known, BITS, ENCODING, HAS_FP8
+                                )
                             else:
-                                value = tiles.number(w, (k2 + i) % PER_WORD, subtract, BITS)
+                                value = tiles.number(w, (k2 + i) % PER_WORD, known, BITS, ENCODING)
                             if STAGE == "scale":
                                 part += value[None, :, :]
                             else:
@@ -252,12 +261,13 @@ def default_config(weight_format: WeightFormat, k: int, batch: int) -> Config:
 def plan(
     arm: Arm,
     weight_format: WeightFormat,
-    activation: str,
+    activation: Float16,
     n: int,
     k: int,
     batch: int,
     config: Config | None = None,
     tuned: bool = False,
+    capability: int = 80,
 ) -> Plan:
     """What `bind` launches and what the ahead-of-time compiler compiles.
 
@@ -270,6 +280,7 @@ def plan(
         batch: 1 to 16.
         config: how to cut the problem; None for the default.
         tuned: whether to take the tile functions in inline PTX.
+        capability: compute capability times ten; what every later one can do as well.
     """
     config = config or default_config(weight_format, k, batch)
     constexprs = {
@@ -278,9 +289,11 @@ def plan(
         "BATCH": batch,
         "STAGE": arm,
         "BITS": weight_format.bits,
+        "ENCODING": weight_format.encoding,
         "GROUP_SIZE": weight_format.group_size or k,
         "HAS_ZERO": weight_format.zero_point,
         "TUNED": tuned,
+        "HAS_FP8": tuned and weight_format.encoding == "e4m3" and capability >= FP8_CAPABILITY,
         "BLOCK_B": triton.next_power_of_2(batch) if arm in PRODUCTS else 1,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k(weight_format),
@@ -301,6 +314,7 @@ def bind(
     x: torch.Tensor,
     out: torch.Tensor,
     config: Config | None = None,
+    encoding: Encoding = "int",
     tuned: bool = False,
 ) -> Launch:
     """Check the arguments of one launch, once.
@@ -311,12 +325,14 @@ def bind(
         x: activations [batch, k], fp16 or bf16.
         out: what `output_shape` says for the arm.
         config: how to cut the problem; None for the default.
+        encoding: what the codes in the words stand for.
         tuned: whether to take the tile functions in inline PTX, which cannot be interpreted.
 
     Raises:
         ValueError: an argument does not fit; the message says what would.
     """
-    weight_format, activation, n, k, batch = check_packed(tensors, x, out, arm)
+    weight_format, activation, n, k, batch = check_packed(tensors, x, out, arm, encoding)
     check_batch("gemv", batch, BATCHES)
-    launch_plan = plan(arm, weight_format, activation, n, k, batch, config, tuned)
+    capability = capability_of(x)
+    launch_plan = plan(arm, weight_format, activation, n, k, batch, config, tuned, capability)
     return launch_plan.launch(tensors["words"], tensors["scales"], tensors.get("zeros"), x, out, k)

@@ -8,10 +8,17 @@ an integer are put below the exponent of a number whose last place is UNIT, and 
            0x5800 | code << 4    = 128 + code * 2          the upper nibbles of a byte: no shift
     int8   0x4800 | code         =   8 + code / 128        one PRMT for both halves
 
-The numbers that result are `(code - zero) * UNIT`, exact, and between -2 and 2: a product of sixteen of
-them with activations overflows fp16 only where sixteen activations would. The caller multiplies by 1 / UNIT in
-fp32. A LOP3 holds one constant in its instruction and the other in a register: written as
-`(w & mask) | magic` in Triton or C++ it becomes two.
+    e4m3   s eeee mmm 0000000    = number * 2^-8           as fp16; sm_89 has an instruction for it
+    e5m2   s eeeee mm 00000000   = number                  is an fp16 cut off: one PRMT for a pair
+
+The numbers that result are `(code - zero) * UNIT`, exact, and (but for e5m2, which fills fp16 and is
+therefore multiplied in fp32) between -2 and 2: a product of sixteen of them with activations overflows
+fp16 only where sixteen activations would. The caller multiplies by 1 / UNIT in fp32. A LOP3 holds one
+constant in its instruction and the other in a register: written as `(w & mask) | magic` in Triton or
+C++ it becomes two.
+
+NF4 makes no pairs: each lane of a warp holds one of its sixteen levels, and SHFL fetches the one that
+a code names. SHFL looks at the four low bits of a code and no others, so nothing needs to be masked.
 
 Triton's interpreter refuses inline PTX; the tests execute the compiled PTX on every code in every
 place and compare it with `tiles.py` bit for bit.
@@ -20,11 +27,42 @@ place and compare it with `tiles.py` bit for bit.
 import triton
 import triton.language as tl
 
+from kernels import codebooks
+from kernels.triton import tiles
+
 
 @triton.constexpr_function
-def unit(bits):
-    """What a pair's numbers are multiplied with: 2^-3 for int4, 2^-7 for int8."""
-    return 2.0**-3 if bits == 4 else 2.0**-7
+def unit(bits, encoding):
+    """What the numbers of this module are multiplied with."""
+    return {"int": 2.0**-3 if bits == 4 else 2.0**-7, "e4m3": 2.0**-8}.get(encoding, 1.0)
+
+
+@triton.constexpr_function
+def makes_pairs(encoding):
+    """Whether two weights at a time may be multiplied in fp16."""
+    return encoding in ("int", "e4m3")
+
+
+def _select_level() -> str:
+    """PTX that leaves one level of NF4 in each lane of a warp, twice over: bits of an fp32 in $0."""
+    bits = codebooks.codebook("nf4").view("uint32").tolist()
+    picks = (f"setp.eq.u32 p, lane, {i}; selp.b32 $0, {b}, $0, p;" for i, b in enumerate(bits))
+    start = ".reg .b32 lane; .reg .pred p; mov.u32 lane, %laneid; and.b32 lane, lane, 15;"
+    return f"{{ {start} mov.b32 $0, $1; {' '.join(picks)} }}"
+
+
+SELECT_LEVEL = tl.constexpr(_select_level())
+
+
+@triton.jit
+def constants(zero, BITS: tl.constexpr, ENCODING: tl.constexpr, HAS_ZERO: tl.constexpr):
+    """What `number` and `pair` need beside the words: the levels of NF4, or what is subtracted."""
+    if ENCODING == "nf4":
+        return tl.inline_asm_elementwise(
+            SELECT_LEVEL, "=&r,r", [0], dtype=tl.int32, is_pure=True, pack=1
+        )
+    else:
+        return zero_pairs(zero, BITS, HAS_ZERO)
 
 
 @triton.jit
@@ -54,7 +92,7 @@ def zero_pairs(zero, BITS: tl.constexpr, HAS_ZERO: tl.constexpr):
             pack=1,
         )
         return low, high
-    else:  # noqa: RET505 - without the else Triton compiles both returns
+    else:
         return 0x58085808 if BITS == 4 else 0x48804880, 0x48804880  # 129 or 9; 9
 
 
@@ -103,7 +141,71 @@ def pairs8(words, low):
 
 
 @triton.jit
-def pair(words, i: tl.constexpr, subtract, BITS: tl.constexpr):
+def pairs_e4m3(words, HAS_FP8: tl.constexpr):
+    """The 4 weights of e4m3 words: 2 tiles of two fp16, times 2^-8."""
+    if HAS_FP8:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b16 a, b;
+            .reg .b32 low, high;
+            mov.b32 {a, b}, $2;
+            cvt.rn.f16x2.e4m3x2 low, a;
+            cvt.rn.f16x2.e4m3x2 high, b;
+            mul.rn.f16x2 $0, low, $3;
+            mul.rn.f16x2 $1, high, $3;
+            }""",
+            "=&r,=&r,r,r",
+            [words, 0x1C001C00],  # 2^-8
+            dtype=(tl.int32, tl.int32),
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 a, b, c, d;
+            prmt.b32 a, $2, 0, 0x1404;
+            prmt.b32 b, $2, 0, 0x3424;
+            shr.u32 c, a, 1;
+            shr.u32 d, b, 1;
+            and.b32 c, c, 0x3f803f80;
+            and.b32 d, d, 0x3f803f80;
+            lop3.b32 $0, a, 0x80008000, c, 0xea;
+            lop3.b32 $1, b, 0x80008000, d, 0xea;
+            }""",
+            "=&r,=&r,r",
+            [words],
+            dtype=(tl.int32, tl.int32),
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def pairs_e5m2(words):
+    """The 4 weights of e5m2 words: 2 tiles of two fp16."""
+    return tl.inline_asm_elementwise(
+        """
+        prmt.b32 $0, $2, 0, 0x1404;
+        prmt.b32 $1, $2, 0, 0x3424;
+        """,
+        "=&r,=&r,r",
+        [words],
+        dtype=(tl.int32, tl.int32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def pair(
+    words,
+    i: tl.constexpr,
+    known,
+    BITS: tl.constexpr,
+    ENCODING: tl.constexpr,
+    HAS_FP8: tl.constexpr,
+):
     """Weights 2i and 2i + 1 of int32 words as a pair.
 
     All pairs of a word are made at once; the compiler sees that it is always the same.
@@ -111,19 +213,60 @@ def pair(words, i: tl.constexpr, subtract, BITS: tl.constexpr):
     Args:
         words: int32 tile.
         i: which pair.
-        subtract: `zero_pairs`.
+        known: `constants`.
         BITS: of a code.
+        ENCODING: what a code stands for.
+        HAS_FP8: whether the target converts FP8, as sm_89 and later do.
     """
-    if BITS == 4:
-        return pairs4(words, subtract[0], subtract[1])[i]
-    else:  # noqa: RET505
-        return pairs8(words, subtract[0])[i]
+    if ENCODING == "e4m3":
+        return pairs_e4m3(words, HAS_FP8)[i]
+    elif ENCODING == "e5m2":
+        return pairs_e5m2(words)[i]
+    elif BITS == 4:
+        return pairs4(words, known[0], known[1])[i]
+    else:
+        return pairs8(words, known[0])[i]
 
 
 @triton.jit
-def number(words, i: tl.constexpr, subtract, BITS: tl.constexpr):
-    """Weight i of each word before scaling, times UNIT: fp32, exact."""
-    return widen(pair(words, i // 2, subtract, BITS))[i % 2]
+def number(
+    words,
+    i: tl.constexpr,
+    known,
+    BITS: tl.constexpr,
+    ENCODING: tl.constexpr,
+    HAS_FP8: tl.constexpr,
+):
+    """Weight i of each word before scaling, times UNIT: fp32, exact. All lanes must be there."""
+    if ENCODING == "nf4":
+        return tl.inline_asm_elementwise(
+            "shfl.sync.idx.b32 $0, $1, $2, 0x101f, 0xffffffff;",
+            "=f,r,r",
+            [known, words.to(tl.uint32, bitcast=True) >> tiles.shift_of(i, BITS)],
+            dtype=tl.float32,
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        return widen(pair(words, i // 2, known, BITS, ENCODING, HAS_FP8))[i % 2]
+
+
+@triton.jit
+def numbers(words, known, BITS: tl.constexpr, ENCODING: tl.constexpr, HAS_FP8: tl.constexpr):
+    """All weights of words [n, w] before scaling, times UNIT: fp32 [n, w, 32 / BITS], in order."""
+    n0 = number(words, 0, known, BITS, ENCODING, HAS_FP8)
+    n1 = number(words, 1, known, BITS, ENCODING, HAS_FP8)
+    n2 = number(words, 2, known, BITS, ENCODING, HAS_FP8)
+    n3 = number(words, 3, known, BITS, ENCODING, HAS_FP8)
+    if BITS == 8:
+        joined = tiles.join4(n0, n1, n2, n3)
+    else:
+        n4 = number(words, 4, known, BITS, ENCODING, HAS_FP8)
+        n5 = number(words, 5, known, BITS, ENCODING, HAS_FP8)
+        n6 = number(words, 6, known, BITS, ENCODING, HAS_FP8)
+        n7 = number(words, 7, known, BITS, ENCODING, HAS_FP8)
+        joined = tiles.join8(n0, n1, n2, n3, n4, n5, n6, n7)
+    return tl.reshape(joined, [words.shape[0], words.shape[1], 32 // BITS])
 
 
 @triton.jit
