@@ -28,7 +28,7 @@ SHAPES = {1: (5, 2304), 3: (6, 384), 16: (11, 256), 17: (70, 384), 256: (37, 256
 def triton_kernels() -> list[Kernel]:
     """All but those in inline PTX, which is executed elsewhere: test_kernels_triton_emulated.py."""
     ours = [kernel for kernel in KERNELS if kernel.implementation == "triton"]
-    return [kernel for kernel in ours if not kernel.variant.endswith("-ptx")]
+    return [kernel for kernel in ours if not kernel.variant.endswith("ptx")]
 
 
 def accepting(format_name: str, activation: str, batch: int) -> list[Kernel]:
