@@ -20,8 +20,7 @@ The int4 order 0,2,4,6,1,3,5,7 puts neighbours 16 bits apart, so `(word >> 4 * i
 pair (w[2i], w[2i+1]), each in its own half: one mask serves two weights of a packed half2.
 
 Scales are [n, k / group_size] in the activation dtype, or fp32 where the format says so; zero points are
-bytes of the same shape. What others store in another order becomes these by `from_gptq`, `from_awq` and
-`from_bitsandbytes`.
+bytes of the same shape. What others store in another order becomes this in converters.py.
 
 The `bypass` arm reads words of its own: each 16-bit half is +-0x3C00..0x3CFF, which is a finite, normal
 number near 1 as fp16, and near 1/64 as bf16 and as the upper half of an fp32. A kernel may then use the

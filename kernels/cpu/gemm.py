@@ -151,8 +151,8 @@ def build(bits: int, encoding: int, has_zero: bool, stage: int):
 
     Its arguments: words int32 [n * words_per_row] (uint16 [n * k] for bf16 weights); scales uint16 (bf16)
     or uint32 (fp32) [n, groups]; zeros uint8 [n, groups], or [0, 0] without zero points; x float32
-    [k * padded] from to_columns; k; padded, the batch in whole vectors; sums float32 [n] (scale) or int32 [n]; y uint16
-    (bf16) [batch, n].
+    [k * padded] from to_columns; k; padded, the batch in whole vectors; sums float32 [n] (scale) or int32 [n];
+    y uint16 (bf16) [batch, n].
     """
 
     @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
