@@ -11,7 +11,8 @@ columns (inputs) throughout; these formats store it transposed or flat.
     bitsandbytes   uint8 [n * k / 2]           row after row, two codes a byte, the first in the upper nibble
                    absmax fp32 [n * k / 64], or itself quantized: uint8 codes of blocks of 256
 
-Read in: AutoGPTQ 0.7 `qlinear_cuda_old.py`, AutoAWQ 0.2 `gemm.py`, bitsandbytes 0.50 `functional.py`.
+Sources: the packing loops of AutoGPTQ (`qlinear_*.py: pack`, with its `zeros -= 1`) and AutoAWQ (`order_map`),
+and `functional.py` of bitsandbytes 0.50.
 """
 
 from __future__ import annotations

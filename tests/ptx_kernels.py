@@ -24,7 +24,8 @@ FORMATS = tuple(f.name for f in formats.FORMATS if f.quantized)
 ACTIVATIONS = ("fp16", "bf16")
 SMALL, RAGGED = (64, 512), (41, 1280)  # n, k: whole tiles; rows and a last step that are not
 SHAPES = ((*SMALL, 80), (*RAGGED, 80), (*SMALL, 89), (*SMALL, 90), (*RAGGED, 90), (*RAGGED, 120))
-BATCHES = {"gemv": (1, 2, 5, 16), "gemv-ptx": (1, 2, 5, 16), "gemm": (16, 33, 64)}
+BATCHES = {"gemv": (1, 2, 5, 16), "gemm": (16, 33, 64)}
+BATCHES |= {f"{regime}-ptx": batches for regime, batches in BATCHES.items()}
 WIDEST_WITHOUT_WGMMA = 32  # rows of x; wider sm_90 builds of gemm use wgmma
 
 
@@ -34,7 +35,7 @@ def all_jobs() -> list[Job]:
     ladder = [
         Job(arm, regime, name, activation, n, k, batch, capability)
         for arm, regime, name in product(LADDER, BATCHES, FORMATS)
-        if not (regime == "gemv-ptx" and arm in ("stream", "unpack"))  # the same as without
+        if not (regime.endswith("-ptx") and arm in ("stream", "unpack"))  # the same as without
         for activation, (n, k, capability) in problems
         for batch in BATCHES[regime]
         if batch == BATCHES[regime][0] or arm in ("fused", "bypass")
@@ -93,7 +94,7 @@ def kind(job: Job) -> tuple[int, str]:
 
 def emulated(job: Job) -> bool:
     """Whether all instructions of the job's build are emulated; else its other targets are."""
-    wgmma = job.regime == "gemm" and job.arm in ("fused", "bypass", "native")
+    wgmma = job.regime.startswith("gemm") and job.arm in ("fused", "bypass", "native")
     return not (wgmma and job.capability == 90 and job.batch > WIDEST_WITHOUT_WGMMA)
 
 

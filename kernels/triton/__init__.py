@@ -17,16 +17,14 @@ from kernels.triton import dequantize, gemm, gemv, native, tuned
 from kernels.triton.plan import ACTIVATIONS, Plan, packed_tensors
 
 ENCODINGS: tuple[Encoding, ...] = ("int", "nf4", "e4m3", "e5m2")
-VARIANTS = ("gemv", "gemv-ptx", "gemm")
+VARIANTS = ("gemv", "gemv-ptx", "gemm", "gemm-ptx")
 TOLERANCE = 1e-2  # of the largest |y|: bf16 rounds y to 8 bits, fp16 is far inside
 
 
 def stage(arm: Arm, variant: str, activation: Float16, encoding: Encoding) -> Kernel:
-    """One stage of the ladder in one variant: "gemv", "gemv-ptx" or "gemm"."""
-    module = gemm if variant == "gemm" else gemv
-    options: dict[str, object] = {"encoding": encoding}
-    if variant == "gemv-ptx":
-        options["tuned"] = True
+    """One stage of the ladder in one of the VARIANTS."""
+    module = gemm if variant.startswith("gemm") else gemv
+    is_tuned = variant.endswith("-ptx")
     return Kernel(
         arm=arm,
         implementation="triton",
@@ -35,7 +33,7 @@ def stage(arm: Arm, variant: str, activation: Float16, encoding: Encoding) -> Ke
         activations=(activation,),
         batches=module.BATCHES,
         pack=partial(packed_tensors, bypass=True) if arm == "bypass" else packed_tensors,
-        bind=partial(module.bind, arm, **options),
+        bind=partial(module.bind, arm, encoding=encoding, tuned=is_tuned),
         variant=variant,
         reading=reading_of(variant, activation, encoding),
         tolerance=TOLERANCE,
@@ -45,7 +43,7 @@ def stage(arm: Arm, variant: str, activation: Float16, encoding: Encoding) -> Ke
 def reading_of(variant: str, activation: str, encoding: Encoding) -> BypassReading:
     """How the bypass arm of a variant reads its words: as pairs where it multiplies pairs."""
     half2 = variant == "gemv-ptx" and activation == "fp16" and tuned.makes_pairs(encoding)
-    return "halves" if variant == "gemm" or half2 else "fp32"
+    return "halves" if variant.startswith("gemm") or half2 else "fp32"
 
 
 def encoded(encoding: Encoding) -> tuple[str, ...]:
@@ -87,10 +85,9 @@ def plan_of(
     if arm == "native":
         sixteen = native.plan_gemv if variant == "gemv" else native.plan_gemm
         return sixteen(activation, n, k, batch)
-    if variant == "gemm":
-        return gemm.plan(arm, weight_format, activation, n, k, batch)
-    tuning = (variant == "gemv-ptx", capability)
-    return gemv.plan(arm, weight_format, activation, n, k, batch, None, *tuning)
+    plan = gemm.plan if variant.startswith("gemm") else gemv.plan
+    tuning = (variant.endswith("-ptx"), capability)
+    return plan(arm, weight_format, activation, n, k, batch, None, *tuning)
 
 
 NATIVE_GEMV = Kernel(

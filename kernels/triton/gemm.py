@@ -10,7 +10,8 @@ tensor cores that would otherwise be waiting for it. How much of that does the p
     bypass   `fused` without dequantization: the two 16-bit halves of a word, read as numbers of
              the activation dtype, stand in turn for its weights
 
-The stages are one kernel that differs by STAGE. Stages that multiply nothing do not load x.
+The stages are one kernel that differs by STAGE. Stages that multiply nothing do not load x. TUNED
+takes the tile functions in inline PTX (tuned.py) instead of Triton's own operations (tiles.py).
 Programs of every batch tile repeat the same sums, as `fused` repeats the dequantization, and store
 the same value.
 
@@ -31,10 +32,12 @@ from kernels.codebooks import Encoding
 from kernels.formats import WeightFormat
 from kernels.kernel import Arm, Launch, Tensors
 from kernels.packing import Float16
-from kernels.triton import tiles
+from kernels.triton import tiles, tuned
 from kernels.triton.memory import load
 from kernels.triton.plan import (
+    FP8_CAPABILITY,
     Plan,
+    capability_of,
     check_batch,
     check_packed,
     compile_options,
@@ -61,6 +64,8 @@ def gemm_kernel(
     ENCODING: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     HAS_ZERO: tl.constexpr,
+    TUNED: tl.constexpr,
+    HAS_FP8: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -77,6 +82,7 @@ def gemm_kernel(
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     CHECKSUM: tl.constexpr = STAGE == "stream" or STAGE == "unpack"
     PAD: tl.constexpr = 0 if CHECKSUM else tiles.zero_word(BITS, ENCODING)
+    UNIT: tl.constexpr = tuned.unit(BITS, ENCODING) if TUNED and STAGE != "bypass" else 1.0
     tl.static_assert(PER_ROW or GROUP_SIZE % BLOCK_K == 0, "a step along k must stay in one group")
 
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -104,7 +110,10 @@ def gemm_kernel(
             scale = tl.load(scales_ptr + offset)
             if HAS_ZERO:
                 zero = tl.load(zeros_ptr + offset)
-        subtract = tiles.zero_point(zero, BITS, HAS_ZERO)
+        if TUNED and not CHECKSUM:
+            known = tuned.constants(zero, BITS, ENCODING, HAS_ZERO)
+        else:
+            known = tiles.zero_point(zero, BITS, HAS_ZERO)
 
         if CHECKSUM:
             checksum += words if STAGE == "stream" else tiles.sum_of_codes(words, BITS)
@@ -113,14 +122,21 @@ def gemm_kernel(
         elif STAGE == "scale":
             part = tl.zeros([BLOCK_N, WORDS], tl.float32)
             for i in tl.static_range(PER_WORD):
-                part += tiles.number(words, i, subtract, BITS, ENCODING).to(dtype).to(tl.float32)
+                if TUNED:
+                    number = tuned.number(words, i, known, BITS, ENCODING, HAS_FP8)
+                else:
+                    number = tiles.number(words, i, known, BITS, ENCODING)
+                part += number.to(dtype).to(tl.float32)
             total += part * scale.to(tl.float32)
         else:
             column = k0 + tl.arange(0, BLOCK_K)
             address = x_ptr + x_row[:, None] * K + column[None, :]
             x = load(address, (column < K)[None, :], 0.0, WHOLE)
             if STAGE == "fused":
-                w = tiles.numbers(words, subtract, BITS, ENCODING, dtype)
+                if TUNED:
+                    w = tuned.numbers16(words, known, BITS, ENCODING, HAS_FP8, dtype)
+                else:
+                    w = tiles.numbers(words, known, BITS, ENCODING, dtype)
                 per_group = scale
             else:
                 w = tiles.halves(words, BITS, dtype)
@@ -134,10 +150,11 @@ def gemm_kernel(
     if CHECKSUM:
         tl.store(out_ptr + row, tl.sum(checksum, axis=1) + tl.sum(groups, axis=1), mask=row < N)
     elif STAGE == "scale":
-        tl.store(out_ptr + row, tl.sum(total, axis=1), mask=row < N)
+        tl.store(out_ptr + row, tl.sum(total, axis=1) * (1.0 / UNIT), mask=row < N)
     else:
         if PER_ROW:
             y *= scale.to(tl.float32)
+        y *= 1.0 / UNIT
         inside = (batch < BATCH)[None, :] & (row < N)[:, None]
         address = out_ptr + batch[None, :] * N + row[:, None]
         tl.store(address, y.to(dtype), mask=inside)
@@ -195,6 +212,8 @@ def plan(
     k: int,
     batch: int,
     config: Config | None = None,
+    tuned: bool = False,
+    capability: int = 80,
 ) -> Plan:
     """What `bind` launches and what the ahead-of-time compiler compiles.
 
@@ -206,6 +225,8 @@ def plan(
         k: columns of W.
         batch: 16 to 256.
         config: how to cut the problem; None for the default.
+        tuned: whether to take the tile functions in inline PTX.
+        capability: compute capability times ten; what every later one can do as well.
     """
     config = config or default_config(weight_format, batch)
     constexprs = {
@@ -217,6 +238,8 @@ def plan(
         "ENCODING": weight_format.encoding,
         "GROUP_SIZE": weight_format.group_size or k,
         "HAS_ZERO": weight_format.zero_point,
+        "TUNED": tuned,
+        "HAS_FP8": tuned and weight_format.encoding == "e4m3" and capability >= FP8_CAPABILITY,
         "BLOCK_B": config.block_b,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
@@ -238,6 +261,7 @@ def bind(
     out: torch.Tensor,
     config: Config | None = None,
     encoding: Encoding = "int",
+    tuned: bool = False,
 ) -> Launch:
     """Check the arguments of one launch, once.
 
@@ -248,11 +272,13 @@ def bind(
         out: what `output_shape` says for the arm.
         config: how to cut the problem; None for the default.
         encoding: what the codes in the words stand for.
+        tuned: whether to take the tile functions in inline PTX, which cannot be interpreted.
 
     Raises:
         ValueError: an argument does not fit; the message says what would.
     """
     weight_format, activation, n, k, batch = check_packed(tensors, x, out, arm, encoding)
     check_batch("gemm", batch, BATCHES)
-    launch_plan = plan(arm, weight_format, activation, n, k, batch, config)
+    capability = capability_of(x)
+    launch_plan = plan(arm, weight_format, activation, n, k, batch, config, tuned, capability)
     return launch_plan.launch(tensors["words"], tensors["scales"], tensors.get("zeros"), x, out, k)

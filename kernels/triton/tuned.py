@@ -270,6 +270,38 @@ def numbers(words, known, BITS: tl.constexpr, ENCODING: tl.constexpr, HAS_FP8: t
 
 
 @triton.jit
+def split_pair(pair):
+    """The two numbers of a pair as fp16 tiles: names for halves of a register."""
+    low = pair.to(tl.int16).to(tl.float16, bitcast=True)
+    high = (pair >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+    return low, high
+
+
+@triton.jit
+def numbers16(
+    words,
+    known,
+    BITS: tl.constexpr,
+    ENCODING: tl.constexpr,
+    HAS_FP8: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """`numbers` in 16 bits, exact but for NF4: pairs as they are, where they are of that dtype."""
+    if dtype == tl.float16 and ENCODING != "nf4":
+        n0, n1 = split_pair(pair(words, 0, known, BITS, ENCODING, HAS_FP8))
+        n2, n3 = split_pair(pair(words, 1, known, BITS, ENCODING, HAS_FP8))
+        if BITS == 8:
+            joined = tiles.join4(n0, n1, n2, n3)
+        else:
+            n4, n5 = split_pair(pair(words, 2, known, BITS, ENCODING, HAS_FP8))
+            n6, n7 = split_pair(pair(words, 3, known, BITS, ENCODING, HAS_FP8))
+            joined = tiles.join8(n0, n1, n2, n3, n4, n5, n6, n7)
+        return tl.reshape(joined, [words.shape[0], words.shape[1], 32 // BITS])
+    else:
+        return numbers(words, known, BITS, ENCODING, HAS_FP8).to(dtype)
+
+
+@triton.jit
 def multiply_add(pair, x, total):
     """`total + pair * x` in each half, rounded to fp16: one instruction for two weights."""
     return tl.inline_asm_elementwise(
