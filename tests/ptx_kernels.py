@@ -61,14 +61,15 @@ def pairs(job: Job) -> list[tuple[str, object]]:
 
 
 def covering_jobs() -> list[Job]:
-    """One job for every kernel, kind of code and batch: each time the one that adds the most.
+    """One job for every kernel and kind of code, of fused at every batch: the one that adds the most.
 
     What no such choice covers is added at the end.
     """
     choices: dict[tuple[object, ...], list[Job]] = {}
     everything = [*filter(emulated, all_jobs())]
     for job in everything:
-        choices.setdefault((job.arm, job.regime, kind(job), job.batch), []).append(job)
+        batch = job.batch if job.arm == "fused" else None
+        choices.setdefault((job.arm, job.regime, kind(job), batch), []).append(job)
     seen: Counter[tuple[str, object]] = Counter()
     chosen = []
     for jobs in choices.values():
