@@ -3,7 +3,7 @@
 A format is data. `packing.py` says what the bits mean; kernels say how they are read. Names are those of
 the field: `int4-g128` is a 4-bit integer with one 16-bit scale per 128 weights along k, `-zp` adds a zero
 point per group, `-ch` has one scale per output channel (a row of W). `nf4-b64` is bitsandbytes' NF4: one
-fp32 scale, the largest magnitude, per block of 64; `nf4-b64-fp16` keeps that in 16 bits.
+fp32 scale, the largest magnitude, per block of 64; `nf4-b64-s16` keeps that in 16 bits.
 `fp8_e4m3-b128` has one scale per 128 weights along k of one row (not per square of 128 x 128).
 """
 
@@ -89,7 +89,7 @@ FORMATS = (
     WeightFormat("int4-g128", 4, "W4A16", group_size=128),
     WeightFormat("int4-g128-zp", 4, "W4A16", group_size=128, zero_point=True),
     WeightFormat("nf4-b64", 4, "W4A16", group_size=64, encoding="nf4", scale_bits=32),
-    WeightFormat("nf4-b64-fp16", 4, "W4A16", group_size=64, encoding="nf4"),
+    WeightFormat("nf4-b64-s16", 4, "W4A16", group_size=64, encoding="nf4"),
     WeightFormat("fp8_e4m3-ch", 8, "W8A16", encoding="e4m3", scale_bits=32),
     WeightFormat("fp8_e4m3-b128", 8, "W8A16", group_size=128, encoding="e4m3", scale_bits=32),
     WeightFormat("fp8_e5m2-ch", 8, "W8A16", encoding="e5m2", scale_bits=32),

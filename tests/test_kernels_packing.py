@@ -143,7 +143,7 @@ def test_bypass_readings_by_hand() -> None:
 def test_stored_bits_count_scales_and_zero_points() -> None:
     stored = {f.name: f.bits_stored(4096) for f in FORMATS}
     assert stored["nf4-b64"] == 4.5
-    assert stored["nf4-b64-fp16"] == 4.25
+    assert stored["nf4-b64-s16"] == 4.25
     assert stored["fp8_e4m3-ch"] == 8 + 32 / 4096
     assert stored["fp8_e5m2-b128"] == 8.25
     assert stored["int4-g128"] == 4.125  # METHOD section 3
