@@ -159,15 +159,13 @@ def gemv_kernel(
             else:
                 for k2 in tl.static_range(0, PER_LOAD, CHUNK):
                     # Load the activations, 16 bytes per lane and row of x, and multiply.
-                    if STAGE == "scale":
-                        pass
-                    elif HALF2:
+                    if HALF2 and STAGE != "scale":
                         column = (k0 + k1 + k2 + four_start) // 2 + four % 4
                         pairs_ptr = x_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
                         address = pairs_ptr + x_row[:, None] * (K // 2) + column[None, :]
                         x = load(address, (column < K // 2)[None, :], 0, WHOLE)
                         x = tiles.split4(tl.reshape(x, [BLOCK_B, SEGMENTS, 4]))
-                    else:
+                    elif STAGE != "scale":
                         column = k0 + k1 + k2 + eight_start + eight % 8
                         address = x_ptr + x_row[:, None] * K + column[None, :]
                         x = load(address, (column < K)[None, :], 0.0, WHOLE)
