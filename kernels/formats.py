@@ -2,14 +2,17 @@
 
 A format is data. `packing.py` says what the bits mean; kernels say how they are read. Names are those of
 the field: `int4-g128` is a 4-bit integer with one 16-bit scale per 128 weights along k, `-zp` adds a zero
-point per group, `-ch` has one scale per output channel (a row of W).
+point per group, `-ch` has one scale per output channel (a row of W). `nf4-b64` is bitsandbytes' NF4: one
+fp32 scale, the largest magnitude, per block of 64; `nf4-b64-s16` keeps that in 16 bits.
+`fp8_e4m3-b128` has one scale per 128 weights along k of one row (not per square of 128 x 128).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCALE_BITS = 16  # scales are stored in the activation dtype, fp16 or bf16
+from kernels.codebooks import Encoding
+
 ZERO_POINT_BITS = 8  # an integer zero point, one byte
 
 
@@ -22,7 +25,9 @@ class WeightFormat:
         bits: nominal bits per weight, the `p` people speak of.
         alias: the field's shorthand, weight bits and activation bits: W4A16.
         group_size: weights along k that share a scale; None for one scale per row.
-        zero_point: whether a group has its own zero point; otherwise it is the middle code.
+        zero_point: whether a group has its own zero point; otherwise it is `zero_code`.
+        encoding: what a code stands for: an integer, or a number of a codebook.
+        scale_bits: 16 for scales in the activation dtype, fp16 or bf16; 32 for fp32.
     """
 
     name: str
@@ -30,6 +35,8 @@ class WeightFormat:
     alias: str
     group_size: int | None = None
     zero_point: bool = False
+    encoding: Encoding = "int"
+    scale_bits: int = 16
 
     @property
     def quantized(self) -> bool:
@@ -42,9 +49,9 @@ class WeightFormat:
         return 32 // self.bits
 
     @property
-    def middle(self) -> int:
-        """The code that means zero when there is no stored zero point."""
-        return 1 << (self.bits - 1)
+    def zero_code(self) -> int:
+        """The code that means zero when there is no stored zero point: the middle one of an integer."""
+        return {"int": 1 << (self.bits - 1), "nf4": 7, "e4m3": 0, "e5m2": 0}[self.encoding]
 
     def groups(self, k: int) -> int:
         """Scales per row of length k.
@@ -61,12 +68,16 @@ class WeightFormat:
             )
         return k // group_size
 
+    @property
+    def group_bits(self) -> int:
+        """Bits stored per group: the scale, and the zero point if there is one."""
+        return self.scale_bits + (ZERO_POINT_BITS if self.zero_point else 0)
+
     def bits_stored(self, k: int) -> float:
         """Bits moved per weight, scales and zero points included (METHOD: p counts stored bits)."""
         if not self.quantized:
             return float(self.bits)
-        per_group = SCALE_BITS + (ZERO_POINT_BITS if self.zero_point else 0)
-        return self.bits + per_group * self.groups(k) / k
+        return self.bits + self.group_bits * self.groups(k) / k
 
 
 FORMATS = (
@@ -77,6 +88,12 @@ FORMATS = (
     WeightFormat("int8-g128", 8, "W8A16", group_size=128),
     WeightFormat("int4-g128", 4, "W4A16", group_size=128),
     WeightFormat("int4-g128-zp", 4, "W4A16", group_size=128, zero_point=True),
+    WeightFormat("nf4-b64", 4, "W4A16", group_size=64, encoding="nf4", scale_bits=32),
+    WeightFormat("nf4-b64-s16", 4, "W4A16", group_size=64, encoding="nf4"),
+    WeightFormat("fp8_e4m3-ch", 8, "W8A16", encoding="e4m3", scale_bits=32),
+    WeightFormat("fp8_e4m3-b128", 8, "W8A16", group_size=128, encoding="e4m3", scale_bits=32),
+    WeightFormat("fp8_e5m2-ch", 8, "W8A16", encoding="e5m2", scale_bits=32),
+    WeightFormat("fp8_e5m2-b128", 8, "W8A16", group_size=128, encoding="e5m2", scale_bits=32),
 )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kernels.formats import SCALE_BITS, ZERO_POINT_BITS, WeightFormat, find_format
+from kernels.formats import WeightFormat, find_format
 from kernels.packing import BypassReading, Weights
 
 if TYPE_CHECKING:
@@ -122,8 +122,7 @@ def traffic(arm: Arm, reads: WeightFormat, n: int, k: int, batch: int) -> Traffi
     """
     weights = n * k
     groups = n * reads.groups(k) if reads.quantized else 0
-    per_group = SCALE_BITS + (ZERO_POINT_BITS if reads.zero_point else 0)
-    stored = (weights * reads.bits + groups * per_group) // 8
+    stored = (weights * reads.bits + groups * reads.group_bits) // 8
     x, y, flops = 2 * batch * k, 2 * batch * n, 2 * batch * weights
     if arm in ("stream", "unpack", "scale"):
         return Traffic(stored, 4 * n, 0)

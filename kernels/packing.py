@@ -1,8 +1,10 @@
 """Quantize, pack, unpack and dequantize in NumPy: the definition of every bit layout and every reference.
 
-Nothing here is fast; everything here is what "right" means. One equation serves all integer formats:
+Nothing here is fast; everything here is what "right" means. One equation serves all integer formats, and
+one all others:
 
     weight = (code - zero) * scale          code in 0 .. 2^bits - 1
+    weight = codebook[code] * scale         codebooks.py
 
 `zero` is the stored zero point, or the middle code (8 for 4 bits, 128 for 8) where a format has none.
 
@@ -17,7 +19,8 @@ W[n, k] is stored row by row. Along k, `32 / bits` codes share one little-endian
 The int4 order 0,2,4,6,1,3,5,7 puts neighbours 16 bits apart, so `(word >> 4 * i) & 0x000f000f` is the
 pair (w[2i], w[2i+1]), each in its own half: one mask serves two weights of a packed half2.
 
-Scales are [n, k / group_size] in the activation dtype; zero points are bytes of the same shape.
+Scales are [n, k / group_size] in the activation dtype, or fp32 where the format says so; zero points are
+bytes of the same shape. What others store in another order becomes this in converters.py.
 
 The `bypass` arm reads words of its own: each 16-bit half is +-0x3C00..0x3CFF, which is a finite, normal
 number near 1 as fp16, and near 1/64 as bf16 and as the upper half of an fp32. A kernel may then use the
@@ -33,9 +36,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.codebooks import codebook, full_scale, nearest_fp8, nearest_nf4
 from kernels.formats import WeightFormat
 
 Float = Literal["fp16", "bf16", "fp32"]
+Float16 = Literal["fp16", "bf16"]
 BypassReading = Literal["fp32", "halves"]
 
 NIBBLE_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word holds weight NIBBLE_ORDER[i]
@@ -84,9 +89,9 @@ class Weights:
 
     Attributes:
         format: how it is stored.
-        activation: dtype of the activations, and so of the scales: "fp16" or "bf16".
+        activation: dtype of the activations, "fp16" or "bf16".
         codes: uint8 [n, k].
-        scales: float32 [n, groups], already rounded to `activation`.
+        scales: float32 [n, groups], already rounded to their dtype (`scale_dtype`).
         zeros: uint8 [n, groups], or None where the format stores no zero point.
         seed: seed of the bypass words.
     """
@@ -125,8 +130,11 @@ class Weights:
     @cached_property
     def values(self) -> NDArray[np.float64]:
         """The dequantized weights, exact in float64 [n, k]."""
-        zero = self.format.middle if self.zeros is None else self.per_weight(self.zeros)
-        steps = self.codes.astype(np.float64) - zero
+        if self.format.encoding == "int":
+            zero = self.format.zero_code if self.zeros is None else self.per_weight(self.zeros)
+            steps = self.codes.astype(np.float64) - zero
+        else:
+            steps = codebook(self.format.encoding).astype(np.float64)[self.codes]
         dequantized: NDArray[np.float64] = steps * self.per_weight(self.scales)
         return dequantized
 
@@ -155,6 +163,11 @@ class Weights:
         return np.tile(pair, (1, 1, per_word // 2)).reshape(self.codes.shape)
 
 
+def scale_dtype(weight_format: WeightFormat, activation: Float) -> Float:
+    """The dtype that scales are stored in."""
+    return "fp32" if weight_format.scale_bits == 32 else activation
+
+
 def quantize(
     weights: NDArray[np.floating], weight_format: WeightFormat, activation: Float, seed: int = 0
 ) -> Weights:
@@ -162,6 +175,7 @@ def quantize(
 
     Symmetric formats scale by the group's largest magnitude, so that the codes are
     middle +- (middle - 1). With a zero point the range [min(w, 0), max(w, 0)] maps to 0 .. 2^bits - 1.
+    Of a codebook one number stands for the group's largest magnitude (`full_scale`).
 
     Raises:
         ValueError: k does not divide into whole groups.
@@ -169,21 +183,37 @@ def quantize(
     n, k = weights.shape
     groups = weight_format.groups(k)
     grouped = np.asarray(weights, np.float64).reshape(n, groups, k // groups)
-    top = (1 << weight_format.bits) - 1
+    stored = scale_dtype(weight_format, activation)
     if weight_format.zero_point:
-        low = np.minimum(grouped.min(axis=2), 0.0)
-        high = np.maximum(grouped.max(axis=2), 0.0)
-        scales = round_to((high - low) / top, activation)
-        scales = np.where(scales > 0, scales, np.float32(1.0))
-        zeros = np.clip(np.rint(-low / scales), 0, top).astype(np.uint8)
+        return _quantize_with_zero_points(grouped, weight_format, activation, seed)
+    encoding = weight_format.encoding
+    most = weight_format.zero_code - 1 if encoding == "int" else full_scale(encoding)
+    scales = round_to(np.abs(grouped).max(axis=2) / most, stored)
+    scales = np.where(scales > 0, scales, np.float32(1.0))
+    steps = grouped / scales[:, :, None]
+    if encoding == "int":
+        middle = weight_format.zero_code
+        codes = np.clip(np.rint(steps) + middle, 0, 2 * middle - 1).astype(np.uint8)
+    elif encoding == "nf4":
+        codes = nearest_nf4(steps)
     else:
-        scales = round_to(np.abs(grouped).max(axis=2) / (weight_format.middle - 1), activation)
-        scales = np.where(scales > 0, scales, np.float32(1.0))
-        zeros = np.full(scales.shape, weight_format.middle, np.uint8)
+        codes = nearest_fp8(steps, encoding)
+    return Weights(weight_format, activation, codes.reshape(n, k), scales, None, seed)
+
+
+def _quantize_with_zero_points(
+    grouped: NDArray[np.float64], weight_format: WeightFormat, activation: Float, seed: int
+) -> Weights:
+    """Integers whose range [0, 2^bits - 1] is that of the group, zero included and exact."""
+    top = (1 << weight_format.bits) - 1
+    low = np.minimum(grouped.min(axis=2), 0.0)
+    high = np.maximum(grouped.max(axis=2), 0.0)
+    scales = round_to((high - low) / top, activation)
+    scales = np.where(scales > 0, scales, np.float32(1.0))
+    zeros = np.clip(np.rint(-low / scales), 0, top).astype(np.uint8)
     steps = np.rint(grouped / scales[:, :, None]) + zeros[:, :, None]
-    codes = np.clip(steps, 0, top).astype(np.uint8).reshape(n, k)
-    stored_zeros = zeros if weight_format.zero_point else None
-    return Weights(weight_format, activation, codes, scales, stored_zeros, seed)
+    codes = np.clip(steps, 0, top).astype(np.uint8).reshape(len(grouped), -1)
+    return Weights(weight_format, activation, codes, scales, zeros, seed)
 
 
 def random_weights(
@@ -201,11 +231,13 @@ def random_activations(batch: int, k: int, activation: Float, seed: int) -> NDAr
     return round_to(rng.standard_normal((batch, k), dtype=np.float32), activation)
 
 
-def scale_bits(weights: Weights) -> NDArray[np.int64]:
-    """The 16 stored bits of each scale as a signed integer, int64 [n, groups]."""
-    if weights.activation == "fp16":
+def bits_of_scales(weights: Weights) -> NDArray[np.int64]:
+    """The stored bits of each scale as a signed integer, int64 [n, groups]."""
+    stored = scale_dtype(weights.format, weights.activation)
+    if stored == "fp16":
         return weights.scales.astype(np.float16).view(np.int16).astype(np.int64)
-    return (weights.scales.view(np.uint32) >> 16).astype(np.uint16).view(np.int16).astype(np.int64)
+    bits = weights.scales.view(np.int32)
+    return (bits >> 16 if stored == "bf16" else bits).astype(np.int64)
 
 
 def reference(
@@ -229,7 +261,7 @@ def reference(
     """
     if arm in ("stream", "unpack"):
         words = weights.words.view(np.int32) if arm == "stream" else weights.codes
-        total = words.sum(axis=1, dtype=np.int64) + scale_bits(weights).sum(axis=1)
+        total = words.sum(axis=1, dtype=np.int64) + bits_of_scales(weights).sum(axis=1)
         if weights.zeros is not None:
             total += weights.zeros.sum(axis=1, dtype=np.int64)
         wrapped: NDArray[np.int64] = (total + (1 << 31)) % (1 << 32) - (1 << 31)

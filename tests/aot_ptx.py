@@ -18,6 +18,7 @@ from bench.static.ptx.problem import bf16
 from kernels import packing
 from kernels.formats import find_format
 from kernels.kernel import output_shape
+from kernels.triton import reading_of
 from tests.aot_triton import Job, in_workers, plan_of
 
 FLOATS = {"fp16": np.dtype(np.float16), "bf16": np.dtype(np.uint16), "fp32": np.dtype(np.float32)}
@@ -96,11 +97,10 @@ def job_arguments(job: Job) -> tuple[list[Any], np.ndarray, np.ndarray]:
     Returns:
         arguments for `launch`; the output array; the reference, float64 or int64.
     """
-    weights = packing.random_weights(
-        job.n, job.k, find_format(packed_format(job)), job.activation, seed=7
-    )
+    weight_format = find_format(packed_format(job))
+    weights = packing.random_weights(job.n, job.k, weight_format, job.activation, seed=7)
     x = packing.random_activations(job.batch, job.k, job.activation, seed=7)
-    reading = "halves" if job.regime == "gemm" else "fp32"
+    reading = reading_of(job.regime, job.activation, weight_format.encoding)
     expected = packing.reference(job.arm, weights, x, reading)
     shape, written = output_shape(job.arm, job.n, job.k, job.batch)
     kind = job.activation if written == "activation" else written
@@ -109,7 +109,8 @@ def job_arguments(job: Job) -> tuple[list[Any], np.ndarray, np.ndarray]:
     if job.arm == "native":
         return [float_bits(weights.values16, job.activation), bits, out, job.k], out, expected
     words = weights.bypass_words if job.arm == "bypass" else weights.words
-    packed = [words.copy(), float_bits(weights.scales, job.activation)]
+    stored = packing.scale_dtype(weight_format, job.activation)
+    packed = [words.copy(), float_bits(weights.scales, stored)]
     if weights.zeros is not None:
         packed.append(weights.zeros.copy())
     if job.arm == "dequantize":

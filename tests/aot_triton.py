@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.static import sass
 from bench.static.compile import CompiledKernel, compile_kernel
+from bench.static.counts import weights_per_pass
 from bench.static.occupancy import resident_warps
 
 if TYPE_CHECKING:
@@ -74,16 +75,11 @@ class Report:
 
 def plan_of(job: Job) -> Plan:
     """What is compiled and launched for a job."""
+    from kernels import triton
     from kernels.formats import find_format
-    from kernels.triton import dequantize, gemm, gemv, native
 
-    weight_format = find_format(job.format_name)
-    shape = (job.activation, job.n, job.k, job.batch)
-    if job.arm == "native":
-        return {"gemv": native.plan_gemv, "gemm": native.plan_gemm}[job.regime](*shape)
-    if job.arm == "dequantize":
-        return dequantize.plan(weight_format, *shape[:3])
-    return {"gemv": gemv, "gemm": gemm}[job.regime].plan(job.arm, weight_format, *shape)
+    shape = (job.activation, job.n, job.k, job.batch, job.capability)
+    return triton.plan_of(job.arm, job.regime, find_format(job.format_name), *shape)  # type: ignore[arg-type]
 
 
 def compile_job(job: Job) -> tuple[CompiledKernel, int]:
@@ -94,10 +90,7 @@ def compile_job(job: Job) -> tuple[CompiledKernel, int]:
     compiled = compile_kernel(
         plan.fn, plan.signature, plan.constexprs, job.capability, **plan.options
     )
-    block_k = plan.constexprs.get("BLOCK_K")
-    if block_k is None:
-        block_k = plan.constexprs["BLOCK_W"] * weight_format.weights_per_word
-    return compiled, plan.constexprs["BLOCK_N"] * block_k // (32 * compiled.num_warps)
+    return compiled, weights_per_pass(plan, weight_format, compiled.num_warps)
 
 
 def report(job: Job) -> Report:

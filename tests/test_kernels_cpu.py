@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import find_kernels, packing
+from kernels import find_kernels, formats, packing
+from kernels.codebooks import codebook
 from kernels.cpu import gemm, gemv, gemv_batch
 from kernels.cpu.activations import field_weight
 from kernels.formats import find_format
 from kernels.kernel import PRODUCTS, Kernel, output_shape, traffic
 from kernels.unfused import compose
 
-FORMATS = ("int4-g128", "int4-g128-zp", "int8-ch", "int8-g128")
+FORMATS = ("int4-g128", "int4-g128-zp", "int8-ch", "int8-g128", "nf4-b64", "fp8_e4m3-ch")
+FORMATS += ("fp8_e5m2-b128",)
+OTHERS = tuple(f.name for f in formats.FORMATS if f.quantized and f.name not in FORMATS)
 DTYPES = {"int32": torch.int32, "fp32": torch.float32, "activation": torch.bfloat16}
 TOLERANCE = 5e-3  # bf16 keeps 8 bits of y: half a unit of its last place is 2^-9 of |y|
 
@@ -63,7 +66,7 @@ def compile_stages() -> dict[tuple[str, str], list[str]]:
         for kernel in find_kernels("cpu", weights.format, "bf16", batch):
             if kernel.arm in gemv.STAGES:
                 run(kernel, weights, x)
-                stage = module.build(4, False, gemv.STAGES[kernel.arm])
+                stage = module.build(4, gemv.INTEGER, False, gemv.STAGES[kernel.arm])
                 code[regime, kernel.arm] = instructions(stage)
     return code
 
@@ -116,6 +119,29 @@ def test_every_arm_is_right(name: str, batch: int) -> None:
         else:
             error = np.abs(got - expected).max() / np.abs(expected).max()
             assert error <= TOLERANCE, f"{kernel.arm} ({kernel.implementation}): {error}"
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_arm_is_right_elsewhere(name: str, batch: int) -> None:
+    """Formats that differ from those above by their groups and scales only."""
+    test_every_arm_is_right(name, batch)
+
+
+@pytest.mark.parametrize("encoding", ["nf4", "e4m3", "e5m2"])
+def test_every_code_becomes_its_number(encoding: str) -> None:
+    """Every finite code in every place of a word; quantization writes no others."""
+    weight_format = next(f for f in formats.FORMATS if f.encoding == encoding)
+    rng = np.random.default_rng(4)
+    finite = np.flatnonzero(np.isfinite(codebook(weight_format.encoding)))
+    codes = np.stack([rng.permutation(np.resize(finite, 256)) for _ in range(64)]).astype(np.uint8)
+    scales = np.ones((64, weight_format.groups(256)), np.float32)
+    weights = packing.Weights(weight_format, "bf16", codes, scales, None)
+    kernels = find_kernels("cpu", weight_format, "bf16", 256)
+    (dequantize,) = (k for k in kernels if k.arm == "dequantize")
+    got = run(dequantize, weights, np.zeros((256, 256), np.float32))
+    np.testing.assert_array_equal(got, weights.values16)
 
 
 def test_extreme_codes_and_zero_points() -> None:

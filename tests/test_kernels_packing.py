@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kernels import packing
+from kernels.codebooks import codebook
 from kernels.formats import FORMATS, find_format, formats_with_bits
 
 QUANTIZED = [f.name for f in FORMATS if f.quantized]
@@ -64,15 +65,25 @@ def test_rounding_is_torch_rounding(dtype: packing.Float) -> None:
 def test_quantization_is_the_nearest_code(name: str, activation: packing.Float) -> None:
     """Against brute force over all codes, with the scale and zero point that were chosen."""
     weight_format = find_format(name)
-    rng = np.random.default_rng(3)
-    original = rng.normal(0, 0.02, (4, 256))
+    original = np.random.default_rng(3).normal(0, 0.02, (4, 256))
     weights = packing.quantize(original, weight_format, activation)
     scale = weights.per_weight(weights.scales).astype(np.float64)
-    zero = weight_format.middle if weights.zeros is None else weights.per_weight(weights.zeros)
-    candidates = (np.arange(1 << weight_format.bits)[:, None, None] - zero) * scale
+    numbers = np.arange(1 << weight_format.bits, dtype=np.float64)
+    zero = 0 if weights.zeros is None else weights.per_weight(weights.zeros)
+    if weight_format.encoding != "int":
+        numbers = codebook(weight_format.encoding).astype(np.float64)
+    elif weights.zeros is None:
+        zero = weight_format.zero_code
+    numbers = numbers[np.isfinite(numbers)]
+    candidates = (numbers[:, None, None] - zero) * scale
     best = np.abs(candidates - original).min(axis=0)
     np.testing.assert_allclose(np.abs(weights.values - original), best, rtol=1e-12, atol=1e-15)
-    assert (np.abs(weights.values - original) <= scale * 0.51 + 1e-9).all()
+    top = np.abs(original).max()
+    assert np.abs(weights.values - original).max() <= top * LARGEST_STEP[weight_format.encoding]
+
+
+# Half of the widest step between codes, of the largest magnitude; int4's is 1 / 14, NF4's at -1.
+LARGEST_STEP = {"int": 0.08, "nf4": 0.16, "e4m3": 2**-4, "e5m2": 2**-3}
 
 
 def test_symmetric_scale_and_zero_point_by_hand() -> None:
@@ -131,6 +142,10 @@ def test_bypass_readings_by_hand() -> None:
 
 def test_stored_bits_count_scales_and_zero_points() -> None:
     stored = {f.name: f.bits_stored(4096) for f in FORMATS}
+    assert stored["nf4-b64"] == 4.5
+    assert stored["nf4-b64-s16"] == 4.25
+    assert stored["fp8_e4m3-ch"] == 8 + 32 / 4096
+    assert stored["fp8_e5m2-b128"] == 8.25
     assert stored["int4-g128"] == 4.125  # METHOD section 3
     assert stored["int4-g128-zp"] == 4 + 16 / 128 + 8 / 128
     assert stored["int8-g128"] == 8.125
@@ -141,7 +156,7 @@ def test_stored_bits_count_scales_and_zero_points() -> None:
 def test_stored_bits_are_the_bytes_that_are_there() -> None:
     for name in QUANTIZED:
         weights = packing.random_weights(4, 256, find_format(name), "fp16", seed=0)
-        stored = weights.words.nbytes + weights.scales.size * 2
+        stored = weights.words.nbytes + weights.scales.size * find_format(name).scale_bits // 8
         stored += 0 if weights.zeros is None else weights.zeros.nbytes
         assert stored * 8 == find_format(name).bits_stored(256) * 4 * 256
 
@@ -151,7 +166,7 @@ def test_unknown_formats_and_widths_are_named() -> None:
         find_format("int3")
     with pytest.raises(ValueError, match=r"has 17 bits; choose --bits from 4, 8"):
         formats_with_bits(17)
-    assert [f.name for f in formats_with_bits(8)] == ["int8-ch", "int8-g128"]
+    assert [f.name for f in formats_with_bits(8)][:3] == ["int8-ch", "int8-g128", "fp8_e4m3-ch"]
 
 
 def test_k_must_divide_into_groups() -> None:

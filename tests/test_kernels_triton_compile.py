@@ -19,6 +19,7 @@ LADDER = ("stream", "unpack", "scale", "bypass", "fused")
 TARGETS = (80, 86, 89, 90, 100, 120)
 STAGED_TARGETS = (80, 90)
 FORMATS = ("int4-g128", "int4-g128-zp", "int8-ch", "int8-g128")
+EVERY_FORMAT = (*FORMATS, "nf4-b64", "fp8_e4m3-b128", "fp8_e5m2-b128")
 REGIMES = ("gemv", "gemm")
 BATCHES = {"gemv": 1, "gemm": 16}
 N, K = 4096, 14336  # the wide side of an 8-billion-parameter model; k takes several steps
@@ -32,14 +33,15 @@ def everything() -> list[Job]:
     """The arms that multiply, for every target, at every batch that changes the configuration."""
     batches = {"gemv": (1, 2, 4, 8, 16), "gemm": (16, 32, 64)}
     return [
-        Job(arm, regime, format_name, activation, N, K, batch, capability)
+        Job(arm, variant, format_name, activation, N, K, batch, capability)
         for regime in REGIMES
         for batch in batches[regime]
-        for format_name in FORMATS
+        for variant in (regime, f"{regime}-ptx")
+        for format_name in EVERY_FORMAT
         for activation in ("fp16", "bf16")
         for arm in ("bypass", "fused", "native")
         for capability in TARGETS
-        if arm != "native" or format_name == FORMATS[0]
+        if arm != "native" or (format_name == EVERY_FORMAT[0] and variant == regime)
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import kernels.formats
 from kernels.formats import find_format
 from kernels.kernel import Kernel
 from kernels.triton import KERNELS
@@ -11,7 +12,7 @@ from tests.triton_cases import check
 
 pytestmark = pytest.mark.gpu
 
-FORMATS = ("int4-g128", "int4-g128-zp", "int8-ch", "int8-g128")
+FORMATS = tuple(f.name for f in kernels.formats.FORMATS if f.quantized)
 SHAPES = ((4096, 4096), (4096, 14336), (1024, 4096), (1000, 11008))
 BATCHES = (1, 3, 16, 17, 64, 256)
 

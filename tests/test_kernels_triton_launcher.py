@@ -17,8 +17,9 @@ Arguments = dict[str, torch.Tensor]
 
 
 def kernel_named(arm: str, variant: str) -> Kernel:
-    (found,) = [k for k in KERNELS if (k.arm, k.variant) == (arm, variant)]
-    return found
+    return next(
+        k for k in KERNELS if (k.arm, k.variant) == (arm, variant) and "fp16" in k.activations
+    )
 
 
 def arguments(kernel: Kernel) -> Arguments:

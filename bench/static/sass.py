@@ -6,6 +6,13 @@ addresses. Every instruction is 128 bits from sm_70 on, so the address is 16 tim
 A loop is a branch to an earlier (or equal) address. The endless self-branch that pads the end of
 every function is not one. A kernel whose trip count is a small constant may have no loop at all,
 because the compiler unrolled it; its whole body is then the unit to count.
+
+Of a loop the hot path is counted: where a warp may diverge the compiler adds copies of code that run
+one part of the warp at a time, entered by BRA.DIV and BRA.CONV only. They lie in the loop and run
+never, as long as the lanes of a warp stay together.
+
+    hot = hot_path(code)
+    len(hot) / weights, per_class(hot)
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ from pathlib import Path
 
 INSTRUCTION_BYTES = 16
 LAST_HEX = re.compile(r"0x([0-9a-f]+)\s*$")
+UNIFORM_CONDITION = re.compile(r"!?UP\d")  # BRA.U !UP0, 0x1b0: a predicate among the operands
 
 # Prefixes of the opcodes in each class. I2F runs on the slow unit (16 lanes per SM and clock), I2FP
 # on the integer pipe (64 lanes); both turn an integer into a float. HADD2.F32 widens fp16 to
@@ -31,6 +39,26 @@ NARROW = ("F2FP",)
 SPILLS = ("LDL", "STL")
 TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA")
 MULTIPLY_ADD = ("FFMA", "HFMA2")
+DIVERGENCE = ("BRA.DIV", "BRA.CONV")
+LEAVES = ("EXIT", "RET", "BRX", "JMX")
+
+# What an instruction occupies, by the prefix of its opcode; the first that fits (SHFL before
+# SHF). Uniform instructions (one per warp, on a datapath of their own), branches, barriers and NOPs
+# are "other".
+CLASSES = (
+    ("exchange", ("SHFL", "LDS", "STS", "LDSM", "STSM")),
+    (
+        "int",
+        ("LOP3", "PRMT", "SHF", "SGXT", "SEL", "IADD", "VIADD", "LEA", "IMAD", "IMNMX", "VIMNMX"),
+    ),
+    ("int", ("ISETP", "PLOP3", "POPC", "MOV", "BFI", "BMSK", "IABS", "IDP")),
+    ("half2", ("HADD2", "HMUL2", "HFMA2", "HSET", "HMNMX2")),
+    ("fp32", ("FADD", "FMUL", "FFMA", "FSEL", "FSETP", "FMNMX")),
+    ("cvt", ("I2F", "I2IP", "F2F", "F2I", "F2FP", "MUFU")),
+    ("mma", TENSOR_CORE),
+    ("load", ("LDG",)),
+)
+CLASS_NAMES = (*dict.fromkeys(name for name, _ in CLASSES), "other")
 
 
 @dataclass(frozen=True)
@@ -119,6 +147,49 @@ def hot_code(code: Code) -> Code:
 
     first, last = max(found, key=weight)
     return code[first : last + 1]
+
+
+def hot_path(code: Code) -> Code:
+    """`hot_code` without the blocks that only a divergent warp reaches.
+
+    From the first instruction every branch within the body is followed, except those that a warp takes
+    when its lanes have parted (DIVERGENCE). A forward branch that guards an ordinary block is
+    followed both ways: what it may skip is counted.
+    """
+    body = hot_code(code)
+    inside = {instruction.index: instruction for instruction in body}
+    seen: set[int] = set()
+    todo = [body[0].index] if body else []
+    while todo:
+        index = todo.pop()
+        if index in seen or index not in inside:
+            continue
+        seen.add(index)
+        todo += successors(inside[index])
+    return tuple(instruction for instruction in body if instruction.index in seen)
+
+
+def successors(instruction: Instruction) -> list[int]:
+    """Indices of the instructions that a warp whose lanes are together may run next."""
+    following = [instruction.index + 1]
+    if instruction.is_any(LEAVES):
+        return following if instruction.predicate else []
+    if not instruction.opcode.startswith("BRA") or instruction.is_any(DIVERGENCE):
+        return following
+    target = LAST_HEX.search(instruction.operands)
+    taken = [int(target[1], 16) // INSTRUCTION_BYTES] if target else []
+    conditional = instruction.predicate or UNIFORM_CONDITION.match(instruction.operands)
+    return [*taken, *following] if conditional else taken
+
+
+def per_class(code: Iterable[Instruction]) -> Counter[str]:
+    """Instructions by class; every name of CLASS_NAMES may occur."""
+    return Counter(class_of(instruction) for instruction in code)
+
+
+def class_of(instruction: Instruction) -> str:
+    """The class of one instruction: "int", "half2", "fp32", "cvt", "mma", "exchange", "load", "other"."""
+    return next((name for name, prefixes in CLASSES if instruction.is_any(prefixes)), "other")
 
 
 def count(code: Iterable[Instruction], prefixes: Iterable[str]) -> int:

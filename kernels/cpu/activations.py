@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from kernels.cpu.simd import LANES, float_of_bf16
+from kernels.cpu.simd import LANES, float_of_bits
 
 _OPTIONS = {"cache": True, "error_model": "numpy", "nogil": True}
 
@@ -41,7 +41,7 @@ def to_fields(x, bits, tile, out):
                 for lane in range(LANES):
                     value = np.float32(0)
                     if b < batch:
-                        value = float_of_bf16(x[b, source + lane * per_word])
+                        value = float_of_bits(x[b, source + lane * per_word])
                     out[at + lane] = value
 
 
@@ -64,5 +64,5 @@ def to_columns(x, bits, padded, out):
                 for lane in range(LANES):
                     value = np.float32(0)
                     if b < batch:
-                        value = float_of_bf16(x[b, source + lane * per_word])
+                        value = float_of_bits(x[b, source + lane * per_word])
                     out[target + lane * width] = value

@@ -13,17 +13,15 @@ from functools import cache
 import numpy as np
 from numba import njit, prange
 
-from kernels.cpu.gemv import FUSED, PREFETCH_WORDS, weight_of
+from kernels.cpu.gemv import FUSED, HALVES, PREFETCH_WORDS, scale_of, weight_of
 from kernels.cpu.simd import (
     LANES,
     bf16_bits,
-    float_of_bf16,
     load_i32,
     mul_f32,
     or_i32,
     prefetch,
     shift_left,
-    splat_f32,
     splat_i32,
     store_i32,
     zip_high,
@@ -32,33 +30,35 @@ from kernels.cpu.simd import (
 
 
 @njit(inline="always")
-def pair_of(words, pair, bits, zero, scale):
+def pair_of(words, pair, bits, encoding, zero, scale):
     """Weights 2 * pair and 2 * pair + 1 of sixteen words as bf16 in the halves of sixteen lanes."""
     low = pair if bits == 4 else 2 * pair
     high = pair + 4 if bits == 4 else 2 * pair + 1
-    even = bf16_bits(mul_f32(weight_of(words, low, bits, zero, FUSED), scale))
-    odd = bf16_bits(mul_f32(weight_of(words, high, bits, zero, FUSED), scale))
+    even = bf16_bits(mul_f32(weight_of(words, low, bits, encoding, zero, FUSED), scale))
+    odd = bf16_bits(mul_f32(weight_of(words, high, bits, encoding, zero, FUSED), scale))
     return or_i32(even, shift_left(odd, 16))
 
 
 @cache
-def build(bits: int, has_zero: bool):
+def build(bits: int, encoding: int, has_zero: bool):
     """The compiled kernel of one packed width.
 
-    Its arguments: words int32 [n * words_per_row]; scales uint16 (bf16) [n, groups]; zeros uint8
-    [n, groups], or [0, 0] without zero points; matrix int32 [n * k / 2], two bf16 each.
+    Its arguments: words int32 [n * words_per_row]; scales uint16 (bf16) or uint32 (fp32) [n, groups];
+    zeros uint8 [n, groups], or [0, 0] without zero points; matrix int32 [n * k / 2], two bf16 each.
     """
     fields = 32 // bits
     middle = 1 << (bits - 1)
+    halves = HALVES[encoding]
 
     @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
     def dequantize(words, scales, zeros, matrix):
         n, groups = scales.shape
+        groups //= halves
         words_per_row = words.shape[0] // n
         per_group = words_per_row // LANES // groups
         for row in prange(n):
             for group in range(groups):
-                scale = splat_f32(float_of_bf16(scales[row, group]))
+                scale = scale_of(scales, row, group, halves)
                 zero = splat_i32(np.int32(middle))
                 if has_zero:
                     zero = splat_i32(np.int32(zeros[row, group]))
@@ -67,14 +67,14 @@ def build(bits: int, has_zero: bool):
                     prefetch(words, at + PREFETCH_WORDS)
                     packed = load_i32(words, at)
                     out = at * fields // 2
-                    a = pair_of(packed, 0, bits, zero, scale)
-                    b = pair_of(packed, 1, bits, zero, scale)
+                    a = pair_of(packed, 0, bits, encoding, zero, scale)
+                    b = pair_of(packed, 1, bits, encoding, zero, scale)
                     if bits == 8:
                         store_i32(matrix, out, zip_low(a, b))
                         store_i32(matrix, out + LANES, zip_high(a, b))
                     else:
-                        c = pair_of(packed, 2, bits, zero, scale)
-                        d = pair_of(packed, 3, bits, zero, scale)
+                        c = pair_of(packed, 2, bits, encoding, zero, scale)
+                        d = pair_of(packed, 3, bits, encoding, zero, scale)
                         even, odd = zip_low(a, c), zip_low(b, d)
                         store_i32(matrix, out, zip_low(even, odd))
                         store_i32(matrix, out + LANES, zip_high(even, odd))

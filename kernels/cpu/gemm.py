@@ -15,14 +15,23 @@ from functools import cache
 import numpy as np
 from numba import njit, prange
 
-from kernels.cpu.gemv import BYPASS, SCALE, STREAM, UNPACK, code_of, weight_of
+from kernels.cpu.gemv import (
+    BYPASS,
+    HALVES,
+    SCALE,
+    STREAM,
+    UNPACK,
+    code_of,
+    scale_checksum,
+    scale_of,
+    weight_of,
+)
 from kernels.cpu.simd import (
     LANES,
     ROWS,
     add_f32,
     add_i32,
     bf16_of_float,
-    float_of_bf16,
     fma_tile,
     load_bf16,
     load_f32,
@@ -45,11 +54,25 @@ PANEL = 64  # rows that share a pass over the activations, a multiple of ROWS
 
 @njit(inline="always")
 def fill_row(
-    words, scales, zeros, row, chunk, bits, has_zero, stage, buffer, at, counts, totals, slot
+    words,
+    scales,
+    zeros,
+    row,
+    chunk,
+    bits,
+    encoding,
+    has_zero,
+    stage,
+    buffer,
+    at,
+    counts,
+    totals,
+    slot,
 ):
     """Dequantize CHUNK weights of one row into buffer[at:], or do the part of it that a stage names."""
     fields = 32 // bits
-    groups = scales.shape[1]
+    halves = HALVES[encoding]
+    groups = scales.shape[1] // halves
     vectors = words.shape[0] // scales.shape[0] // LANES  # of one row
     in_chunk = CHUNK // (LANES * fields)
     per_group = vectors // groups
@@ -59,8 +82,7 @@ def fill_row(
         prefetch(words, first + in_chunk * LANES)
         packed = load_i32(words, first)
         group = vector // per_group
-        scale_bits = scales[row, group]
-        scale = splat_f32(float_of_bf16(scale_bits))
+        scale = scale_of(scales, row, group, halves)
         zero_point = np.int32(1 << (bits - 1))
         if has_zero:
             zero_point = np.int32(zeros[row, group])
@@ -76,13 +98,13 @@ def fill_row(
                     count = add_i32(count, code_of(packed, field, bits))
             store_i32(counts, slot * LANES, count)
             if vector % per_group == 0:
-                counts[slot * LANES] += np.int32(np.int16(scale_bits))
+                counts[slot * LANES] += scale_checksum(scales, row, group, halves)
                 if has_zero:
                     counts[slot * LANES] += zero_point
         else:
             total = load_f32(totals, slot * LANES)
             for field in range(fields):
-                w = mul_f32(weight_of(packed, field, bits, zero, stage), scale)
+                w = mul_f32(weight_of(packed, field, bits, encoding, zero, stage), scale)
                 store_f32(buffer, at + (i * fields + field) * LANES, w)
                 if stage == SCALE:
                     total = add_f32(total, w)
@@ -124,13 +146,13 @@ def multiply(buffer, x, padded, k, chunk, partial, at):
 
 
 @cache
-def build(bits: int, has_zero: bool, stage: int):
+def build(bits: int, encoding: int, has_zero: bool, stage: int):
     """The compiled kernel of one packed width (or 16, for bf16 weights) and stage.
 
     Its arguments: words int32 [n * words_per_row] (uint16 [n * k] for bf16 weights); scales uint16 (bf16)
-    [n, groups]; zeros uint8 [n, groups], or [0, 0] without zero points; x float32 [k * padded] from
-    to_columns; k; padded, the batch in whole vectors; sums float32 [n] (scale) or int32 [n]; y uint16
-    (bf16) [batch, n].
+    or uint32 (fp32) [n, groups]; zeros uint8 [n, groups], or [0, 0] without zero points; x float32
+    [k * padded] from to_columns; k; padded, the batch in whole vectors; sums float32 [n] (scale) or int32 [n];
+    y uint16 (bf16) [batch, n].
     """
 
     @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
@@ -150,7 +172,7 @@ def build(bits: int, has_zero: bool, stage: int):
                             copy_row(words, row, k, chunk, buffer, r * CHUNK)
                         else:
                             fill_row(
-                                words, scales, zeros, row, chunk, bits, has_zero, stage,
+                                words, scales, zeros, row, chunk, bits, encoding, has_zero, stage,
                                 buffer, r * CHUNK, counts, totals, block + r,
                             )  # fmt: skip
                     if stage > SCALE:

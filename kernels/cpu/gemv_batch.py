@@ -16,11 +16,14 @@ from numba import njit, prange
 
 from kernels.cpu.gemv import (
     BYPASS,
+    HALVES,
     PREFETCH_WORDS,
     SCALE,
     STREAM,
     UNPACK,
     code_of,
+    scale_checksum,
+    scale_of,
     weight_of,
 )
 from kernels.cpu.simd import (
@@ -28,7 +31,6 @@ from kernels.cpu.simd import (
     add_f32,
     add_i32,
     bf16_of_float,
-    float_of_bf16,
     fma,
     load_f32,
     load_i32,
@@ -43,14 +45,16 @@ BATCH_TILE = 4
 
 
 @cache
-def build(bits: int, has_zero: bool, stage: int):
+def build(bits: int, encoding: int, has_zero: bool, stage: int):
     """The compiled kernel of one packed width and stage; arguments as gemv.build, x in tiles of four."""
     fields = 32 // bits
     middle = 1 << (bits - 1)
+    halves = HALVES[encoding]
 
     @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
     def gemv_batch(words, scales, zeros, x, sums, y):
         n, groups = scales.shape
+        groups //= halves
         batch = y.shape[0] if stage > SCALE else 1  # what multiplies nothing reads the weights once
         words_per_row = words.shape[0] // n
         per_group = words_per_row // LANES // groups
@@ -64,8 +68,8 @@ def build(bits: int, has_zero: bool, stage: int):
                 count0 = count1 = splat_i32(np.int32(0))
                 stored0 = stored1 = np.int32(0)
                 for group in range(groups):
-                    scale0 = splat_f32(float_of_bf16(scales[row0, group]))
-                    scale1 = splat_f32(float_of_bf16(scales[row1, group]))
+                    scale0 = scale_of(scales, row0, group, halves)
+                    scale1 = scale_of(scales, row1, group, halves)
                     zero_point0 = zero_point1 = np.int32(middle)
                     if has_zero:
                         zero_point0 = np.int32(zeros[row0, group])
@@ -73,8 +77,8 @@ def build(bits: int, has_zero: bool, stage: int):
                         if stage == BYPASS and zero_point0 + zero_point1 == 510:
                             scale0 = scale1 = nothing  # never so: keeps the loads alive
                     if stage < SCALE:
-                        stored0 += np.int32(np.int16(scales[row0, group]))
-                        stored1 += np.int32(np.int16(scales[row1, group]))
+                        stored0 += scale_checksum(scales, row0, group, halves)
+                        stored1 += scale_checksum(scales, row1, group, halves)
                         if has_zero:
                             stored0 += zero_point0
                             stored1 += zero_point1
@@ -98,8 +102,8 @@ def build(bits: int, has_zero: bool, stage: int):
                                 count1 = add_i32(count1, code_of(packed1, field, bits))
                             if stage < SCALE:
                                 continue
-                            w0 = weight_of(packed0, field, bits, zero0, stage)
-                            w1 = weight_of(packed1, field, bits, zero1, stage)
+                            w0 = weight_of(packed0, field, bits, encoding, zero0, stage)
+                            w1 = weight_of(packed1, field, bits, encoding, zero1, stage)
                             if stage == SCALE:
                                 p00 = add_f32(p00, w0)
                                 p10 = add_f32(p10, w1)

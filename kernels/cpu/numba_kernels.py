@@ -6,20 +6,21 @@ and by the 128 weights of the gemm's buffer from batch 16 on; every layer in pro
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kernels.codebooks import Encoding
 from kernels.cpu import dequantize, gemm, gemv, gemv_batch, native
 from kernels.cpu.activations import to_columns, to_fields
 from kernels.cpu.simd import LANES
 from kernels.cpu.torch_ops import pack_bf16
+from kernels.formats import FORMATS
 from kernels.kernel import LADDER, Kernel, Launch, Tensors
 from kernels.packing import Weights
 
-_FORMATS = ("int8-ch", "int8-g128", "int4-g128", "int4-g128-zp")
 _NO_ZEROS = np.zeros((0, 0), np.uint8)
 _NO_SUMS = np.zeros(0, np.int32)
 
@@ -33,15 +34,17 @@ def _scratch(size: int) -> NDArray[np.float32]:
 def _pack(weights: Weights, words: NDArray[np.uint32]) -> Tensors:
     tensors = {
         "words": torch.from_numpy(words.view(np.int32)),
-        "scales": torch.from_numpy(weights.scales).to(torch.bfloat16),
+        "scales": torch.from_numpy(weights.scales),
     }
+    if weights.format.scale_bits == 16:
+        tensors["scales"] = tensors["scales"].to(torch.bfloat16)
     if weights.zeros is not None:
         tensors["zeros"] = torch.from_numpy(weights.zeros)
     return tensors
 
 
 def pack_words(weights: Weights) -> Tensors:
-    """{"words": int32 [n, words], "scales": bf16 [n, groups], "zeros": uint8 [n, groups] where stored}."""
+    """{"words": int32 [n, words], "scales": bf16 or fp32 [n, groups], "zeros": uint8 where stored}."""
     return _pack(weights, weights.words)
 
 
@@ -49,8 +52,10 @@ def _pack_bypass(weights: Weights) -> Tensors:
     return _pack(weights, weights.bypass_words)
 
 
-def _bits(tensor: torch.Tensor) -> NDArray[np.uint16]:
-    """A bf16 tensor's bits as a NumPy array of the same shape, sharing its memory."""
+def _bits(tensor: torch.Tensor) -> NDArray[np.uint16] | NDArray[np.uint32]:
+    """The bits of a bf16 or fp32 tensor as a NumPy array of the same shape, sharing its memory."""
+    if tensor.dtype == torch.float32:
+        return tensor.numpy().view(np.uint32)
     bits: NDArray[np.uint16] = tensor.view(torch.int16).numpy().view(np.uint16)
     return bits
 
@@ -71,8 +76,10 @@ def _packed_arguments(tensors: Tensors, k: int):
         f"but k is {k}; choose another model.",
     )
     _require(
-        words.is_contiguous() and scales.is_contiguous() and scales.dtype == torch.bfloat16,
-        f"words and scales must be contiguous and scales bf16, but scales are {scales.dtype}.",
+        words.is_contiguous()
+        and scales.is_contiguous()
+        and scales.dtype in (torch.bfloat16, torch.float32),
+        f"words and scales must be contiguous and scales bf16 or fp32, but they are {scales.dtype}.",
     )
     zeros = tensors["zeros"].numpy() if "zeros" in tensors else _NO_ZEROS
     return words.numpy().reshape(-1), _bits(scales), zeros, bits
@@ -90,7 +97,7 @@ def padded_batch(batch: int) -> int:
     return LANES if batch <= LANES else -(-batch // (2 * LANES)) * 2 * LANES
 
 
-def _bind_stage(stage: int):
+def _bind_stage(stage: int, encoding: int):
     def bind(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
         """Checks once, reserves the reordered activations, and returns the launch."""
         _check_activations(x)
@@ -102,14 +109,11 @@ def _bind_stage(stage: int):
         sums = _NO_SUMS if multiplies else out.numpy()
         if stage == gemv.SCALE:
             _require(out.dtype == torch.float32, f"scale writes float32 sums, not {out.dtype}.")
-        if not multiplies:
-            y = np.zeros((batch, out.shape[0]), np.uint16)
-        else:
-            y = _bits(out)
+        y = _bits(out) if multiplies else np.zeros((batch, out.shape[0]), np.uint16)
         if batch >= 16:
             padded = padded_batch(batch)
             columns = _scratch(k * padded)
-            kernel = gemm.build(bits, has_zero, stage)
+            kernel = gemm.build(bits, encoding, has_zero, stage)
 
             def launch_gemm() -> None:
                 if multiplies:
@@ -119,7 +123,7 @@ def _bind_stage(stage: int):
             return launch_gemm
         tile = 1 if batch == 1 else gemv_batch.BATCH_TILE
         fields = _scratch(-(-batch // tile) * tile * k)
-        kernel = (gemv if batch == 1 else gemv_batch).build(bits, has_zero, stage)
+        kernel = (gemv if batch == 1 else gemv_batch).build(bits, encoding, has_zero, stage)
 
         def launch() -> None:
             if multiplies:
@@ -140,7 +144,7 @@ def _bind_native(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch
     if batch >= 16:
         padded = padded_batch(batch)
         columns = _scratch(k * padded)
-        kernel = gemm.build(16, False, gemv.FUSED)
+        kernel = gemm.build(16, gemv.INTEGER, False, gemv.FUSED)
         no_scales = np.zeros((0, 0), np.uint16)
 
         def launch_gemm() -> None:
@@ -159,11 +163,16 @@ def _bind_native(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch
     return launch
 
 
-def _bind_dequantize(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
+def _bind_dequantize(encoding: int, tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
     words, scales, zeros, bits = _packed_arguments(tensors, x.shape[1])
     matrix = _bits(out).reshape(-1).view(np.int32)
-    kernel = dequantize.build(bits, zeros.size > 0)
+    kernel = dequantize.build(bits, encoding, zeros.size > 0)
     return lambda: kernel(words, scales, zeros, matrix)
+
+
+def _encoded(encoding: Encoding) -> tuple[str, ...]:
+    """The names of the formats of an encoding."""
+    return tuple(f.name for f in FORMATS if f.quantized and f.encoding == encoding)
 
 
 KERNELS = (
@@ -172,16 +181,27 @@ KERNELS = (
             arm,
             "numba",
             "cpu",
-            _FORMATS,
+            _encoded(name),
             ("bf16",),
             (1, 256),
             _pack_bypass if arm == "bypass" else pack_words,
-            _bind_stage(gemv.STAGES[arm]),
+            _bind_stage(gemv.STAGES[arm], encoding),
         )
+        for name, encoding in gemv.ENCODINGS.items()
         for arm in LADDER
     ),
     Kernel("native", "numba", "cpu", ("bf16",), ("bf16",), (1, 256), pack_bf16, _bind_native),
-    Kernel(
-        "dequantize", "numba", "cpu", _FORMATS, ("bf16",), (1, 256), pack_words, _bind_dequantize
+    *(
+        Kernel(
+            "dequantize",
+            "numba",
+            "cpu",
+            _encoded(name),
+            ("bf16",),
+            (1, 256),
+            pack_words,
+            partial(_bind_dequantize, encoding),
+        )
+        for name, encoding in gemv.ENCODINGS.items()
     ),
 )

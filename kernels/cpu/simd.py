@@ -15,10 +15,13 @@ Array indices are in elements and are not bounds-checked: the launchers check sh
 from __future__ import annotations
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
+
+from kernels.codebooks import NF4
 
 LANES = 16
 
@@ -151,6 +154,19 @@ def splat_i32(typingctx, scalar):
     return i32x16(types.int32), codegen
 
 
+@intrinsic
+def splat_two(typingctx, low, high):
+    """splat_two(a, b) -> f32x16 with a in the lower eight lanes and b in the upper eight."""
+
+    def codegen(context, builder, signature, args):
+        half = LANES // 2
+        order = ir.Constant(_I32, [0] * half + [LANES] * half)
+        a, b = (_splat(builder, number, _F32) for number in args)
+        return builder.shuffle_vector(a, b, order)
+
+    return f32x16(types.float32, types.float32), codegen
+
+
 def _immediate(build):
     """An operation on an i32x16 and a compile-time or run-time integer."""
 
@@ -214,6 +230,33 @@ def as_f32(typingctx, vector):
 
     def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], _F32)
+
+    return f32x16(i32x16), codegen
+
+
+@intrinsic
+def nf4_levels(typingctx, vector):
+    """nf4_levels(i32x16) -> f32x16: the level that the four low bits of each lane name.
+
+    One permutation of a table in a register with AVX-512; elsewhere fifteen selections.
+    """
+
+    def codegen(context, builder, signature, args):
+        if get_host_cpu_features().get("avx512f"):
+            permute = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(_F32, [_F32, _I32]),
+                "llvm.x86.avx512.permvar.sf.512",
+            )
+            return builder.call(permute, [ir.Constant(_F32, list(NF4)), args[0]])
+        levels = [ir.Constant(_F32, [level] * LANES) for level in NF4]
+        for bit in (1, 2, 4, 8):
+            chosen = builder.icmp_unsigned(
+                "!=", builder.and_(args[0], _constant(bit)), _constant(0)
+            )
+            pairs = zip(levels[1::2], levels[::2], strict=True)
+            levels = [builder.select(chosen, high, low) for high, low in pairs]
+        return levels[0]
 
     return f32x16(i32x16), codegen
 
@@ -286,14 +329,26 @@ def prefetch(typingctx, array, index):
 
 
 @intrinsic
-def float_of_bf16(typingctx, bits):
-    """float_of_bf16(uint16) -> float32."""
+def float_of_bits(typingctx, bits):
+    """float_of_bits(uint16 or uint32) -> float32: the number that bf16 or float32 bits stand for."""
 
     def codegen(context, builder, signature, args):
-        wide = builder.shl(builder.zext(args[0], ir.IntType(32)), ir.IntType(32)(16))
+        wide = args[0]
+        if signature.args[0] == types.uint16:
+            wide = builder.shl(builder.zext(wide, ir.IntType(32)), ir.IntType(32)(16))
         return builder.bitcast(wide, ir.FloatType())
 
-    return types.float32(types.uint16), codegen
+    return types.float32(bits), codegen
+
+
+@intrinsic
+def signed_bits(typingctx, bits):
+    """signed_bits(uint16 or uint32) -> int32: the same bits as a signed number."""
+
+    def codegen(context, builder, signature, args):
+        return builder.sext(args[0], ir.IntType(32)) if bits == types.uint16 else args[0]
+
+    return types.int32(bits), codegen
 
 
 @intrinsic

@@ -1,39 +1,93 @@
 """The Triton kernels and the library beside them: `KERNELS`, in the order of the ladder.
 
-Two regimes share the ladder: `gemv` serves batches 1 to 16 with fp32 multiply-adds, `gemm` batches
-16 to 256 with tensor cores. At batch 16 both have a row.
+Two regimes share the ladder: `gemv` serves batches 1 to 16 with multiply-adds, `gemm` batches 16 to 256
+with tensor cores. At batch 16 both have a row. Each comes in two variants that differ by a constexpr:
+as Triton's own operations make it, and `-ptx`, with the tile functions of `tuned.py`. What the second is
+faster by is what writing the instructions by hand is worth.
 """
 
 from functools import partial
 
+from kernels.codebooks import Encoding
 from kernels.cuda_vendor import VENDOR
-from kernels.formats import FORMATS
+from kernels.formats import FORMATS, WeightFormat
 from kernels.kernel import LADDER, Arm, Kernel
-from kernels.packing import BypassReading
-from kernels.triton import dequantize, gemm, gemv, native
-from kernels.triton.plan import ACTIVATIONS, packed_tensors
+from kernels.packing import BypassReading, Float16
+from kernels.triton import dequantize, gemm, gemv, native, tuned
+from kernels.triton.plan import ACTIVATIONS, Plan, packed_tensors
 
-QUANTIZED = tuple(f.name for f in FORMATS if f.quantized and f.bits in (4, 8))
+ENCODINGS: tuple[Encoding, ...] = ("int", "nf4", "e4m3", "e5m2")
+VARIANTS = ("gemv", "gemv-ptx", "gemm", "gemm-ptx")
 TOLERANCE = 1e-2  # of the largest |y|: bf16 rounds y to 8 bits, fp16 is far inside
 
 
-def stage(arm: Arm, regime: str) -> Kernel:
-    """One stage of the ladder in one regime, "gemv" or "gemm"."""
-    module = {"gemv": gemv, "gemm": gemm}[regime]
-    readings: dict[str, BypassReading] = {"gemv": "fp32", "gemm": "halves"}
+def stage(arm: Arm, variant: str, activation: Float16, encoding: Encoding) -> Kernel:
+    """One stage of the ladder in one of the VARIANTS."""
+    module = gemm if variant.startswith("gemm") else gemv
+    is_tuned = variant.endswith("-ptx")
     return Kernel(
         arm=arm,
         implementation="triton",
         device="cuda",
-        formats=QUANTIZED,
-        activations=ACTIVATIONS,
+        formats=encoded(encoding),
+        activations=(activation,),
         batches=module.BATCHES,
         pack=partial(packed_tensors, bypass=True) if arm == "bypass" else packed_tensors,
-        bind=partial(module.bind, arm),
-        variant=regime,
-        reading=readings[regime],
+        bind=partial(module.bind, arm, encoding=encoding, tuned=is_tuned),
+        variant=variant,
+        reading=reading_of(variant, activation, encoding),
         tolerance=TOLERANCE,
     )
+
+
+def reading_of(variant: str, activation: str, encoding: Encoding) -> BypassReading:
+    """How the bypass arm of a variant reads its words: as pairs where it multiplies pairs."""
+    half2 = variant == "gemv-ptx" and activation == "fp16" and tuned.makes_pairs(encoding)
+    return "halves" if variant.startswith("gemm") or half2 else "fp32"
+
+
+def encoded(encoding: Encoding) -> tuple[str, ...]:
+    """The names of the formats of an encoding."""
+    return tuple(f.name for f in FORMATS if f.quantized and f.encoding == encoding)
+
+
+def dequantizer(variant: str, encoding: Encoding) -> Kernel:
+    """The kernel that writes 16-bit weights: "default", or "ptx" for the tile functions in PTX."""
+    return Kernel(
+        arm="dequantize",
+        implementation="triton",
+        device="cuda",
+        formats=encoded(encoding),
+        activations=ACTIVATIONS,
+        batches=(1, 256),
+        pack=packed_tensors,
+        bind=partial(dequantize.bind, encoding=encoding, tuned=variant == "ptx"),
+        variant=variant,
+        tolerance=2
+        ** -8,  # rounded once, like the reference; but Triton's interpreter truncates to bf16
+    )
+
+
+def plan_of(
+    arm: Arm,
+    variant: str,
+    weight_format: WeightFormat,
+    activation: Float16,
+    n: int,
+    k: int,
+    batch: int,
+    capability: int,
+) -> Plan:
+    """What the kernel of an arm and variant launches: for those who compile it and launch nothing."""
+    if arm == "dequantize":
+        tuning = (variant == "ptx", capability)
+        return dequantize.plan(weight_format, activation, n, k, dequantize.DEFAULT_CONFIG, *tuning)
+    if arm == "native":
+        sixteen = native.plan_gemv if variant == "gemv" else native.plan_gemm
+        return sixteen(activation, n, k, batch)
+    plan = gemm.plan if variant.startswith("gemm") else gemv.plan
+    tuning = (variant.endswith("-ptx"), capability)
+    return plan(arm, weight_format, activation, n, k, batch, None, *tuning)
 
 
 NATIVE_GEMV = Kernel(
@@ -60,23 +114,12 @@ NATIVE_GEMM = Kernel(
     variant="gemm",
     tolerance=TOLERANCE,
 )
-DEQUANTIZE = Kernel(
-    arm="dequantize",
-    implementation="triton",
-    device="cuda",
-    formats=QUANTIZED,
-    activations=ACTIVATIONS,
-    batches=(1, 256),
-    pack=packed_tensors,
-    bind=dequantize.bind,
-    tolerance=2**-8,  # rounded once, like the reference; but Triton's interpreter truncates to bf16
-)
-
 KERNELS: tuple[Kernel, ...] = (
-    *(stage(arm, "gemv") for arm in LADDER),
-    *(stage(arm, "gemm") for arm in LADDER),
+    *(stage(a, v, x, e) for v in VARIANTS for e in ENCODINGS for x in ACTIVATIONS for a in LADDER),
     NATIVE_GEMV,
     NATIVE_GEMM,
     VENDOR,
-    DEQUANTIZE,
+    *(
+        dequantizer(v, e) for v in ("ptx", "default") for e in ENCODINGS
+    ),  # the first makes `unfused`
 )

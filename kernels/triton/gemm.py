@@ -10,7 +10,8 @@ tensor cores that would otherwise be waiting for it. How much of that does the p
     bypass   `fused` without dequantization: the two 16-bit halves of a word, read as numbers of
              the activation dtype, stand in turn for its weights
 
-The stages are one kernel that differs by STAGE. Stages that multiply nothing do not load x.
+The stages are one kernel that differs by STAGE. Stages that multiply nothing do not load x. TUNED
+takes the tile functions in inline PTX (tuned.py) instead of Triton's own operations (tiles.py).
 Programs of every batch tile repeat the same sums, as `fused` repeats the dequantization, and store
 the same value.
 
@@ -27,12 +28,16 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.codebooks import Encoding
 from kernels.formats import WeightFormat
 from kernels.kernel import Arm, Launch, Tensors
-from kernels.triton import tiles
+from kernels.packing import Float16
+from kernels.triton import tiles, tuned
 from kernels.triton.memory import load
 from kernels.triton.plan import (
+    FP8_CAPABILITY,
     Plan,
+    capability_of,
     check_batch,
     check_packed,
     compile_options,
@@ -46,7 +51,7 @@ BATCHES = (16, 256)
 @triton.jit
 def gemm_kernel(
     words_ptr,  # int32 [N, K * BITS / 32]
-    scales_ptr,  # activation dtype [N, K / GROUP_SIZE]
+    scales_ptr,  # activation dtype or fp32 [N, K / GROUP_SIZE]
     zeros_ptr,  # uint8 [N, K / GROUP_SIZE], or None
     x_ptr,  # activation dtype [BATCH, K]
     out_ptr,  # int32 [N], fp32 [N] or activation dtype [BATCH, N]: kernel.output_shape
@@ -56,8 +61,11 @@ def gemm_kernel(
     BATCH: tl.constexpr,
     STAGE: tl.constexpr,
     BITS: tl.constexpr,
+    ENCODING: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     HAS_ZERO: tl.constexpr,
+    TUNED: tl.constexpr,
+    HAS_FP8: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -73,14 +81,15 @@ def gemm_kernel(
     PER_ROW: tl.constexpr = GROUPS == 1 and not HAS_ZERO
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     CHECKSUM: tl.constexpr = STAGE == "stream" or STAGE == "unpack"
-    PAD: tl.constexpr = 0 if CHECKSUM else tiles.middle_word(BITS)
+    PAD: tl.constexpr = 0 if CHECKSUM else tiles.zero_word(BITS, ENCODING)
+    UNIT: tl.constexpr = tuned.unit(BITS, ENCODING) if TUNED and STAGE != "bypass" else 1.0
     tl.static_assert(PER_ROW or GROUP_SIZE % BLOCK_K == 0, "a step along k must stay in one group")
 
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     weight_row = tl.minimum(row, N - 1)
     batch = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
     x_row = tl.minimum(batch, BATCH - 1)
-    dtype: tl.constexpr = scales_ptr.dtype.element_ty
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
 
     checksum = tl.zeros([BLOCK_N, WORDS], tl.int32)
     groups = tl.zeros([BLOCK_N, 1], tl.int32)
@@ -101,7 +110,10 @@ def gemm_kernel(
             scale = tl.load(scales_ptr + offset)
             if HAS_ZERO:
                 zero = tl.load(zeros_ptr + offset)
-        subtract = tiles.zero_point(zero, BITS, HAS_ZERO)
+        if TUNED and not CHECKSUM:
+            known = tuned.constants(zero, BITS, ENCODING, HAS_ZERO)
+        else:
+            known = tiles.zero_point(zero, BITS, HAS_ZERO)
 
         if CHECKSUM:
             checksum += words if STAGE == "stream" else tiles.sum_of_codes(words, BITS)
@@ -110,14 +122,21 @@ def gemm_kernel(
         elif STAGE == "scale":
             part = tl.zeros([BLOCK_N, WORDS], tl.float32)
             for i in tl.static_range(PER_WORD):
-                part += tiles.number(words, i, subtract, BITS).to(dtype).to(tl.float32)
+                if TUNED:
+                    number = tuned.number(words, i, known, BITS, ENCODING, HAS_FP8)
+                else:
+                    number = tiles.number(words, i, known, BITS, ENCODING)
+                part += number.to(dtype).to(tl.float32)
             total += part * scale.to(tl.float32)
         else:
             column = k0 + tl.arange(0, BLOCK_K)
             address = x_ptr + x_row[:, None] * K + column[None, :]
             x = load(address, (column < K)[None, :], 0.0, WHOLE)
             if STAGE == "fused":
-                w = tiles.numbers(words, subtract, BITS, dtype)
+                if TUNED:
+                    w = tuned.numbers16(words, known, BITS, ENCODING, HAS_FP8, dtype)
+                else:
+                    w = tiles.numbers(words, known, BITS, ENCODING, dtype)
                 per_group = scale
             else:
                 w = tiles.halves(words, BITS, dtype)
@@ -131,10 +150,11 @@ def gemm_kernel(
     if CHECKSUM:
         tl.store(out_ptr + row, tl.sum(checksum, axis=1) + tl.sum(groups, axis=1), mask=row < N)
     elif STAGE == "scale":
-        tl.store(out_ptr + row, tl.sum(total, axis=1), mask=row < N)
+        tl.store(out_ptr + row, tl.sum(total, axis=1) * (1.0 / UNIT), mask=row < N)
     else:
         if PER_ROW:
             y *= scale.to(tl.float32)
+        y *= 1.0 / UNIT
         inside = (batch < BATCH)[None, :] & (row < N)[:, None]
         address = out_ptr + batch[None, :] * N + row[:, None]
         tl.store(address, y.to(dtype), mask=inside)
@@ -161,7 +181,7 @@ class Config:
     max_registers: int | None = None
 
 
-def default_config(batch: int) -> Config:
+def default_config(weight_format: WeightFormat, batch: int) -> Config:
     """Conservative and untuned: chosen by counting instructions and registers, never by timing.
 
     A small batch is limited by memory: many short tiles, a deep pipeline. A larger one is limited
@@ -171,13 +191,14 @@ def default_config(batch: int) -> Config:
     reach 64. Known cost: sm_80 splits the 64 x 64 tile over 2 x 2 warps, and where the compiler
     dequantizes in the operand's own layout (zero points) both warps along the batch do it.
     """
+    block_k = min(weight_format.group_size or 128, 128)
     if batch <= 16:
         # One warp per 16 rows: one more along the batch would dequantize the same weights again.
-        return Config(16, block_n=32, block_k=128, num_warps=2, num_stages=5, max_registers=128)
+        return Config(16, block_n=32, block_k=block_k, num_warps=2, num_stages=5, max_registers=128)
     return Config(
         block_b=min(triton.next_power_of_2(batch), 64),
         block_n=64,
-        block_k=128,
+        block_k=block_k,
         num_warps=4,
         num_stages=3,
     )
@@ -186,11 +207,13 @@ def default_config(batch: int) -> Config:
 def plan(
     arm: Arm,
     weight_format: WeightFormat,
-    activation: str,
+    activation: Float16,
     n: int,
     k: int,
     batch: int,
     config: Config | None = None,
+    tuned: bool = False,
+    capability: int = 80,
 ) -> Plan:
     """What `bind` launches and what the ahead-of-time compiler compiles.
 
@@ -202,16 +225,21 @@ def plan(
         k: columns of W.
         batch: 16 to 256.
         config: how to cut the problem; None for the default.
+        tuned: whether to take the tile functions in inline PTX.
+        capability: compute capability times ten; what every later one can do as well.
     """
-    config = config or default_config(batch)
+    config = config or default_config(weight_format, batch)
     constexprs = {
         "N": n,
         "K": k,
         "BATCH": batch,
         "STAGE": arm,
         "BITS": weight_format.bits,
+        "ENCODING": weight_format.encoding,
         "GROUP_SIZE": weight_format.group_size or k,
         "HAS_ZERO": weight_format.zero_point,
+        "TUNED": tuned,
+        "HAS_FP8": tuned and weight_format.encoding == "e4m3" and capability >= FP8_CAPABILITY,
         "BLOCK_B": config.block_b,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
@@ -227,7 +255,13 @@ def plan(
 
 
 def bind(
-    arm: Arm, tensors: Tensors, x: torch.Tensor, out: torch.Tensor, config: Config | None = None
+    arm: Arm,
+    tensors: Tensors,
+    x: torch.Tensor,
+    out: torch.Tensor,
+    config: Config | None = None,
+    encoding: Encoding = "int",
+    tuned: bool = False,
 ) -> Launch:
     """Check the arguments of one launch, once.
 
@@ -237,11 +271,14 @@ def bind(
         x: activations [batch, k], fp16 or bf16.
         out: what `output_shape` says for the arm.
         config: how to cut the problem; None for the default.
+        encoding: what the codes in the words stand for.
+        tuned: whether to take the tile functions in inline PTX, which cannot be interpreted.
 
     Raises:
         ValueError: an argument does not fit; the message says what would.
     """
-    weight_format, activation, n, k, batch = check_packed(tensors, x, out, arm)
+    weight_format, activation, n, k, batch = check_packed(tensors, x, out, arm, encoding)
     check_batch("gemm", batch, BATCHES)
-    launch_plan = plan(arm, weight_format, activation, n, k, batch, config)
+    capability = capability_of(x)
+    launch_plan = plan(arm, weight_format, activation, n, k, batch, config, tuned, capability)
     return launch_plan.launch(tensors["words"], tensors["scales"], tensors.get("zeros"), x, out, k)

@@ -5,19 +5,24 @@ its own loads. Does it? `fused - bypass` is the answer; the earlier stages show 
 
     stream   loads words, scales and zero points; sums the words
     unpack   + takes the codes out of the words; sums them
-    scale    + converts to fp32, subtracts the zero point, scales; sums. It is `fused` with x = 1
+    scale    + converts, subtracts the zero point, scales; sums. It is `fused` with x = 1
     fused    + multiplies by x: the real kernel
-    bypass   `fused` without dequantization: the word itself, read as one fp32, stands for each of
-             its weights. Same loads, multiply-adds, scales and reduction
+    bypass   `fused` without dequantization: the word itself, read as one fp32 or as a pair of
+             fp16, stands for each of its weights or pairs. Same loads, multiply-adds, scales and
+             reduction
 
-The stages are one kernel that differs by STAGE. Stages that multiply nothing do not load x.
+The stages are one kernel that differs by STAGE. Stages that multiply nothing do not load x. TUNED
+takes the tile functions in inline PTX (tuned.py) instead of Triton's own operations (tiles.py). With
+fp16 activations it also multiplies two weights at a time: at most sixteen such products are added in
+fp16, then both halves go to the fp32 sum. bf16 keeps too few digits for that: there each weight is
+widened.
 
-One lane owns a *segment* of 4 words in each of BLOCK_N rows: one 16-byte load per row, whose 32
-(int4) or 16 (int8) weights share a scale. So a lane sums `(code - zero) * x` over its segment and
-multiplies once by the scale. x is loaded in the same places, 8 values at a time, converted to fp32
-once and used for all BLOCK_N rows. Lanes are added up once, at the end.
+One lane owns a *segment* of each of BLOCK_N rows: 32 weights that share a scale, in one 16-byte load
+(int4) or two (int8, where the four lanes of a quad load 64 bytes side by side, twice). So a lane sums
+`(code - zero) * x` over its segment and multiplies once by the scale. x is loaded in the same places,
+8 values at a time, and used for all BLOCK_N rows. Lanes are added up once, at the end.
 
-             k ->  segment 0      segment 1            BLOCK_K = 4 words * 32 lanes * num_warps
+             k ->  segment 0      segment 1            BLOCK_K = 32 weights * 32 lanes * num_warps
     row r        [w0 w1 w2 w3]  [w0 w1 w2 w3]  ...
     row r + 1    [w0 w1 w2 w3]  [w0 w1 w2 w3]  ...
                     lane 0         lane 1
@@ -29,12 +34,16 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.codebooks import Encoding
 from kernels.formats import WeightFormat
-from kernels.kernel import Arm, Launch, Tensors
-from kernels.triton import tiles
+from kernels.kernel import PRODUCTS, Arm, Launch, Tensors
+from kernels.packing import Float16
+from kernels.triton import tiles, tuned
 from kernels.triton.memory import load
 from kernels.triton.plan import (
+    FP8_CAPABILITY,
     Plan,
+    capability_of,
     check_batch,
     check_packed,
     compile_options,
@@ -45,13 +54,15 @@ from kernels.triton.tiles import INTERPRETED
 BATCHES = (1, 16)
 WORDS_PER_LOAD = tl.constexpr(4)  # 16 bytes
 CHUNK = tl.constexpr(8)  # activations in one 16-byte load
+ONES = tl.constexpr(0x3C003C00)  # a pair of fp16
+LANES_PER_QUAD = tl.constexpr(4)  # lanes whose loads lie side by side
 WARP_LANES = 32
 
 
 @triton.jit
 def gemv_kernel(
     words_ptr,  # int32 [N, K * BITS / 32]
-    scales_ptr,  # activation dtype [N, K / GROUP_SIZE]
+    scales_ptr,  # activation dtype or fp32 [N, K / GROUP_SIZE]
     zeros_ptr,  # uint8 [N, K / GROUP_SIZE], or None
     x_ptr,  # activation dtype [BATCH, K]
     out_ptr,  # int32 [N], fp32 [N] or activation dtype [BATCH, N]: kernel.output_shape
@@ -61,39 +72,53 @@ def gemv_kernel(
     BATCH: tl.constexpr,
     STAGE: tl.constexpr,
     BITS: tl.constexpr,
+    ENCODING: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     HAS_ZERO: tl.constexpr,
+    TUNED: tl.constexpr,
+    HAS_FP8: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    LOADS: tl.constexpr,
 ):
     """One program owns BLOCK_N rows of W and walks along k.
 
     Rows past the end repeat the last one, so that loads need no mask; their results are not stored.
     """
     PER_WORD: tl.constexpr = 32 // BITS
-    SEGMENT: tl.constexpr = WORDS_PER_LOAD * PER_WORD
-    SEGMENTS: tl.constexpr = BLOCK_K // SEGMENT
-    WORDS: tl.constexpr = BLOCK_K // PER_WORD
+    PER_LOAD: tl.constexpr = WORDS_PER_LOAD * PER_WORD
+    QUAD: tl.constexpr = LANES_PER_QUAD * LOADS * PER_LOAD
+    SEGMENTS: tl.constexpr = BLOCK_K // (LOADS * PER_LOAD)
     GROUPS: tl.constexpr = K // GROUP_SIZE
     PER_ROW: tl.constexpr = GROUPS == 1 and not HAS_ZERO
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     CHECKSUM: tl.constexpr = STAGE == "stream" or STAGE == "unpack"
     # Beyond k: nothing for the integer sums, else the word whose codes all mean zero.
-    PAD: tl.constexpr = 0 if CHECKSUM else tiles.middle_word(BITS)
+    PAD: tl.constexpr = 0 if CHECKSUM else tiles.zero_word(BITS, ENCODING)
+    FP16: tl.constexpr = x_ptr.dtype.element_ty == tl.float16
+    HALF2: tl.constexpr = TUNED and FP16 and tuned.makes_pairs(ENCODING)
+    UNIT: tl.constexpr = tuned.unit(BITS, ENCODING) if TUNED and STAGE != "bypass" else 1.0
 
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    weight_row = tl.minimum(row, N - 1)
+    # Where rows divide, their distance is a constant, and one address serves all of a lane's loads.
+    weight_row = row if N % BLOCK_N == 0 else tl.minimum(row, N - 1)
     batch = tl.arange(0, BLOCK_B)
     x_row = tl.minimum(batch, BATCH - 1)
-    lane = tl.arange(0, SEGMENTS * CHUNK)  # CHUNK activations for each segment
+    # Where a lane's first load starts in the step, for 4 words, 8 activations or 4 pairs of them.
+    four = tl.arange(0, SEGMENTS * 4)
+    eight = tl.arange(0, SEGMENTS * 8)
+    four_start = tiles.segment_start(four // 4, PER_LOAD, QUAD)
+    eight_start = tiles.segment_start(eight // 8, PER_LOAD, QUAD)
     # Scales are loaded along one axis and then folded into [BLOCK_N, SEGMENTS]. On two axes Triton
     # 3.6 lays the lanes along the rows, and moves every weight through shared memory to its scale.
     slot = tl.arange(0, BLOCK_N * SEGMENTS)
-    slot_row = tl.minimum(tl.program_id(0) * BLOCK_N + slot // SEGMENTS, N - 1)
+    slot_row = tl.program_id(0) * BLOCK_N + slot // SEGMENTS
+    if N % BLOCK_N != 0:
+        slot_row = tl.minimum(slot_row, N - 1)
+    slot_start = tiles.segment_start(slot % SEGMENTS, PER_LOAD, QUAD)
 
     checksum = tl.zeros([BLOCK_N, SEGMENTS], tl.int32)
-    total = tl.zeros([BLOCK_N, SEGMENTS], tl.float32)
     y = tl.zeros([BLOCK_B, BLOCK_N, SEGMENTS], tl.float32)
     if not HAS_ZERO:
         zero = 0
@@ -101,59 +126,88 @@ def gemv_kernel(
         scale = tl.load(scales_ptr + weight_row)[:, None]
 
     for k0 in range(0, K if INTERPRETED else k_end, BLOCK_K):
-        # Load the words, and one scale and zero point per segment.
-        segment = k0 // SEGMENT + tl.arange(0, SEGMENTS)
-        word = k0 // PER_WORD + tl.arange(0, WORDS)
-        address = words_ptr + weight_row[:, None] * (K // PER_WORD) + word[None, :]
-        words = load(address, (word < K // PER_WORD)[None, :], PAD, WHOLE)
-        words = tiles.split4(tl.reshape(words, [BLOCK_N, SEGMENTS, WORDS_PER_LOAD]))
+        # Load one scale and zero point per segment.
         if not PER_ROW:
-            group = (k0 + slot % SEGMENTS * SEGMENT) // GROUP_SIZE
+            group = (k0 + slot_start) // GROUP_SIZE
             offset = slot_row * GROUPS + group
             scale = load(scales_ptr + offset, group < GROUPS, 0.0, WHOLE)
             scale = tl.reshape(scale, [BLOCK_N, SEGMENTS])
             if HAS_ZERO:
                 zero = load(zeros_ptr + offset, group < GROUPS, 0, WHOLE)
                 zero = tl.reshape(zero, [BLOCK_N, SEGMENTS])
-
         if CHECKSUM:
-            for w in tl.static_range(WORDS_PER_LOAD):
-                checksum += words[w] if STAGE == "stream" else tiles.sum_of_codes(words[w], BITS)
-            start = segment * SEGMENT  # a group counts once, in the first of its segments
-            counts = (start % GROUP_SIZE == 0) & (start < K)
-            checksum += tl.where(counts[None, :], tiles.group_bits(scale, zero, HAS_ZERO), 0)
-        elif STAGE == "scale":
-            part = tl.zeros([BLOCK_N, SEGMENTS], tl.float32)
-            subtract = tiles.zero_point(zero, BITS, HAS_ZERO)
-            for i in tl.static_range(SEGMENT):
-                part += tiles.number(words[i // PER_WORD], i % PER_WORD, subtract, BITS)
-            total += part * scale.to(tl.float32)
+            start = k0 + tiles.segment_start(tl.arange(0, SEGMENTS), PER_LOAD, QUAD)
+            first = (start % GROUP_SIZE == 0) & (start < K)  # a group counts once
+            checksum += tl.where(first[None, :], tiles.group_bits(scale, zero, HAS_ZERO), 0)
         else:
-            part = tl.zeros([BLOCK_B, BLOCK_N, SEGMENTS], tl.float32)
-            subtract = tiles.zero_point(zero, BITS, HAS_ZERO)
-            for chunk in tl.static_range(0, SEGMENT, CHUNK):
-                column = k0 + lane // CHUNK * SEGMENT + chunk + lane % CHUNK
-                address = x_ptr + x_row[:, None] * K + column[None, :]
-                x = load(address, (column < K)[None, :], 0.0, WHOLE)
-                x = tiles.split8(tl.reshape(x, [BLOCK_B, SEGMENTS, CHUNK]))
-                for i in tl.static_range(CHUNK):
-                    w = words[(chunk + i) // PER_WORD]
-                    if STAGE == "fused":
-                        value = tiles.number(w, (chunk + i) % PER_WORD, subtract, BITS)
-                    else:
-                        value = w.to(tl.float32, bitcast=True)
-                    part += value[None, :, :] * x[i].to(tl.float32)[:, None, :]
-            per_group = scale if STAGE == "fused" else tiles.keep_zero(scale, zero, HAS_ZERO)
-            y += part * per_group.to(tl.float32)[None, :, :]
+            part = tl.zeros([BLOCK_B, BLOCK_N, SEGMENTS], tl.int32 if HALF2 else tl.float32)
+            if TUNED:
+                known = tuned.constants(zero, BITS, ENCODING, HAS_ZERO)
+            else:
+                known = tiles.zero_point(zero, BITS, HAS_ZERO)
+
+        for k1 in tl.static_range(0, QUAD, QUAD // LOADS):
+            # Load the words: 16 bytes per lane and row.
+            word = (k0 + k1 + four_start) // PER_WORD + four % 4
+            address = words_ptr + weight_row[:, None] * (K // PER_WORD) + word[None, :]
+            words = load(address, (word < K // PER_WORD)[None, :], PAD, WHOLE)
+            words = tiles.split4(tl.reshape(words, [BLOCK_N, SEGMENTS, WORDS_PER_LOAD]))
+            if CHECKSUM:
+                for w in tl.static_range(WORDS_PER_LOAD):
+                    sums = words[w] if STAGE == "stream" else tiles.sum_of_codes(words[w], BITS)
+                    checksum += sums
+            else:
+                for k2 in tl.static_range(0, PER_LOAD, CHUNK):
+                    # Load the activations, 16 bytes per lane and row of x, and multiply.
+                    if HALF2 and STAGE != "scale":
+                        column = (k0 + k1 + k2 + four_start) // 2 + four % 4
+                        pairs_ptr = x_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+                        address = pairs_ptr + x_row[:, None] * (K // 2) + column[None, :]
+                        x = load(address, (column < K // 2)[None, :], 0, WHOLE)
+                        x = tiles.split4(tl.reshape(x, [BLOCK_B, SEGMENTS, 4]))
+                    elif STAGE != "scale":
+                        column = k0 + k1 + k2 + eight_start + eight % 8
+                        address = x_ptr + x_row[:, None] * K + column[None, :]
+                        x = load(address, (column < K)[None, :], 0.0, WHOLE)
+                        x = tiles.split8(tl.reshape(x, [BLOCK_B, SEGMENTS, 8]))
+                    for i in tl.static_range(0, CHUNK, 2 if HALF2 else 1):
+                        w = words[(k2 + i) // PER_WORD]
+                        if HALF2:
+                            if STAGE != "bypass":
+                                w = tuned.pair(
+                                    w, (k2 + i) % PER_WORD // 2, known, BITS, ENCODING, HAS_FP8
+                                )
+                            factor = ONES if STAGE == "scale" else x[i // 2][:, None, :]
+                            part = tuned.multiply_add(w[None, :, :], factor, part)
+                        else:
+                            if STAGE == "bypass":
+                                value = w.to(tl.float32, bitcast=True)
+                            elif TUNED:
+                                value = tuned.number(
+                                    w, (k2 + i) % PER_WORD, known, BITS, ENCODING, HAS_FP8
+                                )
+                            else:
+                                value = tiles.number(w, (k2 + i) % PER_WORD, known, BITS, ENCODING)
+                            if STAGE == "scale":
+                                part += value[None, :, :]
+                            else:
+                                part += value[None, :, :] * x[i].to(tl.float32)[:, None, :]
+
+        if not CHECKSUM:
+            if HALF2:
+                even, odd = tuned.widen(part)
+                part = even + odd
+            if STAGE == "bypass":
+                scale = tiles.keep_zero(scale, zero, HAS_ZERO)
+            y += part * scale.to(tl.float32)[None, :, :]
 
     if CHECKSUM:
         tl.store(out_ptr + row, tl.sum(checksum, axis=1), mask=row < N)
-    elif STAGE == "scale":
-        tl.store(out_ptr + row, tl.sum(total, axis=1), mask=row < N)
     else:
         inside = (batch < BATCH)[:, None] & (row < N)[None, :]
         address = out_ptr + batch[:, None] * N + row[None, :]
-        tl.store(address, tl.sum(y, axis=2).to(out_ptr.dtype.element_ty), mask=inside)
+        total = tl.sum(y, axis=2) * (1.0 / UNIT)
+        tl.store(address, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @dataclass(frozen=True)
@@ -170,40 +224,48 @@ class Config:
     num_warps: int
     max_registers: int | None = None
 
-    def block_k(self, bits: int) -> int:
+    def block_k(self, weight_format: WeightFormat) -> int:
         """Weights of one row that a program reads per step."""
-        return self.num_warps * WARP_LANES * int(WORDS_PER_LOAD.value) * 32 // bits
+        per_load = int(WORDS_PER_LOAD.value) * weight_format.weights_per_word
+        return self.num_warps * WARP_LANES * loads_per_segment(weight_format) * per_load
+
+
+def loads_per_segment(weight_format: WeightFormat) -> int:
+    """How many loads make up a segment: 32 weights, if all of a quad's 128 share a scale."""
+    return 2 if weight_format.bits == 8 and (weight_format.group_size or 128) % 128 == 0 else 1
 
 
 def default_config(weight_format: WeightFormat, k: int, batch: int) -> Config:
     """Conservative and untuned: chosen by counting instructions and registers, never by timing.
 
     Fewer rows per program where the batch needs the registers. Between 2 and 4 warps, the number
-    that wastes less of the last step along k. The assembler fills the registers it is given: at 56,
-    `fused` and `bypass` of int4 at batch 1 use the same number, so run at the same occupancy. Left
-    to itself it sometimes spills to reach a round number, which a cap of 255 (none) prevents.
+    that wastes less of the last step along k. The assembler fills the registers it is given: at 56
+    (72 for 8 bits, whose words take twice as many) `fused` and `bypass` at batch 1 run at the same
+    occupancy. Left to itself it sometimes spills to reach a round number, which a cap of 255 (none)
+    prevents.
     """
 
     def padded(num_warps: int) -> int:
-        block_k = Config(1, num_warps).block_k(weight_format.bits)
+        block_k = Config(1, num_warps).block_k(weight_format)
         return -(-k // block_k) * block_k
 
-    registers = 255 if batch > 1 else 56 if weight_format.bits == 4 else None
     return Config(
         block_n=4 if batch <= 4 else 2,
         num_warps=min((4, 2), key=padded),
-        max_registers=registers,
+        max_registers=255 if batch > 1 else 56 if weight_format.bits == 4 else 72,
     )
 
 
 def plan(
     arm: Arm,
     weight_format: WeightFormat,
-    activation: str,
+    activation: Float16,
     n: int,
     k: int,
     batch: int,
     config: Config | None = None,
+    tuned: bool = False,
+    capability: int = 80,
 ) -> Plan:
     """What `bind` launches and what the ahead-of-time compiler compiles.
 
@@ -215,6 +277,8 @@ def plan(
         k: columns of W.
         batch: 1 to 16.
         config: how to cut the problem; None for the default.
+        tuned: whether to take the tile functions in inline PTX.
+        capability: compute capability times ten; what every later one can do as well.
     """
     config = config or default_config(weight_format, k, batch)
     constexprs = {
@@ -223,11 +287,15 @@ def plan(
         "BATCH": batch,
         "STAGE": arm,
         "BITS": weight_format.bits,
+        "ENCODING": weight_format.encoding,
         "GROUP_SIZE": weight_format.group_size or k,
         "HAS_ZERO": weight_format.zero_point,
-        "BLOCK_B": triton.next_power_of_2(batch),
+        "TUNED": tuned,
+        "HAS_FP8": tuned and weight_format.encoding == "e4m3" and capability >= FP8_CAPABILITY,
+        "BLOCK_B": triton.next_power_of_2(batch) if arm in PRODUCTS else 1,
         "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k(weight_format.bits),
+        "BLOCK_K": config.block_k(weight_format),
+        "LOADS": loads_per_segment(weight_format),
     }
     return Plan(
         fn=gemv_kernel,
@@ -239,7 +307,13 @@ def plan(
 
 
 def bind(
-    arm: Arm, tensors: Tensors, x: torch.Tensor, out: torch.Tensor, config: Config | None = None
+    arm: Arm,
+    tensors: Tensors,
+    x: torch.Tensor,
+    out: torch.Tensor,
+    config: Config | None = None,
+    encoding: Encoding = "int",
+    tuned: bool = False,
 ) -> Launch:
     """Check the arguments of one launch, once.
 
@@ -249,11 +323,14 @@ def bind(
         x: activations [batch, k], fp16 or bf16.
         out: what `output_shape` says for the arm.
         config: how to cut the problem; None for the default.
+        encoding: what the codes in the words stand for.
+        tuned: whether to take the tile functions in inline PTX, which cannot be interpreted.
 
     Raises:
         ValueError: an argument does not fit; the message says what would.
     """
-    weight_format, activation, n, k, batch = check_packed(tensors, x, out, arm)
+    weight_format, activation, n, k, batch = check_packed(tensors, x, out, arm, encoding)
     check_batch("gemv", batch, BATCHES)
-    launch_plan = plan(arm, weight_format, activation, n, k, batch, config)
+    capability = capability_of(x)
+    launch_plan = plan(arm, weight_format, activation, n, k, batch, config, tuned, capability)
     return launch_plan.launch(tensors["words"], tensors["scales"], tensors.get("zeros"), x, out, k)

@@ -19,10 +19,12 @@ import torch
 
 from kernels.formats import FORMATS, WeightFormat
 from kernels.kernel import Arm, Launch, Tensors, output_shape
+from kernels.packing import Float16, scale_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kernels.codebooks import Encoding
     from kernels.packing import Weights
 
 TORCH_DTYPES = {
@@ -31,7 +33,8 @@ TORCH_DTYPES = {
     "fp32": torch.float32,
     "int32": torch.int32,
 }
-ACTIVATIONS = ("fp16", "bf16")
+ACTIVATIONS: tuple[Float16, ...] = ("fp16", "bf16")
+FP8_CAPABILITY = 89  # from here on FP8 is converted by an instruction
 ALIGNMENT_BYTES = 16  # of every pointer: the width of the widest load
 
 
@@ -72,13 +75,13 @@ def compile_options(
 
 
 def packed_signature(
-    weight_format: WeightFormat, activation: str, arm: Arm
+    weight_format: WeightFormat, activation: Float16, arm: Arm
 ) -> dict[str, str | None]:
     """Types of (words, scales, zeros, x, out) for an arm that reads packed weights."""
     _, written = output_shape(arm, 1, 1, 1)
     return {
         "words_ptr": "*i32",
-        "scales_ptr": f"*{activation}",
+        "scales_ptr": f"*{scale_dtype(weight_format, activation)}",
         "zeros_ptr": "*u8" if weight_format.zero_point else None,
         "x_ptr": f"*{activation}",
         "out_ptr": f"*{activation}"
@@ -96,14 +99,23 @@ def packed_tensors(weights: Weights, bypass: bool = False) -> Tensors:
         bypass: take the words of the bypass arm instead of the packed codes.
     """
     words = weights.bypass_words if bypass else weights.words
-    scales = torch.from_numpy(weights.scales.copy()).to(TORCH_DTYPES[weights.activation])
+    stored = TORCH_DTYPES[scale_dtype(weights.format, weights.activation)]
+    scales = torch.from_numpy(weights.scales.copy()).to(stored)
     tensors = {"words": torch.from_numpy(words.view("int32").copy()), "scales": scales}
     if weights.zeros is not None:
         tensors["zeros"] = torch.from_numpy(weights.zeros.copy())
     return tensors
 
 
-def activation_of(tensor: torch.Tensor, name: str) -> str:
+def capability_of(tensor: torch.Tensor) -> int:
+    """Compute capability times ten of the tensor's device; 80 where it is interpreted."""
+    if tensor.device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
+def activation_of(tensor: torch.Tensor, name: str) -> Float16:
     """The name of a tensor's dtype, "fp16" or "bf16".
 
     Raises:
@@ -115,23 +127,32 @@ def activation_of(tensor: torch.Tensor, name: str) -> str:
     raise ValueError(f"{name} should be fp16 or bf16, but it is {tensor.dtype}; convert it first.")
 
 
-def format_of(tensors: Tensors, k: int) -> WeightFormat:
-    """The format whose layout these packed tensors have.
+def format_of(
+    tensors: Tensors, k: int, activation: Float16, encoding: Encoding = "int"
+) -> WeightFormat:
+    """The format of an encoding whose layout these packed tensors have.
 
     Raises:
         ValueError: no format stores k weights per row in words and scales of these shapes.
     """
+    found: list[WeightFormat] = []
     word_columns, groups = tensors["words"].shape[-1], tensors["scales"].shape[-1]
     for weight_format in FORMATS:
         divides = k % weight_format.weights_per_word == k % (weight_format.group_size or k) == 0
         if (
-            weight_format.quantized
+            weight_format.encoding == encoding
+            and weight_format.quantized
             and divides
             and weight_format.zero_point == ("zeros" in tensors)
             and (word_columns * weight_format.weights_per_word, groups)
             == (k, weight_format.groups(k))
         ):
+            found.append(weight_format)
+    for weight_format in found:
+        if TORCH_DTYPES[scale_dtype(weight_format, activation)] == tensors["scales"].dtype:
             return weight_format
+    if found:
+        return found[0]  # its scales have another dtype, which the caller refuses
     stored = "with" if "zeros" in tensors else "without"
     raise ValueError(
         f"x has k = {k} columns, but no weight format stores that many weights per row in "
@@ -183,7 +204,7 @@ def check_batch(regime: str, batch: int, batches: tuple[int, int]) -> None:
         )
 
 
-def check_activations(x: torch.Tensor) -> tuple[str, int, int]:
+def check_activations(x: torch.Tensor) -> tuple[Float16, int, int]:
     """Check the activations of any arm.
 
     Returns:
@@ -199,8 +220,8 @@ def check_activations(x: torch.Tensor) -> tuple[str, int, int]:
 
 
 def check_packed(
-    tensors: Tensors, x: torch.Tensor, out: torch.Tensor, arm: Arm
-) -> tuple[WeightFormat, str, int, int, int]:
+    tensors: Tensors, x: torch.Tensor, out: torch.Tensor, arm: Arm, encoding: Encoding = "int"
+) -> tuple[WeightFormat, Float16, int, int, int]:
     """Check every argument of an arm that reads packed weights.
 
     Returns:
@@ -211,13 +232,14 @@ def check_packed(
     """
     activation, batch, k = check_activations(x)
     n = tensors["words"].shape[0]
-    weight_format = format_of(tensors, k)
+    weight_format = format_of(tensors, k, activation, encoding)
     shape, written = output_shape(arm, n, k, batch)
     groups = (n, weight_format.groups(k))
     check("x", x, (batch, k), x.dtype, x.device)
     words = (n, k // weight_format.weights_per_word)
     check("words", tensors["words"], words, torch.int32, x.device)
-    check("scales", tensors["scales"], groups, x.dtype, x.device)
+    stored = TORCH_DTYPES[scale_dtype(weight_format, activation)]
+    check("scales", tensors["scales"], groups, stored, x.device)
     if weight_format.zero_point:
         check("zeros", tensors["zeros"], groups, torch.uint8, x.device)
     check(

@@ -6,12 +6,16 @@ A word holds `32 / BITS` weights of one row (`packing.py` draws it). Weight i si
 
 and is taken out *in place*: one AND leaves `code << shift`, which an fp32 holds exactly, and the
 multiply that undoes the shift rides along with the subtraction of the zero point in one fused
-multiply-add:
+multiply-add (ENCODING "int"):
 
     number = float(word & (MASK << shift)) * 2^-shift - zero        LOP3, I2FP (sm_80: I2F), FFMA
 
 That is one instruction less per weight than shifting first, and on sm_90 one less on the integer
 pipe, the tight one. `number` is an exact small integer; the scale is applied later, once per group.
+
+The other encodings (codebooks.py) have no zero points. Four bits of NF4 choose between sixteen constants
+by fifteen selects. The exponent and mantissa of an FP8 code are moved to where an fp32 has them, below its
+sign, and a multiplication mends the exponent's bias, for subnormal numbers too.
 
 `split*` and `join*` rename registers. They cost nothing as long as the last axis lives in one
 thread, which is where a 16-byte load puts it. The compile test counts instructions and would
@@ -21,6 +25,9 @@ notice.
 import triton
 import triton.language as tl
 
+from kernels import codebooks
+
+NF4 = tl.constexpr(codebooks.NF4)
 # Decided when Triton is imported (TRITON_INTERPRET=1). Two things differ there: loops count to the
 # compile-time K, because Triton 3.6's interpreter cannot count to a run-time bound with NumPy 2.4;
 # and products are taken in fp32, because the interpreter would multiply the bit patterns of bf16.
@@ -57,6 +64,15 @@ def join8(t0, t1, t2, t3, t4, t5, t6, t7):
     return tl.join(join4(t0, t2, t4, t6), join4(t1, t3, t5, t7))
 
 
+@triton.jit
+def segment_start(segment, PER_LOAD: tl.constexpr, QUAD: tl.constexpr):
+    """The weight, counted along k, at which a segment's first load starts.
+
+    Four segments share a quad of weights: their first loads lie side by side, then their second.
+    """
+    return segment // 4 * QUAD + segment % 4 * PER_LOAD
+
+
 @triton.constexpr_function
 def shift_of(i, bits):
     """Bit at which weight i of a word starts."""
@@ -76,10 +92,43 @@ def code(words, i: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
-def number(words, i: tl.constexpr, zero, BITS: tl.constexpr):
-    """Weight i of each word before scaling, `code - zero`: fp32, exact."""
-    unshift: tl.constexpr = 1.0 / (1 << shift_of(i, BITS))
-    return field(words, i, BITS).to(tl.float32) * unshift - zero
+def number(words, i: tl.constexpr, zero, BITS: tl.constexpr, ENCODING: tl.constexpr):
+    """Weight i of each word before scaling: fp32, exact. `zero` serves integers only."""
+    if ENCODING == "int":
+        unshift: tl.constexpr = 1.0 / (1 << shift_of(i, BITS))
+        return field(words, i, BITS).to(tl.float32) * unshift - zero
+    elif ENCODING == "nf4":
+        return nf4(code(words, i, BITS))
+    else:
+        return fp8(code(words, i, BITS), ENCODING)
+
+
+@triton.jit
+def nf4(codes):
+    """The levels of NF4 that codes 0 to 15 stand for: fp32. One bit after another halves the choice."""
+    bit = (codes & 1) != 0
+    a = tl.where(bit, NF4[1], NF4[0])
+    b = tl.where(bit, NF4[3], NF4[2])
+    c = tl.where(bit, NF4[5], NF4[4])
+    d = tl.where(bit, NF4[7], NF4[6])
+    e = tl.where(bit, NF4[9], NF4[8])
+    f = tl.where(bit, NF4[11], NF4[10])
+    g = tl.where(bit, NF4[13], NF4[12])
+    h = tl.where(bit, NF4[15], NF4[14])
+    bit = (codes & 2) != 0
+    a, b, c, d = tl.where(bit, b, a), tl.where(bit, d, c), tl.where(bit, f, e), tl.where(bit, h, g)
+    bit = (codes & 4) != 0
+    a, b = tl.where(bit, b, a), tl.where(bit, d, c)
+    return tl.where((codes & 8) != 0, b, a)
+
+
+@triton.jit
+def fp8(codes, ENCODING: tl.constexpr):
+    """The finite numbers that codes 0 to 255 of "e4m3" or "e5m2" stand for: fp32."""
+    MANTISSA: tl.constexpr = 3 if ENCODING == "e4m3" else 2
+    UNBIAS: tl.constexpr = 2.0**120 if ENCODING == "e4m3" else 2.0**112  # 127 - 7, 127 - 15
+    bits = (codes & 0x80) << 24 | (codes & 0x7F) << (23 - MANTISSA)
+    return bits.to(tl.float32, bitcast=True) * UNBIAS
 
 
 @triton.jit
@@ -91,22 +140,22 @@ def half(words, i: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def numbers(words, zero, BITS: tl.constexpr, dtype: tl.constexpr):
+def numbers(words, zero, BITS: tl.constexpr, ENCODING: tl.constexpr, dtype: tl.constexpr):
     """All weights of words [n, w] before scaling: [n, w, 32 / BITS] of `dtype`, in order along k.
 
     `zero` is a number, or a tile that broadcasts against the words.
     """
-    n0 = number(words, 0, zero, BITS).to(dtype)
-    n1 = number(words, 1, zero, BITS).to(dtype)
-    n2 = number(words, 2, zero, BITS).to(dtype)
-    n3 = number(words, 3, zero, BITS).to(dtype)
+    n0 = number(words, 0, zero, BITS, ENCODING).to(dtype)
+    n1 = number(words, 1, zero, BITS, ENCODING).to(dtype)
+    n2 = number(words, 2, zero, BITS, ENCODING).to(dtype)
+    n3 = number(words, 3, zero, BITS, ENCODING).to(dtype)
     if BITS == 8:
         joined = join4(n0, n1, n2, n3)
     else:
-        n4 = number(words, 4, zero, BITS).to(dtype)
-        n5 = number(words, 5, zero, BITS).to(dtype)
-        n6 = number(words, 6, zero, BITS).to(dtype)
-        n7 = number(words, 7, zero, BITS).to(dtype)
+        n4 = number(words, 4, zero, BITS, ENCODING).to(dtype)
+        n5 = number(words, 5, zero, BITS, ENCODING).to(dtype)
+        n6 = number(words, 6, zero, BITS, ENCODING).to(dtype)
+        n7 = number(words, 7, zero, BITS, ENCODING).to(dtype)
         joined = join8(n0, n1, n2, n3, n4, n5, n6, n7)
     return tl.reshape(joined, [words.shape[0], words.shape[1], 32 // BITS])
 
@@ -133,9 +182,11 @@ def sum_of_codes(words, BITS: tl.constexpr):
 
 
 @triton.constexpr_function
-def middle_word(bits):
-    """The word, as a signed integer, whose codes are all the middle code: weights of zero."""
-    return (0x88888888 if bits == 4 else 0x80808080) - (1 << 32)
+def zero_word(bits, encoding):
+    """The word, as a signed integer, whose weights are all zero, without stored zero points."""
+    if encoding == "int":
+        return (0x88888888 if bits == 4 else 0x80808080) - (1 << 32)
+    return 0x77777777 if encoding == "nf4" else 0
 
 
 @triton.jit
@@ -143,14 +194,17 @@ def zero_point(zero, BITS: tl.constexpr, HAS_ZERO: tl.constexpr):
     """What `number` subtracts: the stored zero point as fp32, or the middle code."""
     if HAS_ZERO:
         return zero.to(tl.float32)
-    else:  # noqa: RET505 - without the else Triton compiles both returns, and their types differ
+    else:
         return 1.0 * (1 << (BITS - 1))
 
 
 @triton.jit
 def group_bits(scale, zero, HAS_ZERO: tl.constexpr):
     """A group's contribution to the integer checksums: its scale's bits, and its zero point."""
-    bits = scale.to(tl.int16, bitcast=True).to(tl.int32)
+    if scale.dtype == tl.float32:
+        bits = scale.to(tl.int32, bitcast=True)
+    else:
+        bits = scale.to(tl.int16, bitcast=True).to(tl.int32)
     if HAS_ZERO:
         bits += zero.to(tl.int32)
     return bits
