@@ -214,7 +214,9 @@ class Outcome:
 def run(case: Case, library: Path, folder: Path) -> Outcome:
     """Runs the command against the fault."""
     other = board(SECOND, SECOND_PCI, watts=100) if case.other_first else []
-    stranger = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    stranger = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+    )
     script = [line.format(stranger=stranger.pid) for line in case.script]
     boards = folder / re.sub(r"\W+", "-", case.fault)
     lines = [*other, *board(), *script]
