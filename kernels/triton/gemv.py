@@ -235,24 +235,28 @@ def loads_per_segment(weight_format: WeightFormat) -> int:
     return 2 if weight_format.bits == 8 and (weight_format.group_size or 128) % 128 == 0 else 1
 
 
-def default_config(weight_format: WeightFormat, k: int, batch: int) -> Config:
+def default_config(weight_format: WeightFormat, k: int, batch: int, tuned: bool = False) -> Config:
     """Conservative and untuned: chosen by counting instructions and registers, never by timing.
 
     Fewer rows per program where the batch needs the registers. Between 2 and 4 warps, the number
     that wastes less of the last step along k. The assembler fills the registers it is given: at 56
     (72 for 8 bits, whose words take twice as many) `fused` and `bypass` at batch 1 run at the same
-    occupancy. Left to itself it sometimes spills to reach a round number, which a cap of 255 (none)
-    prevents.
+    occupancy. NF4's selects need more, and fewer rows. Left to itself it sometimes spills to reach a
+    round number, which a cap of 255 (none) prevents.
     """
 
     def padded(num_warps: int) -> int:
         block_k = Config(1, num_warps).block_k(weight_format)
         return -(-k // block_k) * block_k
 
+    cap = 56 if weight_format.bits == 4 else 72
+    rows = 4 if batch <= 4 else 2
+    if weight_format.encoding == "nf4" and not tuned:
+        cap, rows = 128, 2
     return Config(
-        block_n=4 if batch <= 4 else 2,
+        block_n=rows,
         num_warps=min((4, 2), key=padded),
-        max_registers=255 if batch > 1 else 56 if weight_format.bits == 4 else 72,
+        max_registers=255 if batch > 1 else cap,
     )
 
 
@@ -280,7 +284,7 @@ def plan(
         tuned: whether to take the tile functions in inline PTX.
         capability: compute capability times ten; what every later one can do as well.
     """
-    config = config or default_config(weight_format, k, batch)
+    config = config or default_config(weight_format, k, batch, tuned)
     constexprs = {
         "N": n,
         "K": k,
