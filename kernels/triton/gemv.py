@@ -235,7 +235,9 @@ def loads_per_segment(weight_format: WeightFormat) -> int:
     return 2 if weight_format.bits == 8 and (weight_format.group_size or 128) % 128 == 0 else 1
 
 
-def default_config(weight_format: WeightFormat, k: int, batch: int, tuned: bool = False) -> Config:
+def default_config(
+    weight_format: WeightFormat, k: int, batch: int, tuned: bool = False, capability: int = 80
+) -> Config:
     """Conservative and untuned: chosen by counting instructions and registers, never by timing.
 
     Fewer rows per program where the batch needs the registers. Between 2 and 4 warps, the number
@@ -250,6 +252,10 @@ def default_config(weight_format: WeightFormat, k: int, batch: int, tuned: bool 
         return -(-k // block_k) * block_k
 
     cap = 56 if weight_format.bits == 4 else 72
+    if weight_format.zero_point:
+        cap = 72  # at 56 bf16 spills on sm_100
+    if weight_format.encoding == "nf4" and capability in (100, 103):
+        cap = 255  # there fp16 spills under any cap
     rows = 4 if batch <= 4 else 2
     if weight_format.encoding == "nf4" and not tuned:
         cap, rows = 128, 2
@@ -284,7 +290,7 @@ def plan(
         tuned: whether to take the tile functions in inline PTX.
         capability: compute capability times ten; what every later one can do as well.
     """
-    config = config or default_config(weight_format, k, batch, tuned)
+    config = config or default_config(weight_format, k, batch, tuned, capability)
     constexprs = {
         "N": n,
         "K": k,
