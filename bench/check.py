@@ -3,9 +3,9 @@
     python -m bench.check results/PROFILE.json
     python -m bench.check results/PROFILE.json --json
 
-Needs the profile and the samples beside it: no device, no torch. What is looked for, and how serious it
-is, stands in a table in `bench/analysis/trust.py`. Exit codes: 0 nothing serious, 1 something is, 2 the
-file cannot be read.
+Needs the profile, and the samples and the power trace beside it: no device, no torch. What is looked for,
+and how serious it is, stands in a table in `bench/analysis/trust.py`. Exit codes: 0 nothing serious, 1
+something is, 2 the file cannot be read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -27,8 +27,11 @@ from bench.analysis.findings import SEVERITIES, Finding
 from bench.analysis.trust import Checkout, examine
 from bench.measure import environment
 from profiles.files import printable
-from profiles.reader import ProfileError, load_profile, load_samples
+from profiles.reader import ProfileError, load_profile, load_samples, load_trace
 from profiles.schema import Profile
+
+if TYPE_CHECKING:
+    from bench.analysis.joules import Joules
 
 ROOT = Path(__file__).resolve().parent.parent
 STYLES = {"serious": "bold red", "caution": "yellow", "note": "cyan"}
@@ -38,7 +41,7 @@ def check(path: Path) -> tuple[Profile, tuple[Finding, ...]]:
     """A profile, and all there is to hold against it, as seen from this checkout.
 
     Raises:
-        ProfileError: the profile cannot be read. Samples that cannot are a finding.
+        ProfileError: the profile cannot be read. Samples and a power trace that cannot are findings.
     """
     profile = load_profile(path, allow=("measured", "modelled", "simulated", "imported"))
     try:
@@ -49,7 +52,27 @@ def check(path: Path) -> tuple[Profile, tuple[Finding, ...]]:
     here = Checkout(
         None if commit is None else str(commit), environment.source_hash(ROOT / "kernels")
     )
-    return profile, examine(profile, samples, here)
+    return profile, examine(profile, samples, here, joules_again(profile, path.parent))
+
+
+def joules_again(profile: Profile, folder: Path) -> Joules | str:
+    """The joules of a profile once more from its power trace, or why that cannot be."""
+    if not profile.energy.rows:
+        return "it has no joules"
+    from bench.analysis.joules import merged
+    from bench.measure.replay import replay
+
+    parts = []
+    for weight_format, trace in profile.energy.traces.items():
+        try:
+            content = load_trace(profile, folder, weight_format)
+            found = replay(folder / trace.file, content)
+        except ProfileError as error:
+            return str(error)
+        if found.joules is None:
+            return f"of its sensor too little is known: {found.characterised.reason}"
+        parts.append(found.joules)
+    return merged(parts) if parts else "this profile was written without a power trace."
 
 
 def render(profile: Profile, findings: Sequence[Finding]) -> RenderableType:

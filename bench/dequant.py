@@ -21,7 +21,7 @@ import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -30,14 +30,15 @@ from kernels.formats import FORMATS, WeightFormat, find_format, formats_with_bit
 if TYPE_CHECKING:
     from bench.measure.devices import Mode
     from bench.measure.journal import Journal
-    from bench.measure.ledger import Ledger
+    from bench.measure.records import EnergyPlan
     from bench.measure.run import Plan, Result
-    from profiles.schema import Kind, Profile
+    from profiles.schema import Profile
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LARGEST_BATCH = 256
 CPU_MODEL = "Qwen3-0.6B"
 GPU_MODEL = "Llama-3.1-8B"
+Energy = Literal["default", "full", "smoke", "off"]
 JOURNAL_SUFFIX = ".journal.jsonl"
 
 
@@ -107,6 +108,7 @@ def make_plan(
     activation: Literal["fp16", "bf16"] | None,
     mode: Mode | None,
     seed: int,
+    energy: Energy = "default",
 ) -> Plan:
     """The plan of a run, checked before anything is compiled.
 
@@ -143,8 +145,24 @@ def make_plan(
     )
     return Plan(
         gpu, shape.name, shape.layers, shape.operators, formats, batches,
-        activation, mode, protocol, seed,
+        activation, mode, protocol, seed, plan_energy(energy, batches),
     )  # fmt: skip
+
+
+def plan_energy(energy: Energy, batches: tuple[int, ...]) -> EnergyPlan | None:
+    """The energy windows that --energy asks for: at METHOD's batches, or at all where a curve needs more."""
+    from bench.analysis.energy import SMOKE, Rules
+    from bench.analysis.energy_curve import FEWEST
+    from bench.measure.energy import BATCHES as METHOD_BATCHES
+    from bench.measure.records import EnergyPlan
+
+    if energy == "off":
+        return None
+    chosen = tuple(b for b in batches if b in METHOD_BATCHES)
+    chosen = chosen if len(chosen) >= FEWEST else batches
+    if energy == "full":
+        return EnergyPlan("full", batches, Rules())
+    return EnergyPlan("default", chosen, SMOKE if energy == "smoke" else Rules())
 
 
 def default_output(gpu: str, model: str, formats: tuple[WeightFormat, ...]) -> Path:
@@ -173,50 +191,6 @@ def output_of(journal: Path) -> Path:
 def how_to_resume(journal: Path) -> str:
     """The command that goes on with a run."""
     return f"python -m bench.dequant --resume {shlex.quote(str(journal))}"
-
-
-def assemble(ledger: Ledger) -> Profile:
-    """The profile of a run, complete or not, from its journal alone."""
-    from bench.analysis.decompose import decompose
-    from bench.measure.run import samples_table
-    from profiles.schema import Profile, Resumption
-
-    assert ledger.header is not None
-    assert ledger.opened is not None
-    header, opened = ledger.header, ledger.opened
-    kind: Kind = "simulated" if opened.device.kind == "simulated" else "measured"
-    quantities, comparisons = decompose(
-        samples_table(ledger.rows), ledger.workload, header.plan.protocol, ledger.facts, kind
-    )
-    software = header.sources.software.model_dump()
-    for name in ("driver", "cuda", "threading_layer"):
-        software[name] = opened.software.get(name)
-        software["missing"][name] = _why_unknown(name, opened.device.kind)
-        if software[name] is not None:
-            del software["missing"][name]
-    return Profile(
-        created=header.created,
-        kind=kind,
-        complete=ledger.finished,
-        device=opened.device,
-        software=software,
-        git=header.sources.git,
-        argv=header.argv,
-        workload=ledger.workload,
-        kernels_sha256=header.sources.kernels_sha256,
-        protocol=header.plan.protocol,
-        rows=quantities,
-        comparisons=comparisons,
-        resumed=tuple(Resumption(at=r.created, differences=r.differences) for r in ledger.resumed),
-    )
-
-
-def _why_unknown(name: str, kind: str) -> str:
-    if kind == "cpu":
-        return "not used on a CPU"
-    if kind == "simulated":
-        return "a simulated device has none"
-    return "read with NVML, which comes with the energy sensors" if name == "driver" else "not used"
 
 
 def nothing_measured(result: Result | None) -> int:
@@ -254,17 +228,21 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
     """
     from rich.console import Console
 
+    from bench.curves import draw, picture_of
+    from bench.measure.assemble import write
     from bench.measure.journal import read_journal, sync_folder
-    from bench.measure.run import Run, samples_table
+    from bench.measure.run import Run
     from bench.progress import progress
     from bench.report import CONVERGED_SHARE, converged_share, failures, render, warm
-    from profiles.reader import write_profile
 
     errors = Console(stderr=True)
     interrupted: KeyboardInterrupt | None = None
 
+    def say(sentence: str) -> None:
+        errors.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
     def warn(sentence: str) -> None:
-        errors.print(f"warning: {sentence}", highlight=False, markup=False, soft_wrap=True)
+        say(f"warning: {sentence}")
 
     if journal.torn:
         warn(
@@ -272,7 +250,7 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
             f"it was cut off, and what it said is measured again."
         )
     with progress(errors) as report:
-        run = Run(plan, journal, report, warn=warn)
+        run = Run(plan, journal, report, warn=warn, say=say)
         try:
             run.measure()
         except KeyboardInterrupt as error:
@@ -288,12 +266,21 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
     if interrupted:
         output = output.with_suffix(".incomplete.json")
     ledger = read_journal(journal.path)
-    profile = write_profile(assemble(ledger), samples_table(ledger.rows), output)
+    profile = write(ledger, output)
     sync_folder(output.parent)
     if not interrupted:
         journal.remove()
+        for left in {output, output_of(journal.path)}:
+            remove_part(left.with_suffix(".incomplete.json"), profile)
     Console().print(render(profile))
-    errors.print(f"Wrote {output}", highlight=False, soft_wrap=True)
+    say(f"Wrote {output}")
+    picture = picture_of(output)
+    try:
+        if any(row.token_j.value is not None for row in profile.energy.rows):
+            draw(profile, picture)
+            say(f"Drew {picture}")
+    except OSError as error:
+        warn(f"cannot write {picture}: {error.strerror}; python -m bench.curves draws it again.")
     if interrupted:
         typer.echo(
             "Interrupted: the profile holds the finished blocks and says it is incomplete.",
@@ -304,7 +291,21 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
     good, known = converged_share(profile)
     if failures(profile) or good < CONVERGED_SHARE * known or warm(profile):
         return 1
+    if ledger.failed_windows:
+        return 1
     return 0
+
+
+def remove_part(path: Path, whole: Profile) -> None:
+    """Removes the profile that an interruption of the same run left behind, if there is one."""
+    from profiles.reader import ProfileError, load_profile, remove_profile
+
+    with contextlib.suppress(ProfileError, OSError):
+        part = load_profile(path, allow=(whole.kind,))
+        if not part.complete and part.created == whole.created:
+            remove_profile(path)
+            for trace in part.energy.traces.values():
+                path.with_name(trace.file).unlink(missing_ok=True)
 
 
 def say_what_is_safe(journal: Path | None) -> None:
@@ -350,6 +351,13 @@ def main(
         Path | None,
         typer.Option(help="Go on with the run of this journal; takes no option but --output."),
     ] = None,
+    energy: Annotated[
+        str,
+        typer.Option(
+            help="Joules of best16, bypass, fused and unfused at batch 1, 8, 64, 256 (default), of every "
+            "arm at every batch (full), in short windows (smoke), or none (off)."
+        ),
+    ] = "default",
     show_formats: Annotated[
         bool, typer.Option("--list", help="List the formats and stop.")
     ] = False,
@@ -367,7 +375,9 @@ def main(
             ]
             raise typer.Exit(resume_command(resume, output, given))
         raise typer.Exit(
-            run_command(gpu, bits, formats, model, batches, activation, launch, output, seed)
+            run_command(
+                gpu, bits, formats, model, batches, activation, launch, output, seed, energy
+            )
         )
     except UsageError as error:
         typer.echo(f"error: {error}", err=True)
@@ -390,6 +400,7 @@ def run_command(
     launch: str | None,
     output: Path | None,
     seed: int,
+    energy: str,
 ) -> int:
     """Checks the arguments, measures, and turns what can go wrong into one sentence and a code.
 
@@ -402,16 +413,24 @@ def run_command(
         raise UsageError(f"--activation takes fp16 or bf16, not {activation!r}.")
     if launch not in (None, "graph", "eager"):
         raise UsageError(f"--launch takes graph or eager, not {launch!r}.")
+    if energy not in get_args(Energy):
+        raise UsageError(f"--energy takes {', '.join(get_args(Energy))}, not {energy!r}.")
 
     from bench.measure.devices import DeviceError
-    from bench.measure.journal import Journal
+    from bench.measure.journal import Journal, never_began
 
     try:
-        plan = make_plan(gpu, formats, model, batches, activation, launch, seed)  # type: ignore[arg-type]
+        plan = make_plan(gpu, formats, model, batches, activation, launch, seed, energy)  # type: ignore[arg-type]
     except DeviceError as error:
         raise UsageError(str(error)) from None
     path = check_output(output or default_output(gpu, plan.model, formats), gpu)
-    if (kept := journal_of(path)).exists():
+    kept = journal_of(path)
+    if kept.exists() and never_began(kept):
+        typer.echo(
+            f"warning: {kept} was left by a run that ended before it measured anything; it is begun anew.",
+            err=True,
+        )
+    elif kept.exists():
         raise UsageError(
             f"{kept} holds the samples of a run that was not finished; go on with it by "
             f"{how_to_resume(kept)}, or choose another --output."
@@ -447,6 +466,8 @@ def check_output(path: Path, gpu: str = "auto") -> Path:
     """
     if path.suffix != ".json" or path.is_dir():
         raise UsageError(f"--output must be a file that ends in .json, but is {path}.")
+    if not path.name.isprintable():
+        raise UsageError(f"--output must have a name of printable UTF-8, not {path.name!r}.")
     if gpu.strip().lower().startswith("simulated") and "measured" in path.absolute().parts:
         raise UsageError("a simulated profile has no place among measured ones; change --output.")
     return path
@@ -463,12 +484,16 @@ def guarded(output: Path, journal: Path) -> Iterator[None]:
     from bench.measure.journal import JournalError
     from bench.measure.resume import ResumeError
     from bench.measure.worker import WorkerLostError
+    from profiles.reader import ProfileError
 
     try:
         with sigterm_like_ctrl_c():
             yield
     except (DeviceError, JournalError, ResumeError) as error:
         raise UsageError(str(error)) from None
+    except ProfileError as error:
+        typer.echo(f"error: no profile was written, for nobody could read it: {error}", err=True)
+        code = 1
     except WorkerLostError as error:
         typer.echo(f"error: the measuring process was lost: {error}.", err=True)
         code = 1

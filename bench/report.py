@@ -7,7 +7,7 @@ Needs the file only: no device, no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -24,9 +24,10 @@ from bench.analysis.trust_phi import CONVERGED_SHARE as CONVERGED_SHARE
 from bench.analysis.trust_phi import converged_share as converged_share
 from bench.analysis.verdict import verdicts
 from profiles.reader import ProfileError, load_profile
-from profiles.schema import LAYER, ArmRow, Comparison, Implementation, Profile, Quantity
+from profiles.schema import LAYER, ArmRow, Comparison, EnergyRow, Implementation, Profile, Quantity
 
 MS = 1e3
+MJ = 1e3
 
 
 def render(profile: Profile, operator: str = LAYER) -> RenderableType:
@@ -38,8 +39,14 @@ def render(profile: Profile, operator: str = LAYER) -> RenderableType:
         ]
         if chosen:
             parts += [Text(), _times(profile, chosen), _baselines(chosen), Text(), _costs(chosen)]
+        if operator == LAYER and any(r.format == weight_format for r in profile.energy.rows):
+            parts += [Text(), _energy(profile, chosen), Text(), _tokens(profile, weight_format)]
+            parts += list(_curves(profile, weight_format))
     parts.append(Text())
     parts += [Text(v.sentence, style="bold") for v in verdicts(profile.comparisons, operator)]
+    if operator == LAYER:
+        in_joules = verdicts(profile.comparisons, by="energy")
+        parts += [Text(v.sentence, style="bold") for v in in_joules]
     parts += [Text(line, style="dim") for line in _notes(profile)]
     return Group(*parts)
 
@@ -56,7 +63,7 @@ def _header(profile: Profile) -> Text:
 
 
 def _times(profile: Profile, chosen: list[Comparison]) -> Table:
-    table = _table(
+    table = plain_table(
         f"{chosen[0].format}: time of {_what(chosen[0])}, ms",
         ("best16", "stream", "bypass", "fused", "unfused", "library"),
     )
@@ -68,7 +75,7 @@ def _times(profile: Profile, chosen: list[Comparison]) -> Table:
         if kernel is None:
             return Text("–", style="dim")
         wanted = (arm or kernel.arm, kernel.implementation, kernel.variant, kernel.weight_format)
-        return _cell(times.get((c.operator, c.batch, c.format, wanted)), MS)
+        return cell_of(times.get((c.operator, c.batch, c.format, wanted)), MS)
 
     for c in chosen:
         table.add_row(
@@ -79,18 +86,85 @@ def _times(profile: Profile, chosen: list[Comparison]) -> Table:
 
 
 def _costs(chosen: list[Comparison]) -> Table:
-    table = _table(
+    table = plain_table(
         f"{chosen[0].format}: cost of dequantization in {_what(chosen[0])}",
         ("φ exposed\nms", "φ unfused\nms", "COR\nexposed", "COR\nunfused", "speed-up\nfused",
          "speed-up\nunfused"),
     )  # fmt: skip
     for c in chosen:
         table.add_row(
-            _batch(c), _cell(c.phi_exposed_s, MS), _cell(c.phi_unfused_s, MS),
-            _cell(c.cor_exposed), _cell(c.cor_unfused),
-            _cell(c.speedup_fused), _cell(c.speedup_unfused),
+            _batch(c), cell_of(c.phi_exposed_s, MS), cell_of(c.phi_unfused_s, MS),
+            cell_of(c.cor_exposed), cell_of(c.cor_unfused),
+            cell_of(c.speedup_fused), cell_of(c.speedup_unfused),
         )  # fmt: skip
     return table
+
+
+def _energy(profile: Profile, chosen: list[Comparison]) -> Table:
+    """Joules of a layer and of its phi, at the batches that have windows."""
+    table = plain_table(
+        f"{chosen[0].format}: energy of one layer, mJ",
+        ("best16", "bypass", "fused", "unfused", "φ exposed", "φ unfused", "best16 /\nfused"),
+    )
+    rows = {(r.batch, r.kernel): r for r in profile.energy.rows if r.format == chosen[0].format}
+    for c in chosen:
+        kernels = (c.best16, c.fused, c.unfused)
+        if not any((c.batch, kernel) in rows for kernel in kernels):
+            continue
+        bypass = c.fused and c.fused.model_copy(update={"arm": "bypass"})
+        cells = (
+            rows.get((c.batch, k)) if k else None for k in (c.best16, bypass, c.fused, c.unfused)
+        )
+        mark = "†" if c.energy_flags else ""
+        table.add_row(
+            f"{c.batch}{mark}", *(cell_of(row.energy_j if row else None, MJ) for row in cells),
+            cell_of(c.phi_exposed_j, MJ), cell_of(c.phi_unfused_j, MJ), cell_of(c.energy_ratio_fused),
+        )  # fmt: skip
+    return table
+
+
+def _tokens(profile: Profile, weight_format: str) -> Table:
+    """Joules per token, by arm."""
+    rows = [r for r in profile.energy.rows if r.format == weight_format]
+    heads = _heads(rows)
+    arms = list(dict.fromkeys(heads))
+    table = plain_table(
+        f"{weight_format}: linear-operator energy per token, mJ "
+        f"({profile.workload.layers} layers, extrapolated)",
+        arms,
+    )
+    cells = {(r.batch, head): r.token_j for r, head in zip(rows, heads, strict=True)}
+    for batch in sorted({r.batch for r in rows}):
+        table.add_row(str(batch), *(cell_of(cells.get((batch, arm)), MJ) for arm in arms))
+    return table
+
+
+def _heads(rows: list[EnergyRow]) -> list[str]:
+    """A name for each row's arm; with who wrote it where there are several of that name."""
+    several: dict[str, set[str]] = {}
+    for row in rows:
+        several.setdefault(row.kernel.arm, set()).add(row.kernel.implementation)
+    return [
+        f"{row.kernel.arm}\n{row.kernel.implementation}"
+        if len(several[row.kernel.arm]) > 1
+        else row.kernel.arm
+        for row in rows
+    ]
+
+
+def _curves(profile: Profile, weight_format: str) -> Iterator[Text]:
+    for c in profile.energy.curves:
+        if c.format == weight_format and c.a_j.value is not None and c.b_j.value is not None:
+            yield Text(
+                f"{c.arm} ({c.implementation}): {c.a_j.value * MJ:.3g} + {c.b_j.value * MJ:.3g} / B mJ "
+                f"per token, "
+                + (
+                    f"fits within {c.largest_residual or 0:.1%}."
+                    if c.fits
+                    else f"does not fit: {c.reason}."
+                ),
+                style="dim",
+            )
 
 
 def _baselines(chosen: list[Comparison]) -> Text:
@@ -151,8 +225,7 @@ def _notes(profile: Profile) -> Iterator[str]:
                 f"(no lm_head, no attention): best16 {_plain(step.best16_s)} ms, "
                 f"fused {_plain(step.fused_s)} ms, unfused {_plain(step.unfused_s)} ms."
             )
-    for reason in sorted({r.energy_j.reason for r in profile.rows if r.energy_j.value is None}):
-        yield f"Joules: absent, {reason}."
+    yield from _joules(profile)
     for row in failures(profile):
         yield (
             f"FAILED {row.arm} ({row.implementation}, {row.weight_format}) on {row.operator} "
@@ -167,7 +240,59 @@ def _notes(profile: Profile) -> Iterator[str]:
         yield "Interrupted: what is here is valid, but not all that was planned."
 
 
-def _table(title: str, columns: Iterable[str]) -> Table:
+def _joules(profile: Profile) -> Iterator[str]:
+    """What the joules are of, or why there are none."""
+    energy = profile.energy
+    if energy.reason:
+        yield f"Joules: absent, {energy.reason}."
+    if not energy.rows:
+        return
+    traits = energy.characterised or energy.published
+    gain = f", gain known to ±{traits.gain_uncertainty:.0%}" if traits else ""
+    yield (
+        f"Joules are gross, of {energy.scope}; sensor: {energy.sensor}{gain}. φ in joules includes "
+        f"what other bits draw: bypass multiplies other numbers."
+    )
+    for reason, rows in _grouped(energy.rows, lambda row: row.energy_j.reason):
+        yield f"No joules of {rows}: {reason}."
+    for _, rows in _grouped(energy.rows, lambda row: " ".join(row.flags)):
+        yield f"† joules throttled, clocks were held down in some windows: {rows}."
+    cost = energy.sampling
+    if cost is not None:
+        share = "" if cost.cpu_share is None else f", {cost.cpu_share:.1%} of a core"
+        yield (
+            f"The sensor was read {cost.readings} times{share}; {cost.failed} readings failed, "
+            f"{cost.late} were late, the longest took {cost.longest_read_s * 1e3:.2g} ms."
+        )
+
+
+def _grouped(
+    rows: Iterable[EnergyRow], text: Callable[[EnergyRow], str]
+) -> Iterator[tuple[str, str]]:
+    """Each text that some rows have, and these rows as words."""
+    found: dict[str, list[EnergyRow]] = {}
+    for row in rows:
+        found.setdefault(text(row), []).append(row)
+    for said, those in found.items():
+        if said:
+            arms = "; ".join(
+                f"{weight_format} {arm} at batch {', '.join(str(r.batch) for r in group)}"
+                for (weight_format, arm), group in (
+                    (key, list(items))
+                    for key, items in groupby(
+                        sorted(those, key=_arm_of), key=lambda r: _arm_of(r)[:2]
+                    )
+                )
+            )
+            yield said, arms
+
+
+def _arm_of(row: EnergyRow) -> tuple[str, str, int]:
+    return row.format, row.kernel.arm, row.batch
+
+
+def plain_table(title: str, columns: Iterable[str]) -> Table:
+    """A table without lines whose first column is the batch."""
     table = Table(
         title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0)
     )
@@ -189,7 +314,7 @@ def _identity(row: ArmRow) -> tuple[str, str, str, str]:
     return (row.arm, row.implementation, row.variant, row.weight_format)
 
 
-def _cell(quantity: Quantity | None, scale: float = 1.0) -> Text:
+def cell_of(quantity: Quantity | None, scale: float = 1.0) -> Text:
     """The value, and below it the interval, to three digits of the larger end."""
     if quantity is None or quantity.value is None:
         return Text("–", style="dim")

@@ -3,6 +3,7 @@
     from profiles.reader import load_profile, phi
     profile = load_profile("run.json")
     print(phi(profile, "int4-g128", batch=1).value)
+    print(joules(profile, "int4-g128", batch=1, arm="fused", per="token").value)
 
 Measured profiles are read by default; modelled, simulated and imported ones only when asked for by
 name.
@@ -26,6 +27,7 @@ from profiles.schema import (
     LAYER,
     SAMPLE_COLUMNS,
     SCHEMA_VERSION,
+    Arm,
     ArmRow,
     Comparison,
     Kind,
@@ -43,6 +45,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 MAXIMUM_PROFILE_BYTES = 24 * 1024 * 1024  # two formats at nine batches take 1.3 MB
 MAXIMUM_SAMPLES_BYTES = 64 * 1024 * 1024  # 50,000 samples take 1 MB
+MAXIMUM_TRACE_BYTES = 128 * 1024 * 1024  # an hour of energy windows takes some 20 MB
 MAXIMUM_WORD_BYTES = 256  # of any one string in the samples
 MAXIMUM_WORDS_BYTES = 128 * 1024 * 1024  # of all of them, each as often as it occurs
 
@@ -95,12 +98,36 @@ def load_samples(profile: Profile, folder: str | Path) -> pa.Table:
     if profile.samples is None:
         raise ProfileError("this profile was written without samples.")
     path = Path(folder) / profile.samples.file
-    content = read_file(path, MAXIMUM_SAMPLES_BYTES, Path(folder))
-    if hashlib.sha256(content).hexdigest() != profile.samples.sha256:
-        raise ProfileError(f"{path} is not the file that its profile was written with (SHA-256).")
+    content = _content(path, profile.samples, MAXIMUM_SAMPLES_BYTES)
     table = _unpacked(path, content, profile.samples.rows)
     _check_numbers(path, table)
     return table
+
+
+def load_trace(profile: Profile, folder: str | Path, format: str) -> bytes:
+    """The Parquet file of every power reading of a format's energy windows, as it was written.
+
+    What it claims to hold is added up, so `pyarrow.parquet.read_table(io.BytesIO(...))` takes bounded
+    memory; what its readings say is not looked at.
+
+    Args:
+        profile: as read from `folder`.
+        folder: where the profile lies.
+        format: whose windows.
+
+    Raises:
+        ProfileError: the profile has no such power trace, or the file is missing, not the one it was written
+            with, not within `folder`, too large, or no Parquet file of so many rows.
+    """
+    from profiles.pages import checked_parquet
+
+    trace = profile.energy.traces.get(format)
+    if trace is None:
+        raise ProfileError(f"this profile was written without a power trace of {format}.")
+    path = Path(folder) / trace.file
+    content = _content(path, trace, MAXIMUM_TRACE_BYTES)
+    checked_parquet(path, content, trace.rows)
+    return content
 
 
 def phi(
@@ -109,8 +136,17 @@ def phi(
     batch: int,
     operator: str = LAYER,
     path: Literal["exposed", "unfused"] = "exposed",
+    unit: Literal["s", "j"] = "s",
 ) -> Quantity:
-    """The cost of dequantization in seconds: of the fused kernel (exposed), or of the unfused pair.
+    """The cost of dequantization: of the fused kernel (exposed), or of the unfused pair.
+
+    Args:
+        profile: to look it up in.
+        format: the weight format.
+        batch: the batch.
+        operator: "layer", or one of its operators; joules are of the layer only.
+        path: which cost.
+        unit: "s" for seconds of one call, "j" for gross joules of it, paired in energy windows.
 
     Raises:
         ProfileError: no comparison fits, or several do (launch modes, cache states).
@@ -126,11 +162,72 @@ def phi(
             f"{len(found)} comparisons fit format {format}, batch {batch}, operator {operator}; "
             f"this profile has {known}."
         )
-    return found[0].phi_exposed_s if path == "exposed" else found[0].phi_unfused_s
+    value: Quantity = getattr(found[0], f"phi_{path}_{unit}")
+    return value
+
+
+def joules(
+    profile: Profile,
+    format: str,
+    batch: int,
+    arm: Arm,
+    per: Literal["layer", "step", "token", "hop"] = "layer",
+    steps: int = 1,
+    implementation: str | None = None,
+) -> Quantity:
+    """Gross joules of an arm: all that the sensor's scope drew, idle power included.
+
+    A layer is what was measured. The others are extrapolated from it: a step is all layers of the model
+    once, a token a step over the batch, a hop `steps` steps; all without lm_head, attention and the host.
+
+    Args:
+        profile: to look it up in.
+        format: the weight format of the problem.
+        batch: the batch.
+        arm: "fused", "vendor", ...
+        per: of what.
+        steps: decode steps of a hop.
+        implementation: who wrote the kernel, where an arm has several.
+
+    Returns:
+        The joules with their interval; without a value, but with the reason, where windows were refused.
+
+    Raises:
+        ProfileError: there were no energy windows of it, or several arms fit, or a hop has no step.
+    """
+    energy = profile.energy
+    found = [
+        row
+        for row in energy.rows
+        if (row.format, row.batch, row.kernel.arm) == (format, batch, arm)
+        and implementation in (None, row.kernel.implementation)
+    ]
+    if not energy.rows:
+        raise ProfileError(f"this profile has no joules: {energy.reason}")
+    if len(found) != 1:
+        known = sorted(
+            {(r.format, r.batch, r.kernel.arm, r.kernel.implementation) for r in energy.rows}
+        )
+        raise ProfileError(
+            f"{len(found)} energy rows fit format {format}, batch {batch}, arm {arm}; this profile has "
+            f"{known}."
+        )
+    if steps < 1:
+        raise ProfileError(f"a hop has one step or more, not {steps}.")
+    layers = profile.workload.layers
+    factor = {"layer": 1.0, "step": layers, "token": layers / batch, "hop": steps * layers}[per]
+    quantity = found[0].energy_j
+    ends = {name: getattr(quantity, name) for name in ("value", "low", "high")}
+    return quantity.model_copy(
+        update={name: None if end is None else factor * end for name, end in ends.items()}
+    )
 
 
 def write_profile(profile: Profile, samples: pa.Table | None, path: str | Path) -> Profile:
     """Write samples, then the profile that names them; neither is ever half there.
+
+    Both are first read back from memory as `load_profile` and `load_samples` would, so that what takes
+    its place can be read.
 
     Each file is written under a temporary name in the same folder, flushed to disk and renamed. The
     samples file carries part of its hash in its name, so an older profile of the same name keeps
@@ -146,10 +243,13 @@ def write_profile(profile: Profile, samples: pa.Table | None, path: str | Path) 
 
     Raises:
         OSError: the folder cannot be written, or the disk is full; nothing is left behind.
+        ProfileError: a reader would refuse it: it is too large, or not what the schema says; nothing is
+            written.
         ValueError: the table's columns are not those of `samples_schema`, or one that is null
             throughout has no reason in the schema's metadata.
     """
     path = Path(path)
+    _check_name(path)
     samples_path = None
     replaced = _samples_named_by(path)
     record = None
@@ -157,14 +257,18 @@ def write_profile(profile: Profile, samples: pa.Table | None, path: str | Path) 
         content = _parquet_bytes(samples)
         digest = hashlib.sha256(content).hexdigest()
         samples_path = path.with_name(f"{path.stem}.{digest[:8]}.parquet")
+        _check_length(samples_path, content, MAXIMUM_SAMPLES_BYTES)
+        _check_numbers(samples_path, _unpacked(samples_path, content, samples.num_rows))
         record = Samples(file=samples_path.name, sha256=digest, rows=samples.num_rows)
     profile = profile.model_copy(update={"samples": record})
-    text = profile.model_dump_json(indent=1) + "\n"
+    text = profile.model_dump_json(indent=1).encode() + b"\n"
+    _check_length(path, text, MAXIMUM_PROFILE_BYTES)
+    _validated(path, parse_json(path, text))
     existed = samples_path is not None and samples_path.exists()
     if samples_path is not None:
-        _replace(samples_path, content)
+        replace_file(samples_path, content)
     try:
-        _replace(path, text.encode())
+        replace_file(path, text)
     except BaseException:
         if samples_path is not None and not existed:
             samples_path.unlink(missing_ok=True)
@@ -173,6 +277,43 @@ def write_profile(profile: Profile, samples: pa.Table | None, path: str | Path) 
         with contextlib.suppress(OSError):
             replaced.unlink(missing_ok=True)
     return profile
+
+
+def remove_profile(path: Path) -> None:
+    """Removes a profile and the samples that were written with it; what is not there is no fault.
+
+    Raises:
+        OSError: one of them may not be removed.
+    """
+    samples = _samples_named_by(path)
+    path.unlink(missing_ok=True)
+    if samples is not None:
+        samples.unlink(missing_ok=True)
+
+
+def _check_name(path: Path) -> None:
+    """The name fits into the JSON that names the samples after it.
+
+    Raises:
+        ProfileError: it is not UTF-8.
+    """
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        raise ProfileError(f"{path} cannot be written: its name is not UTF-8.") from None
+
+
+def _check_length(path: Path, content: bytes, limit: int) -> None:
+    """What is about to be written is not longer than what is read.
+
+    Raises:
+        ProfileError: it is.
+    """
+    if len(content) > limit:
+        raise ProfileError(
+            f"{path} would be {len(content)} bytes long, and over {limit} is not read; measure fewer formats "
+            f"or batches at a time."
+        )
 
 
 def _validated(path: Path, data: dict[str, Any]) -> Profile:
@@ -222,6 +363,18 @@ def _brief(value: object) -> str:
         return "an object" if isinstance(value, dict) else "a list"
     text = repr(value)
     return text if len(text) <= 40 else text[:40] + "…"
+
+
+def _content(path: Path, written: Samples, limit: int) -> bytes:
+    """The bytes of a file beside a profile.
+
+    Raises:
+        ProfileError: it cannot be read, or is not the one that the profile was written with.
+    """
+    content = read_file(path, limit, path.parent)
+    if hashlib.sha256(content).hexdigest() != written.sha256:
+        raise ProfileError(f"{path} is not the file that its profile was written with (SHA-256).")
+    return content
 
 
 def _unpacked(path: Path, content: bytes, rows: int) -> pa.Table:
@@ -324,7 +477,7 @@ def _parquet_bytes(samples: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one step: readers see the old file or the new one."""
     descriptor, temporary = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"

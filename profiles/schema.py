@@ -18,13 +18,21 @@ anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from profiles.record import Facts as Facts
+from profiles.record import Kind as Kind
+from profiles.record import Quantity as Quantity
+from profiles.record import Record as Record
+from profiles.record import absent as absent
+from profiles.record import quantities as quantities
+from profiles.sensors import Traits
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +41,6 @@ SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 LAYER = "layer"  # the operator name that stands for the sum over a layer's operators
 
-Kind = Literal["measured", "modelled", "simulated", "imported"]
 Arm = Literal[
     "stream",
     "unpack",
@@ -53,67 +60,6 @@ CacheState = Literal["cold", "hot"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Record(BaseModel):
-    """Base of every part: unknown fields, NaN and infinity are errors; values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Quantity(Record):
-    """One number, its interval, and what kind of evidence it is.
-
-    Attributes:
-        value: the point estimate; null when there is none.
-        low: lower end of the interval, at the profile's confidence; null when there is no interval.
-        high: upper end.
-        n: how many independent observations (blocks) it rests on; null where that has no meaning.
-        kind: measured, modelled, simulated or imported.
-        reason: why the value or its interval is null; empty when both are given.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: Annotated[int, Field(ge=0)] | None = None
-    kind: Kind = "measured"
-    reason: str = ""
-
-    @model_validator(mode="after")
-    def _ordered_or_explained(self) -> Quantity:
-        if (self.low is None) != (self.high is None):
-            raise ValueError("low and high come together: give both or neither")
-        if self.value is None and self.low is not None:
-            raise ValueError("an interval needs a value")
-        if self.low is None and not self.reason.strip():
-            raise ValueError("a quantity without a value or without an interval needs a reason")
-        if (
-            self.value is not None
-            and self.low is not None
-            and self.high is not None
-            and not self.low <= self.value <= self.high
-        ):
-            raise ValueError(f"{self.value} is not within its interval {self.low} to {self.high}")
-        return self
-
-
-def absent(reason: str, kind: Kind = "measured") -> Quantity:
-    """A quantity that is not there, and why."""
-    return Quantity(value=None, kind=kind, reason=reason)
-
-
-class Facts(Record):
-    """Facts of which any may be unknown: each null field is explained in `missing`."""
-
-    missing: dict[str, str] = Field(default={}, description="field name to why it is null")
-
-    @model_validator(mode="after")
-    def _every_null_explained(self) -> Facts:
-        for name in type(self).model_fields:
-            if getattr(self, name) is None and not self.missing.get(name, "").strip():
-                raise ValueError(f"{name} is null, so `missing` must say why")
-        return self
-
-
 class DeviceInfo(Facts):
     """The machine or board that ran the kernels."""
 
@@ -128,7 +74,7 @@ class DeviceInfo(Facts):
     last_level_cache_bytes: int | None
     memory_bytes: int | None
     capability: str | None = Field(description="CUDA compute capability, or the CPU's vector sets")
-    extra: dict[str, str | int | float | bool | None] = {}
+    extra: dict[str, str | int | float | bool | None] = Field(default={})
 
 
 class Software(Facts):
@@ -143,7 +89,7 @@ class Software(Facts):
     driver: str | None
     cuda: str | None
     threading_layer: str | None
-    extra: dict[str, str | int | float | bool | None] = {}
+    extra: dict[str, str | int | float | bool | None] = Field(default={})
 
 
 class Git(Facts):
@@ -246,7 +192,10 @@ class ArmRow(Record):
     )
     traffic: Traffic | None = None
     stream_bandwidth_fraction: Quantity = absent("the arm's traffic is not known")
-    energy_j: Quantity = absent("energy is not measured yet")
+    energy_j: Quantity = Field(
+        default=absent("energy was not measured"),
+        description="gross joules of one call, from windows of seconds; see `energy`",
+    )
     failure: str | None = None
 
     @property
@@ -305,9 +254,9 @@ class Extrapolated(Record):
 class Comparison(Record):
     """What dequantization cost on one problem; every difference and ratio is paired within blocks.
 
-    phi_exposed_s = t(fused) - t(bypass), phi_unfused_s = t(unfused) - t(best16),
+    phi_exposed_s = t(fused) - t(bypass), phi_unfused_s = t(unfused) - t(best16), and so in joules,
     cor_exposed = phi_exposed / t(bypass), cor_unfused = phi_unfused / t(best16),
-    speedup_X = t(best16) / t(X), non_stream_time_s = t(fused) - t(stream).
+    speedup_X = t(best16) / t(X), energy_ratio_X = the same in joules, non_stream_time_s = t(fused) - t(stream).
     """
 
     operator: str
@@ -327,12 +276,19 @@ class Comparison(Record):
 
     phi_exposed_s: Quantity
     phi_unfused_s: Quantity
+    phi_exposed_j: Quantity = absent("energy was not measured")
+    phi_unfused_j: Quantity = absent("energy was not measured")
     non_stream_time_s: Quantity
     cor_exposed: Quantity
     cor_unfused: Quantity
     speedup_fused: Quantity
     speedup_unfused: Quantity
     speedup_library: Quantity
+    energy_ratio_fused: Quantity = absent("energy was not measured")
+    energy_ratio_unfused: Quantity = absent("energy was not measured")
+    energy_flags: tuple[str, ...] = Field(
+        default=(), description="words on the windows that these joules are made of"
+    )
     quality_exposed: Quality
     quality_unfused: Quality
     extrapolated: Extrapolated | None = None
@@ -370,12 +326,139 @@ class Resumption(Record):
     )
 
 
+class EnergyRow(Record):
+    """Joules of one arm on the whole layer, from windows of seconds with nothing else running.
+
+    Gross joules are all that the sensor's scope drew; net ones are without what it draws while idle.
+    `layer_s` are seconds of one layer within the windows: the clock settles elsewhere than when arms take
+    turns. The numbers per token are of a step of all layers, which was not run: extrapolated, and
+    without lm_head, attention and the host.
+    """
+
+    batch: Annotated[int, Field(gt=0)]
+    format: str
+    kernel: Implementation
+    energy_j: Quantity = Field(description="gross joules of one layer")
+    net_j: Quantity = Field(description="without idle watts times time")
+    token_j: Quantity = Field(
+        description="gross joules of all layers, over the batch; extrapolated"
+    )
+    power_w: Quantity
+    idle_w: Quantity = Field(description="before and after, with the context alive")
+    layer_s: Quantity = Field(description="seconds of one layer within the windows")
+    source: str | None = Field(description="the channel that energy_j comes from; null: none")
+    sources: dict[str, float] = Field(
+        description="gross joules of one layer by each channel of the sensor, side by side"
+    )
+    disagreement: float | None = Field(
+        description="largest relative difference of two channels over the same time; null: one channel"
+    )
+    sm_clock_mhz: float | None = Field(description="mean over the windows; null: no such channel")
+    memory_clock_mhz: float | None = Field(description="the same of the memory")
+    temperature_begin_c: float | None = Field(
+        description="lowest at the begin of a window; or null"
+    )
+    temperature_end_c: float | None = Field(description="highest at the end of a window; or null")
+    throttle_share: float | None = Field(
+        description="of the readings, those that name a reason to throttle; null: no such channel"
+    )
+    windows: Annotated[int, Field(ge=0)] = Field(description="that count")
+    refused: tuple[str, ...] = Field(default=(), description="why the other windows do not count")
+    flags: tuple[str, ...] = ()
+
+
+class EnergyCurve(Record):
+    """Joules per token over the batch, of one arm: token_j = a_j + b_j / batch, fitted."""
+
+    format: str
+    arm: Arm
+    implementation: str
+    a_j: Quantity = Field(description="what every token costs")
+    b_j: Quantity = Field(description="what a step costs however many tokens it yields")
+    largest_residual: Annotated[float, Field(ge=0)] | None = Field(
+        description="of the fit, over the value; null: there is no fit"
+    )
+    fits: bool | None = Field(description="whether it describes its points; null: there is no fit")
+    reason: str = Field(
+        default="", description="why there is no fit, or why it does not describe its points"
+    )
+
+
+class SensorChannel(Record):
+    """What a square wave showed of one channel of the energy sensor."""
+
+    channel: str
+    update_s: Quantity
+    averaging_s: Quantity
+    lag_s: Quantity
+    residual_w: Annotated[float, Field(ge=0)] | None = Field(
+        description="standard deviation of what the load does not explain"
+    )
+
+
+class EnergyProtocol(Record):
+    """How energy was measured."""
+
+    arms: Literal["default", "full"]
+    batches: tuple[Annotated[int, Field(gt=0)], ...]
+    window_s: Annotated[float, Field(gt=0)] = Field(description="least seconds that count")
+    trials: Annotated[int, Field(ge=1)]
+    idle_s: Annotated[float, Field(ge=0)] = Field(description="before and after each window")
+    updates_minimum: Annotated[int, Field(ge=1)] = Field(description="of the sensor, in a window")
+    rotation_bytes: Annotated[int, Field(ge=0)] | None = Field(
+        description="least bytes touched between two uses of one weight copy; null: no window"
+    )
+
+
+class SamplingCost(Record):
+    """What reading the sensor cost, over all windows."""
+
+    readings: Annotated[int, Field(ge=0)]
+    failed: Annotated[int, Field(ge=0)]
+    late: Annotated[int, Field(ge=0)] = Field(description="by more than a period")
+    longest_read_s: Annotated[float, Field(ge=0)]
+    cpu_share: Annotated[float, Field(ge=0)] | None = Field(
+        description="processor time of the reading thread over the time it ran"
+    )
+
+
 class Samples(Record):
-    """The Parquet file beside the profile."""
+    """A Parquet file beside the profile."""
 
     file: Annotated[str, Field(pattern=r"^[^/\\]+\.parquet$")]
     sha256: Sha256
     rows: Annotated[int, Field(ge=0)]
+
+
+class Energy(Record):
+    """Joules of a run, or why there are none."""
+
+    reason: str = Field(default="", description="why there are none; empty when there are")
+    sensor: str | None = None
+    scope: str | None = Field(default=None, description="what the joules are of")
+    channels: tuple[str, ...] = ()
+    missing: dict[str, str] = Field(default={}, description="channel to why the sensor has none")
+    facts: dict[str, str | int | float | bool | None] = Field(default={})
+    published: Traits | None = Field(default=None, description="what is published of the sensor")
+    characterised: Traits | None = Field(default=None, description="what this run found of it")
+    characterised_reason: str = Field(default="", description="why that is null")
+    characterised_channels: tuple[SensorChannel, ...] = ()
+    characterised_load: str | None = Field(
+        default=None, description="what was switched on and off for that"
+    )
+    protocol: EnergyProtocol | None = None
+    rows: tuple[EnergyRow, ...] = ()
+    curves: tuple[EnergyCurve, ...] = ()
+    sampling: SamplingCost | None = None
+    traces: dict[str, Samples] = Field(
+        default={}, description="format to every reading of its windows, and of the square wave"
+    )
+
+    @model_validator(mode="after")
+    def _explained(self) -> Energy:
+        if not self.rows and not self.reason.strip():
+            raise ValueError("energy without rows needs a reason")
+        return self
 
 
 class Profile(Record):
@@ -396,6 +479,7 @@ class Profile(Record):
     protocol: Protocol
     rows: tuple[ArmRow, ...]
     comparisons: tuple[Comparison, ...]
+    energy: Energy = Energy(reason="energy was not measured")
     samples: Samples | None = None
     resumed: tuple[Resumption, ...] = Field(
         default=(), description="one for each time the run went on after an interruption"
@@ -410,6 +494,13 @@ class Profile(Record):
 
     @model_validator(mode="after")
     def _unique_and_of_one_kind(self) -> Profile:
+        energy = {
+            quantity.kind
+            for r in (*self.energy.rows, *self.energy.curves)
+            for quantity in quantities(r)
+        }
+        if energy - {self.kind}:
+            raise ValueError(f"a {self.kind} profile has joules of kind {sorted(energy)}")
         for name, items in (("row", self.rows), ("comparison", self.comparisons)):
             seen: set[tuple[object, ...]] = set()
             for item in items:
@@ -423,16 +514,6 @@ class Profile(Record):
                         f"but {name} {item.key} has {sorted(kinds)}"
                     )
         return self
-
-
-def quantities(record: BaseModel) -> Iterator[Quantity]:
-    """Every quantity inside a record, at any depth of nested records."""
-    for name in type(record).model_fields:
-        value = getattr(record, name)
-        if isinstance(value, Quantity):
-            yield value
-        elif isinstance(value, BaseModel):
-            yield from quantities(value)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from bench.measure.devices import PoolKey, Prepared, Problem, Sample
+from bench.analysis.traces import Load
+from bench.measure.devices import Device, PoolKey, Prepared, Problem, Sample, open_device
+from bench.measure.meters import NoMeter
 from bench.measure.session import ArmName, Session, Timed
 from bench.measure.worker import Begun, Opened, Setup, WorkerLostError
 from kernels.formats import find_format
@@ -135,6 +137,10 @@ class FakeDevice:
         self.copies = {}
 
 
+def no_meter(device: DeviceInfo) -> NoMeter:
+    return NoMeter("a fake device draws nothing")
+
+
 def healthy(name: str) -> FakeDevice:
     return FakeDevice()
 
@@ -169,6 +175,13 @@ def noisy_with_deadly_fused(name: str) -> FakeDevice:
     return device
 
 
+def cpu_with_a_small_cache(name: str) -> Device:
+    """The real CPU device, for operators so small that its cache would hold thousands of copies."""
+    device = open_device("cpu")
+    device.cache_bytes = 1 << 20
+    return device
+
+
 class InProcess:
     """A worker without a process, for tests of hundreds of runs. What would kill a process is raised."""
 
@@ -185,11 +198,15 @@ class InProcess:
     def announce(self, name: ArmName | None) -> None:
         self.name = name
 
-    def begin(
-        self, weight_format: str, batches: Sequence[int], planned: Mapping[ArmName, int]
-    ) -> Begun:
-        states = self.session.begin(find_format(weight_format), batches, planned)
-        return Begun(states, self.session.rotation_bytes)
+    def begin(self, weight_format: str, *others: Any) -> Begun:
+        states = self.session.begin(find_format(weight_format), *others)
+        return Begun(states, self.session.rotation_bytes, self.session.refused)
+
+    def ready(self, layer: Any) -> None:
+        self.session.ready(layer)
+
+    def steady(self, *arguments: Any) -> tuple[Load, ...]:
+        return self.session.steady(*arguments)
 
     def block(self, *arguments: Any) -> list[Timed]:
         timed = self.session.block(*arguments)

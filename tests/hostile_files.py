@@ -1,4 +1,4 @@
-"""A seeded mutator of a profile's two files, for readers to survive.
+"""A seeded mutator of a profile's files, for readers to survive.
 
 Half of the changed Parquet files come with a profile that names them by their true hash: otherwise the hash
 would keep everything out.
@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from profiles.reader import load_profile, load_samples
 
@@ -101,3 +105,65 @@ def _mutate_tree(content: bytes, rng: random.Random) -> bytes:
         case _:
             node[key] = mark
     return json.dumps(data).replace(f'"{mark}"', rng.choice(ODD_VALUES)).encode()
+
+
+def mutate_part(content: bytes, part: str, rng: random.Random) -> bytes:
+    """One to three places within a part of a profile get odd values, other names, twins, or go."""
+    data = json.loads(content)
+    inner = json.dumps(data[part]).encode()
+    for _ in range(rng.randint(1, 3)):
+        try:
+            inner = _mutate_tree(inner, rng)
+        except (ValueError, LookupError, RecursionError):  # what it has become is odd enough
+            break
+    return json.dumps(data | {part: "@part@"}).replace('"@part@"', inner.decode()).encode()
+
+
+ODD_NUMBERS = (0.0, -1.0, 1e-300, 1e300, 1e17, math.nan, 5e-324, -1e9, 1.5, 1e9, 2.0**63)
+
+
+def mutate_trace(content: bytes, rng: random.Random) -> bytes:
+    """A power trace with odd readings, odd labels, or odd bytes; mostly still a table of its columns."""
+    kind = rng.random()
+    if kind < 0.2:
+        return mutate_parquet(content, rng)
+    table = pq.read_table(pa.BufferReader(content))
+    if kind < 0.5:
+        about = _mutate_tree(table.schema.metadata[b"power_trace"], rng)
+        return _parquet(table.replace_schema_metadata({"power_trace": about}))
+    for _ in range(rng.randint(1, 3)):
+        name = rng.choice([name for name in table.column_names if name != "error"])
+        index = table.schema.get_field_index(name)
+        values = table.column(name).to_pylist()
+        begin = rng.randrange(len(values))
+        end = min(len(values), begin + rng.choice((1, 3, 100, 5000, 100_000)))
+        odd, change = rng.choice(ODD_NUMBERS), rng.randrange(5)
+        field = table.schema.field(index)
+        none = None if field.nullable else values[-1]
+        for i in range(begin, end):
+            if values[i] is not None:
+                values[i] = (odd, values[i] * odd, values[i] + odd, values[begin], none)[change]
+        try:
+            column = pa.array(values, field.type)
+        except (ValueError, TypeError, OverflowError, pa.ArrowException):
+            continue
+        table = table.set_column(index, field, column)
+    return _parquet(table)
+
+
+def with_trace(text: bytes, name: str, trace: bytes, rows: int | None = None) -> bytes:
+    """The profile, speaking of this power trace: name, hash and rows."""
+    data = json.loads(text)
+    data["energy"]["traces"]["int4-g128"] |= {
+        "file": name,
+        "sha256": hashlib.sha256(trace).hexdigest(),
+    }
+    if rows is not None:
+        data["energy"]["traces"]["int4-g128"]["rows"] = rows
+    return json.dumps(data).encode()
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())

@@ -37,8 +37,8 @@ if __name__ == "__main__":
     opening = partial(opened, opener, float(slowness_s))
     run = bench.measure.run.Run.__init__
 
-    def patched(self: Any, plan: Any, journal: Any, report: Any, warn: Any) -> None:
-        run(self, plan, journal, report, opening, warn)
+    def patched(self: Any, plan: Any, journal: Any, report: Any, **others: Any) -> None:
+        run(self, plan, journal, report, opening, open_meter=fake_device.no_meter, **others)
 
     if "IN_PROCESS" in os.environ:
         bench.measure.run.Worker = fake_device.InProcess  # type: ignore[misc, assignment]

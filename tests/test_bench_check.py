@@ -50,7 +50,7 @@ def test_a_clean_profile(clean: Path) -> None:
     assert result.stdout.split("\n")[0] == (
         "measured on Planted CPU, 2026-01-31 12:00 UTC: tiny, int4-g128, 28 rows, 4 "
     )
-    assert result.stdout.endswith("Nothing serious: 1 note.\n")
+    assert result.stdout.endswith("Nothing serious: 2 notes.\n")
     assert result.stderr == ""
 
 
@@ -59,7 +59,7 @@ def test_a_serious_profile(tmp_path: Path) -> None:
     result = command(check.main, str(path))
     assert result.exit_code == 1
     assert "\nserious The run was cut short. The pilot fixed a number of blocks;" in result.stdout
-    assert result.stdout.endswith("Do not rely on this profile as it is: 1 serious, 1 note.\n")
+    assert result.stdout.endswith("Do not rely on this profile as it is: 1 serious, 2 notes.\n")
 
 
 def test_samples_that_were_changed_or_lost(clean: Path) -> None:
@@ -82,7 +82,7 @@ def test_json(clean: Path) -> None:
     result = command(check.main, str(clean), "--json")
     data = json.loads(result.stdout)
     assert result.exit_code == 0
-    assert (data["serious"], data["caution"], data["note"]) == (0, 0, 1)
+    assert (data["serious"], data["caution"], data["note"]) == (0, 0, 2)
     assert data["kind"] == "measured"
     assert data["findings"][0] == {
         "topic": "gaps",

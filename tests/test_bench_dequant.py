@@ -46,7 +46,9 @@ def use(monkeypatch: pytest.MonkeyPatch, opener: object) -> None:
     monkeypatch.setattr(
         bench.measure.run.Run,
         "__init__",
-        lambda self, plan, journal, report, warn: run(self, plan, journal, report, opener, warn),  # type: ignore[arg-type]
+        lambda self, plan, journal, report, **others: run(
+            self, plan, journal, report, opener, **{"open_meter": fake_device.no_meter, **others}
+        ),
     )
 
 
@@ -140,7 +142,7 @@ def test_a_run_leaves_a_profile_and_nothing_else(tmp_path: Path) -> None:
     assert profile.samples is not None
     assert samples.num_rows == profile.samples.rows
     assert "int4-g128 fused beats bf16" in result.stdout
-    assert "Joules: absent, energy is not measured yet." in result.stdout
+    assert "Joules: absent, a fake device draws nothing." in result.stdout
     assert str(output) in result.stderr.replace("\n", "")
     assert all(row.energy_j.value is None and row.energy_j.reason for row in profile.rows)
 
@@ -255,7 +257,10 @@ def test_what_a_full_disk_left_is_resumed(tmp_path: Path) -> None:
         result = command(*QUICK, "--output", str(output))
     assert result.exit_code == 2
     resume = f"python -m bench.dequant --resume {journal}"
-    assert result.stderr.strip() == (
+    said = result.stderr.removeprefix(
+        "Joules: none will be measured: a fake device draws nothing.\n"
+    )
+    assert said.strip() == (
         f"error: cannot write {output}: No space left on device.\n"
         f"The samples so far are safe in {journal}; go on with\n    {resume}"
     )
@@ -281,6 +286,78 @@ def test_what_a_full_disk_left_is_resumed(tmp_path: Path) -> None:
     assert profile.complete
     assert len(profile.resumed) == 1, "the last one only wrote the profile"
     assert "Resumed 1 time after an interruption." in result.stdout
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_resumed_run_takes_its_incomplete_profile_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no other: one of the same name that another run left stays."""
+    output, journal = tmp_path / "run.json", tmp_path / "run.journal.jsonl"
+    part = output.with_suffix(".incomplete.json")
+    for other in (None, output, tmp_path / "other.json"):
+        with monkeypatch.context() as patch:
+            stop_after(patch, 40)
+            assert command(*QUICK, "--output", str(output)).exit_code == 130
+        assert not load_profile(part).complete
+        if other is output:  # as if another run had left it
+            text = part.read_text().replace('"created": "20', '"created": "19', 1)
+            part.write_text(text)
+        arguments = [] if other is None else ["--output", str(other)]
+        assert command("--resume", str(journal), *arguments).exit_code == 0
+        assert part.exists() == (other is output)
+        assert len(list(tmp_path.glob("run.incomplete.*.parquet"))) == int(other is output)
+
+
+def stop_after(patch: pytest.MonkeyPatch, blocks: int) -> None:
+    """Ctrl-C after so many blocks."""
+    block, left = bench.measure.run.Run._block, iter(range(blocks))
+
+    def counted(*arguments: object) -> object:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return block(*arguments)  # type: ignore[arg-type]
+
+    patch.setattr(bench.measure.run.Run, "_block", counted)
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_empty_journal_does_not_block_a_run(tmp_path: Path) -> None:
+    output, journal = tmp_path / "run.json", tmp_path / "run.journal.jsonl"
+    journal.touch()
+    result = command("--resume", str(journal))
+    assert result.exit_code == 2
+    assert "holds no whole header, so nothing was measured; start the run again." in result.stderr
+    result = command(*QUICK, "--output", str(output))
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith(
+        f"warning: {journal} was left by a run that ended before it measured anything; it is begun anew."
+    )
+    assert load_profile(output).complete
+    assert not journal.exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_profile_that_nobody_could_read_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, journal = tmp_path / "run.json", tmp_path / "run.journal.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr("profiles.reader.MAXIMUM_PROFILE_BYTES", 1000)
+        result = command(*QUICK, "--output", str(output))
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-3].startswith(
+        f"error: no profile was written, for nobody could read it: {output} would be "
+    )
+    assert result.stderr.splitlines()[-2] == f"The samples so far are safe in {journal}; go on with"
+    assert list(tmp_path.iterdir()) == [journal]
+    assert command("--resume", str(journal)).exit_code == 0
+
+
+def test_an_output_whose_name_no_profile_could_hold(tmp_path: Path) -> None:
+    result = command("--gpu", "simulated:h100", "--output", os.fsdecode(b"r\xff.json"))
+    assert result.exit_code == 2
+    assert "must have a name of printable UTF-8, not 'r\\udcff.json'" in result.stderr
 
 
 @pytest.mark.parametrize(

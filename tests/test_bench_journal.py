@@ -15,10 +15,10 @@ import pytest
 
 import bench.measure.journal
 import bench.measure.run
-from bench.dequant import assemble
 from bench.measure import resume
+from bench.measure.assemble import assemble
 from bench.measure.devices import Sample
-from bench.measure.journal import Journal, JournalError, parse, read_journal
+from bench.measure.journal import Journal, JournalError, never_began, parse, read_journal
 from bench.measure.ledger import Ledger
 from bench.measure.records import BlockRecord, DeathRecord, Plan, dump, load
 from bench.measure.resume import ResumeError
@@ -415,6 +415,77 @@ def test_what_is_no_journal(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match=r"line 1 of .* is a death record"):
         Journal.reopen(path)
     assert not journal.path.exists(), "a new journal without samples is removed"
+
+
+@pytest.mark.parametrize("undisturbed", ["noisy"], indirect=True)
+@pytest.mark.parametrize("left", [b"", b"\0" * 4096, b'{"crc32":"0123', "cut"])
+def test_a_journal_that_never_began_is_begun_anew(
+    tmp_path: Path, undisturbed: tuple[Opener, bytes, Ledger], left: bytes | str
+) -> None:
+    """Power went right after the file was made, or within its header."""
+    opener, content, whole = undisturbed
+    header = content.splitlines(keepends=True)[0]
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(header[:-2] if isinstance(left, str) else left)
+    assert never_began(path)
+    with Journal(path) as journal:
+        Run(PLAN, journal, lambda state: None, opener).measure()
+        assert not never_began(path)
+    check(path, whole)
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_journal_that_began_is_not_overwritten(
+    tmp_path: Path, undisturbed: tuple[Opener, bytes, Ledger], count: int
+) -> None:
+    path = tmp_path / "run.jsonl"
+    for content in (
+        b"".join(undisturbed[1].splitlines(keepends=True)[:count]),
+        b"some notes of mine",
+        b"\n",
+        undisturbed[1].replace(b"1", b"2", 1),
+    ):
+        path.write_bytes(content)
+        assert not never_began(path)
+        with pytest.raises(FileExistsError):
+            Journal(path)
+        assert path.read_bytes() == content
+    assert not never_began(tmp_path)
+    assert not never_began(tmp_path / "nothing")
+
+
+def test_an_empty_journal_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    with Journal(path):
+        with pytest.raises(JournalError, match="is being written by a run right now"):
+            Journal(path)
+        assert path.exists()
+
+
+@pytest.mark.parametrize("fails", ["sync_folder", "_lock"])
+def test_a_journal_that_cannot_be_made_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    where = Journal if fails == "_lock" else bench.measure.journal
+    monkeypatch.setattr(where, fails, full)
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="Input/output error"):
+        Journal(tmp_path / "run.jsonl")
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_command_line_that_is_not_utf8_is_kept_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["x", "--output", os.fsdecode(b"r\xff\xc3\xa9.json")])
+    go_on(tmp_path / "run.jsonl")
+    ledger = read_journal(tmp_path / "run.jsonl")
+    assert ledger.header is not None
+    assert ledger.header.argv == ("bench.dequant", "--output", "r\\xffé.json")
+    assert assemble(ledger).argv == ledger.header.argv
 
 
 def test_another_versions_journal_is_not_damage(tmp_path: Path) -> None:

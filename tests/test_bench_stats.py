@@ -1,6 +1,5 @@
 """Intervals, gates and block counts against independent references and small simulations."""
 
-import itertools
 import math
 
 import numpy as np
@@ -186,70 +185,6 @@ def test_split_half_shift_is_taken_within_processes() -> None:
     assert stats.gates(values, np.repeat([0, 1, 2], 10)).split_half_shift == 0
 
 
-def blocks_of(rng: np.random.Generator, rho: float, series: int, shared: float = 0.0) -> list:
-    """Cells of a run: (series, processes), three processes of 7 blocks, `shared` of the noise common."""
-    cells = []
-    for _ in range(5):
-        own, common = ar1(rng, series, 21 + 60, rho), ar1(rng, 1, 21 + 60, rho)
-        values = math.sqrt(1 - shared) * own + math.sqrt(shared) * common
-        apart = np.concatenate([values[:, i * 27 : i * 27 + 7] for i in range(3)], axis=1)
-        cells.append((list(apart), np.repeat([0, 1, 2], 7)))
-    return cells
-
-
-def test_neighbours_under_permutation_agree_with_all_permutations() -> None:
-    z = np.random.default_rng(4).normal(size=(3, 6))
-    gram = z.T @ z  # not centred, so that no sum happens to vanish
-    sums = [sum(gram[p[i], p[i + 1]] for i in range(5)) for p in itertools.permutations(range(6))]
-    mean, variance = stats._neighbours_under_permutation(gram)
-    assert mean == pytest.approx(np.mean(sums))
-    assert variance == pytest.approx(np.var(sums))
-
-
-def test_run_gate_of_a_known_sequence() -> None:
-    # Ranks 1 to 5: scores -2 -1 0 1 2, products of neighbours 2 + 0 + 0 + 2 = 4 of 10, and 2 of 10 for
-    # the bias; 1 - 3/5 of a correlation is left of it in five blocks.
-    gate = stats.run_gate([([[10, 20, 30, 40, 50]], np.zeros(5))])
-    assert gate.lag1_autocorrelation == pytest.approx((0.4 + 0.2) / 0.4)
-    scores = np.arange(5.0) - 2
-    sums = [
-        float(s[1:] @ s[:-1]) for s in (scores[list(p)] for p in itertools.permutations(range(5)))
-    ]
-    assert gate.z == pytest.approx((4 - np.mean(sums)) / np.std(sums))
-
-
-def test_run_gate_finds_what_one_row_cannot() -> None:
-    rng = np.random.default_rng(12)
-
-    def flagged(rho: float, shared: float = 0.0) -> float:
-        gates = [stats.run_gate(blocks_of(rng, rho, 8, shared)) for _ in range(150)]
-        return np.mean([stats.AUTOCORRELATED_RUN in g.flags for g in gates])
-
-    assert flagged(0.3) > 0.95
-    assert flagged(0.0) < 0.03
-    assert flagged(0.0, shared=0.8) < 0.05
-
-
-def test_run_gate_keeps_its_level_when_series_share_their_noise() -> None:
-    rng = np.random.default_rng(14)
-    z = [stats.run_gate(blocks_of(rng, 0.0, 6, 0.9)).z for _ in range(400)]
-    assert abs(np.mean(z)) < 0.15
-    assert np.std(z) == pytest.approx(1, abs=0.12)
-
-
-def test_run_gate_undoes_the_shrinking_of_short_stretches() -> None:
-    rng = np.random.default_rng(15)
-    found = [stats.run_gate(blocks_of(rng, 0.3, 8)).lag1_autocorrelation for _ in range(100)]
-    assert np.mean(found) == pytest.approx(0.29, abs=0.03)  # of ranks; 0.165 as it stands
-
-
-def test_run_gate_of_nothing() -> None:
-    nothing = stats.RunGate(None, None, ())
-    assert stats.run_gate([]) == nothing
-    assert stats.run_gate([([[1.0, 2, 3]], [0, 0, 0])]) == nothing
-    assert stats.run_gate([([[5.0] * 9], [0] * 9)]) == nothing
-
-
 def test_gates_do_not_count_negative_dependence() -> None:
     assert stats.AUTOCORRELATED not in stats.gates([1.0, -1.0] * 20).flags
 
@@ -262,14 +197,14 @@ def test_gates_of_too_few_and_of_equal_values() -> None:
 
 def test_shift_test_agrees_with_scipy() -> None:
     values = np.random.default_rng(9).normal(size=40)
-    scores = [stats._ranks(values) - 20.5]
+    scores = [stats.ranks(values) - 20.5]
     p = scipy.stats.mannwhitneyu(values[20:], values[:20], use_continuity=False).pvalue
     z = stats._later_half_z(scores)
     assert 2 * scipy.stats.norm.sf(abs(z)) == pytest.approx(p, rel=1e-9)
 
 
 def test_ranks_share_ties() -> None:
-    assert stats._ranks(np.array([30.0, 10, 10, 20])).tolist() == [4, 1.5, 1.5, 3]
+    assert stats.ranks(np.array([30.0, 10, 10, 20])).tolist() == [4, 1.5, 1.5, 3]
 
 
 def test_between_groups_is_half_the_range_of_medians() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import planted_profile as planted
 import pytest
 
@@ -13,17 +14,18 @@ from bench.analysis.decompose import ArmFacts
 from bench.analysis.findings import at_batches, listed, number, percent, share_of, size
 from bench.analysis.trust import Checkout, Finding, examine
 from bench.analysis.trust_phi import beyond_chance
-from profiles.schema import Git, Profile, Quality, absent
+from profiles.schema import Git, Profile, Quality, Resumption, absent
 
 HERE = Checkout("a" * 40, "0" * 64)
 ROWS = planted.sample_rows()
 CLEAN = planted.profile_of(ROWS)
 Rows = list[dict[str, Any]]
+USUAL = ("gaps (note)", "joules (note)")  # it lacks batches, and an energy sensor
 
 
 def found(profile: Profile, rows: Rows | str = ROWS, here: Checkout = HERE) -> dict[str, Finding]:
     samples = rows if isinstance(rows, str) else planted.table_of(rows)
-    findings = examine(profile, samples, here)
+    findings = examine(profile, samples, here, "it has no joules")
     weights = [("serious", "caution", "note").index(f.severity) for f in findings]
     assert weights == sorted(weights), "the most serious first"
     for f in findings:
@@ -44,7 +46,7 @@ def with_samples(change: Callable[[dict[str, Any]], object]) -> dict[str, Findin
 
 
 def test_nothing_is_held_against_a_clean_profile_but_the_batches_it_lacks() -> None:
-    assert set(found(CLEAN)) == {"gaps (note)"}
+    assert set(found(CLEAN)) == {*USUAL}
     note = found(CLEAN)["gaps (note)"]
     assert note.found == (
         "Of the usual batches 1 to 256, 2, 4, 16, 32, 64, 128, 256 were not measured; "
@@ -121,7 +123,7 @@ def short_protocol(**fields: Any) -> Profile:
 def test_a_fault_in_the_facts(fields: dict[str, Any], topic: str, severity: str, text: str) -> None:
     """And nothing else is said."""
     findings = found(changed(**fields))
-    assert set(findings) == {topic, "gaps (note)"}
+    assert set(findings) == {topic, *USUAL}
     assert findings[topic].severity == severity
     assert text in findings[topic].found
 
@@ -150,7 +152,7 @@ def failing(arm: str, weight_format: str, batch: int = 8) -> dict[ArmKey, ArmFac
 
 def test_a_failed_baseline_is_serious_and_a_failed_stage_is_not() -> None:
     native = found(planted.profile_of(ROWS, facts=failing("native", "bf16")))
-    assert set(native) == {"failed", "baseline", "gaps (note)"}
+    assert set(native) == {"failed", "baseline", *USUAL}
     assert native["failed"].severity == "serious"
     assert (
         "1 of 27 rows (3.7 %) failed: native (planted, bf16); 1 of them is needed"
@@ -162,7 +164,7 @@ def test_a_failed_baseline_is_serious_and_a_failed_stage_is_not() -> None:
         "at batch 8."
     )  # fmt: skip
     stream = found(planted.profile_of(ROWS, facts=failing("stream", "int4-g128")))
-    assert set(stream) == {"failed", "gaps (note)"}
+    assert set(stream) == {"failed", *USUAL}
     assert stream["failed"].severity == "caution"
 
 
@@ -172,7 +174,7 @@ def test_a_kernel_that_was_never_verified() -> None:
         for row in CLEAN.rows
     ]
     findings = found(changed(rows=tuple(rows)))
-    assert set(findings) == {"unverified", "gaps (note)"}
+    assert set(findings) == {"unverified", *USUAL}
     assert findings["unverified"].severity == "serious"
     assert "2 of 14 timed rows (14 %) were never checked" in findings["unverified"].found
 
@@ -189,7 +191,7 @@ def test_a_kernel_that_was_never_verified() -> None:
 )
 def test_a_protocol_that_asks_for_less(fields: dict[str, Any], text: str) -> None:
     findings = found(short_protocol(**fields))
-    assert set(findings) == {"protocol", "gaps (note)"}
+    assert set(findings) == {"protocol", *USUAL}
     assert findings["protocol"].severity == "caution"
     assert text in findings["protocol"].found
 
@@ -201,7 +203,7 @@ def test_a_confidence_that_is_low() -> None:
 def test_rows_with_too_few_blocks() -> None:
     """All with 24 blocks where 30 were asked for; then one arm with fewer, which is a caution."""
     findings = found(short_protocol(fresh_blocks_minimum=30))
-    assert set(findings) == {"few blocks", "gaps (note)"}
+    assert set(findings) == {"few blocks", *USUAL}
     assert findings["few blocks"].severity == "serious"
     assert (
         "14 of 14 rows (100 %) rest on fewer fresh blocks than the 30"
@@ -212,7 +214,7 @@ def test_rows_with_too_few_blocks() -> None:
         if not (r["arm"] == "stream" and r["batch"] == 8 and r["phase"] == "fresh" and r["block"] > 4)
     ]  # fmt: skip
     one = found(planted.profile_of(rows), rows)
-    assert set(one) == {"few blocks", "gaps (note)"}
+    assert set(one) == {"few blocks", *USUAL}
     assert one["few blocks"].severity == "caution"
     assert "1 of 14 rows (7.1 %) rest on fewer fresh blocks than the 21 of the protocol, the least 15" in (
         one["few blocks"].found
@@ -256,6 +258,112 @@ def test_blocks_that_are_not_independent(count: int, topic: str, severity: str) 
     assert "A healthy run has about 5." in findings[topic].found
 
 
+@pytest.mark.parametrize(
+    ("word", "topic", "text"),
+    [
+        ("autocorrelated-run", "dependent", "neighbouring blocks depend on each other"),
+        ("shifted-run", "dependent", "the later half of a process lies elsewhere"),
+        ("processes-differ", "spread", "much further apart than their blocks explain"),
+    ],
+)
+def test_what_a_whole_run_shows(word: str, topic: str, text: str) -> None:
+    findings = found(with_quality(40, flags=(word,)), "none")
+    assert findings[topic].severity == "serious"
+    assert findings[topic].found.startswith("Over the whole run ")
+    assert text in findings[topic].found
+    assert findings[topic].found.endswith(": 40 φ are concerned.")
+    assert (findings[topic].affected, findings[topic].of) == (40, 80)
+
+
+def test_a_run_that_was_resumed() -> None:
+    """Once with nothing changed: a note; then with another NumPy: a caution that says so."""
+    at = CLEAN.created
+    findings = found(changed(resumed=(Resumption(at=at, differences=()),)))
+    assert set(findings) == {"resumed (note)", *USUAL}
+    assert findings["resumed (note)"].found == (
+        "The run was interrupted and went on 1 time; nothing had changed."
+    )
+    said = "numpy was 2.0 when the run began and is 2.1 now."
+    findings = found(
+        changed(resumed=(Resumption(at=at, differences=()), Resumption(at=at, differences=(said,))))
+    )
+    assert set(findings) == {"resumed", *USUAL}
+    assert findings["resumed"].severity == "caution"
+    assert findings["resumed"].found == (
+        "The run was interrupted and went on 2 times; meanwhile numpy was 2.0 when the run began and "
+        "is 2.1 now."
+    )
+
+
+def test_a_bypass_that_takes_as_long_as_fused() -> None:
+    """The same machine code twice, with noise of its own each time."""
+    noise = np.random.default_rng(5)
+    rows = [dict(row) for row in ROWS]
+    for row in rows:
+        if row["arm"] in ("bypass", "fused"):
+            row["time_s"] = 200e-6 * row["batch"] * (1 + 0.001 * noise.standard_normal())
+    findings = found(planted.profile_of(rows), rows)
+    assert set(findings) == {"stale", *USUAL}
+    assert findings["stale"].severity == "serious"
+    assert findings["stale"].found == (
+        "Of int4-g128, fused and bypass take the same time at every batch."
+    )
+
+
+def test_a_bypass_that_computes_what_another_stage_does() -> None:
+    """Refused everywhere for its numbers; a crash everywhere says nothing of the kind."""
+    refused, crashed = (
+        {
+            ArmKey(
+                Problem("o_proj", batch, "int4-g128", "eager", "cold"),
+                "bypass", "planted", "default", "int4-g128",
+            ): ArmFacts(error_vs_reference=error, failure="off by 0.7")
+            for batch in (1, 8)
+        }
+        for error in (0.7, None)
+    )  # fmt: skip
+    assert set(found(planted.profile_of(ROWS, facts=refused))) >= {"failed", "stale"}
+    assert "stale" not in found(planted.profile_of(ROWS, facts=crashed))
+    refused.popitem()
+    assert "stale" not in found(planted.profile_of(ROWS, facts=refused))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"converged": False},
+        {"flags": ("shifted",)},
+        {"between_process_spread_s": 0.0},
+        {"half_width_over_best16": 1e-4},
+    ],
+)
+def test_judgements_that_are_not_those_of_the_samples(edit: dict[str, Any]) -> None:
+    """A flag taken away, a spread made smaller: the numbers stand, and what is said of them does not."""
+    first = CLEAN.comparisons[0]
+    quality = first.quality_unfused.model_copy(update=edit)
+    rest = CLEAN.comparisons[1:]
+    edited = (first.model_copy(update={"quality_unfused": quality}), *rest)
+    finding = found(changed(comparisons=edited))["recomputed"]
+    assert finding.severity == "serious"
+    assert finding.found == (
+        "Computed again from the samples, 1 of 8 φ (12 %) are judged otherwise: their flags, their spread "
+        "or whether they converged, at batch 1."
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "topic"),
+    [("throttled", "throttled"), ("throttled-heat", "throttled"), ("throttle", "flagged")],
+)
+def test_throttled_is_one_word_with_or_without_a_reason(word: str, topic: str) -> None:
+    """For samples and for the φ that is made of them alike."""
+    rows = [dict(row, flags=word) for row in ROWS]
+    profile = planted.profile_of(rows)
+    assert set(found(profile, rows)) == {topic, *USUAL}
+    flagged = {flag for c in profile.comparisons for flag in c.flags}
+    assert flagged == ({"throttled"} if topic == "throttled" else set())
+
+
 def test_processes_that_differ() -> None:
     for count, times, severity in ((30, 1.5, "caution"), (8, 3.0, None), (9, 3.0, "serious")):
         widths = {(c.quality_exposed.half_width_over_best16) for c in CLEAN.comparisons}
@@ -289,7 +397,7 @@ def test_a_fused_kernel_that_beats_its_own_bypass() -> None:
         if row["arm"] == "bypass":
             row["time_s"] *= 2
     findings = found(planted.profile_of(rows), rows)
-    assert set(findings) == {"implausible", "gaps (note)"}
+    assert set(findings) == {"implausible", *USUAL}
     assert findings["implausible"].severity == "caution"
     assert (
         "In 4 of 4 comparisons (100 %) the fused kernel is faster" in findings["implausible"].found
@@ -307,7 +415,7 @@ def test_disturbed_samples(word: str, every: int, severity: str | None) -> None:
             row["flags"] = word
 
     findings = with_samples(disturb)
-    assert set(findings) == ({"gaps (note)"} | ({word} if severity else set()))
+    assert set(findings) == ({*USUAL} | ({word} if severity else set()))
     if severity:
         assert findings[word].severity == severity
         expected = {3: "112 of 336 fresh samples (33 %) were", 40: "9 of 336 fresh samples (2.7 %)"}
@@ -329,12 +437,12 @@ def test_one_row_that_is_disturbed_is_a_caution() -> None:
 
 def test_pilot_samples_are_not_held_against_anyone() -> None:
     findings = with_samples(lambda r: r["phase"] == "pilot" and r.update(flags="busy throttled"))
-    assert set(findings) == {"gaps (note)"}
+    assert set(findings) == {*USUAL}
 
 
 def test_page_faults_and_words_that_a_device_made_up() -> None:
     faults = with_samples(lambda r: r.update(minor_faults=100 if r["batch"] == 8 else 10))
-    assert set(faults) == {"faulting", "gaps (note)"}
+    assert set(faults) == {"faulting", *USUAL}
     assert faults["faulting"].severity == "serious"
     assert "168 of 336 fresh samples (50 %) were held up by page faults" in faults["faulting"].found
     words = with_samples(lambda r: r.update(flags="gremlin"))
@@ -345,7 +453,7 @@ def test_page_faults_and_words_that_a_device_made_up() -> None:
 def test_samples_that_are_too_short(factor: float, severity: str) -> None:
     """Planned for 3 ms, they take 0.9 ms, or 0.3 ms."""
     findings = with_samples(lambda r: r.update(time_s=r["time_s"] * factor))
-    assert set(findings) == {"short", "gaps (note)"}
+    assert set(findings) == {"short", *USUAL}
     assert findings["short"].severity == severity
     assert "rows" in findings["short"].found
     assert "shorter than the 1 ms of the protocol" in findings["short"].found
@@ -369,7 +477,7 @@ def test_clocks_of_a_gpu(clock: Callable[[int], float | None], text: str | None)
     protocol = planted.PROTOCOL.model_copy(update={"target_half_width": 0.02})
     profile = planted.profile_of(rows, device=gpu, software=software, protocol=protocol)
     findings = found(profile, rows)
-    assert set(findings) == {"gaps (note)"} | ({"clocks"} if text else set())
+    assert set(findings) == {*USUAL} | ({"clocks"} if text else set())
     if text:
         assert findings["clocks"].severity == "caution"
         assert text in findings["clocks"].found

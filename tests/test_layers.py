@@ -58,7 +58,7 @@ def violations(path: Path) -> list[str]:
             wrong.append("kernels know nothing of bench")
         if within(module, "bench.analysis") and within(name, *TORCH, "pynvml", "bench.measure"):
             wrong.append("analysis needs only the profile")
-        if within(name, "pynvml") and module != "bench.measure.power":
+        if within(name, "pynvml") and not within(module, "bench.measure.power"):
             wrong.append("only bench.measure.power talks to NVML")
         if within(name, *TORCH) and not (
             within(module, "kernels", "bench.measure.devices", "bench.static", "bench.examples")
@@ -82,6 +82,18 @@ def test_a_wrong_arrow_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     bad.write_text("def f():\n    from bench.measure import run\n")
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     assert violations(bad) == ["profiles.bad: profiles imports nothing of ours"]
+
+
+def test_the_drivers_binding_is_loaded_when_a_board_is_asked_for_and_not_before() -> None:
+    users = [path for path in SOURCES if "pynvml" in imports(path)]
+    assert [module_of(path) for path in users] == ["bench.measure.power.boards"]
+    assert not any("pynvml" in imports(path, at_import_only=True) for path in users)
+    code = (
+        "import sys, bench.power, bench.measure.power.files\n"
+        "heavy = {'pynvml', 'torch', 'numba', 'triton', 'scipy', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("package", OURS)

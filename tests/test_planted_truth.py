@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import planted_truth
 import pytest
-from planted_truth import COVERED, TO_COVER, TO_FLAG, TO_SAVE, Tables
+from planted_truth import (
+    COVERED,
+    DEPENDENT,
+    HEALTHY,
+    TO_COVER,
+    TO_FLAG,
+    TO_LEAVE,
+    TO_SAVE,
+    Tables,
+)
 
 pytestmark = pytest.mark.proof
 
@@ -49,36 +58,31 @@ def test_stopping_on_width_fails(tables: Tables) -> None:
     assert row.covered.value < TO_COVER[0]
 
 
-@pytest.mark.parametrize(
-    ("scenario", "where"), [("shift", "row"), ("ar03", "whole run"), ("ar06", "whole run")]
-)
-def test_dependence_is_flagged(tables: Tables, scenario: str, where: str) -> None:
-    (row,) = (f for f in tables.flags if f.scenario == scenario and f.where.startswith(where))
+@pytest.mark.parametrize("scenario", DEPENDENT)
+def test_dependence_and_level_shifts_are_flagged(tables: Tables, scenario: str) -> None:
+    (row,) = (f for f in tables.flags if (f.scenario, f.where) == (scenario, "whole run"))
+    assert row.wanted
     assert row.flagged.value >= TO_FLAG, row
 
 
-def test_healthy_runs_are_not_flagged(tables: Tables) -> None:
-    (whole,) = (f for f in tables.flags if f.scenario == "noise")
-    assert whole.flagged.value <= 0.1
+@pytest.mark.parametrize("scenario", HEALTHY)
+def test_healthy_runs_are_not_flagged(tables: Tables, scenario: str) -> None:
+    (row,) = (f for f in tables.flags if (f.scenario, f.where) == (scenario, "whole run"))
+    assert row.flagged.value <= TO_LEAVE + 0.01, row  # of 150 runs, and three questions at 1 %
     assert max(tables.curve["noise"]) <= 0.12
 
 
 def test_a_single_row_shows_dependence_only_with_more_blocks_than_it_has(tables: Tables) -> None:
-    """A target that is missed, and by how much: the gates of one row need about this many blocks."""
+    """Why there are gates of runs: the gates of one row need about this many blocks."""
     power = {
         name: dict(zip(planted_truth.CURVE, shares, strict=True))
         for name, shares in tables.curve.items()
     }
-    rows = {f.scenario: f.flagged.value for f in tables.flags if f.where == "row"}
+    rows = {f.scenario: f.flagged.value for f in tables.flags if f.where == "single row"}
     assert rows["ar03"] < rows["ar06"] < TO_FLAG
     assert power["ar06"][24] < TO_FLAG <= power["ar06"][60]
     assert power["ar03"][90] < TO_FLAG <= power["ar03"][150]
-
-
-def test_a_level_shift_between_processes_is_spread_and_mostly_not_flagged(tables: Tables) -> None:
-    """The other target that is missed: the gates look within processes, by design."""
-    (row,) = (f for f in tables.flags if (f.scenario, f.where) == ("shift-once", "row"))
-    assert 0.3 < row.flagged.value < TO_FLAG
+    assert rows["shift-between"] < rows["shift-once"] < TO_FLAG < rows["shift"]
 
 
 @pytest.mark.parametrize("scenario", ["drift", "throttling"])
@@ -87,3 +91,11 @@ def test_pairing_saves_samples_where_the_clock_moves(tables: Tables, scenario: s
         s for s in tables.savings if (s.scenario, s.reference) == (scenario, "repeats_of_each")
     )
     assert row.samples >= TO_SAVE
+
+
+def test_pairing_saves_samples_over_a_harness_that_is_run_again_and_again(tables: Tables) -> None:
+    """Where the clock is throttled; a slow drift it follows as well as we do, and that goal is missed."""
+    rows = {s.scenario: s.samples for s in tables.savings if s.reference == "until_steady"}
+    assert rows["throttling"] >= TO_SAVE
+    assert rows["moments"] >= TO_SAVE
+    assert rows["drift"] < TO_SAVE

@@ -1,16 +1,34 @@
 """Reading refuses what it should, in one sentence; writing is all or nothing."""
 
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from profiles import reader
-from profiles.reader import ProfileError, load_profile, load_samples, phi, write_profile
-from profiles.schema import SAMPLE_COLUMNS, Profile, samples_schema
+from profiles.reader import (
+    ProfileError,
+    joules,
+    load_profile,
+    load_samples,
+    load_trace,
+    phi,
+    write_profile,
+)
+from profiles.schema import (
+    SAMPLE_COLUMNS,
+    Energy,
+    EnergyRow,
+    Profile,
+    Samples,
+    absent,
+    samples_schema,
+)
 
 MISSING = {c.name: "planted" for c in SAMPLE_COLUMNS if c.nullable}
 PLANTED = {"value": 3.0, "low": 2.0, "high": 4.0, "n": 24}
@@ -169,6 +187,48 @@ def test_samples_without_a_reason_for_their_nulls(tmp_path: Path, profile: Profi
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("limit", "sentence"),
+    [
+        ("MAXIMUM_PROFILE_BYTES", "bytes long, and over 100 is not read"),
+        ("MAXIMUM_SAMPLES_BYTES", "bytes long, and over 100 is not read"),
+        ("MAXIMUM_WORD_BYTES", "a word of more than 0 bytes"),
+    ],
+)
+def test_what_no_reader_would_take_is_not_written(
+    tmp_path: Path, profile: Profile, monkeypatch: pytest.MonkeyPatch, limit: str, sentence: str
+) -> None:
+    """And the profile that was there before stays."""
+    first = write_profile(profile, table(3), tmp_path / "run.json")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, limit, 0 if "WORD" in limit else 100)
+        with pytest.raises(ProfileError, match=sentence):
+            write_profile(profile, table(4), tmp_path / "run.json")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert load_profile(tmp_path / "run.json") == first
+
+
+def test_lists_that_are_too_long_and_names_that_are_not_utf8_are_not_written(
+    tmp_path: Path, profile: Profile
+) -> None:
+    long = profile.model_copy(update={"argv": ("x",) * 10_001})
+    with pytest.raises(ProfileError, match="more than 10000 members"):
+        write_profile(long, table(), tmp_path / "run.json")
+    with pytest.raises(ProfileError, match="its name is not UTF-8"):
+        write_profile(profile, table(), tmp_path / os.fsdecode(b"r\xff.json"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_profile_is_removed_with_its_samples(tmp_path: Path, profile: Profile) -> None:
+    write_profile(profile, table(), tmp_path / "other.json")
+    kept = sorted(tmp_path.iterdir())
+    write_profile(profile, table(), tmp_path / "run.json")
+    reader.remove_profile(tmp_path / "run.json")
+    assert sorted(tmp_path.iterdir()) == kept
+    reader.remove_profile(tmp_path / "run.json")
+
+
 def test_changed_samples_are_refused(tmp_path: Path, profile: Profile) -> None:
     written = write_profile(profile, table(), tmp_path / "run.json")
     assert written.samples is not None
@@ -232,3 +292,98 @@ def test_phi_finds_one_comparison(profile: Profile) -> None:
     assert phi(profile, "int4-g128", 1, path="unfused").reason == "not planted"
     with pytest.raises(ProfileError, match=r"0 comparisons.*batch 2.*int4-g128', 1, 'layer'"):
         phi(profile, "int4-g128", 2)
+
+
+def test_phi_in_joules(profile: Profile) -> None:
+    assert phi(profile, "int4-g128", 1, unit="j").reason == "energy was not measured"
+    in_joules = comparison(phi_exposed_j=PLANTED | {"value": 2.5})
+    measured = Profile.model_validate(profile.model_dump() | {"comparisons": [in_joules]})
+    assert phi(measured, "int4-g128", 1, unit="j").value == 2.5
+    assert phi(measured, "int4-g128", 1).value == 3.0
+    assert phi(measured, "int4-g128", 1, path="unfused", unit="j").value is None
+
+
+def energy_row(arm: str, batch: int, joules: object, implementation: str = "a") -> EnergyRow:
+    kernel = {"arm": arm, "implementation": implementation, "variant": "b", "weight_format": "int4"}
+    return EnergyRow.model_validate(
+        {
+            "batch": batch, "format": "int4-g128", "kernel": kernel, "energy_j": joules,
+            **dict.fromkeys(("net_j", "token_j", "power_w", "idle_w", "layer_s"), ABSENT),
+            **dict.fromkeys(
+                ("source", "disagreement", "sm_clock_mhz", "memory_clock_mhz",
+                 "temperature_begin_c", "temperature_end_c", "throttle_share")
+            ),
+            "windows": 4, "sources": {},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture
+def with_joules(profile: Profile) -> Profile:
+    """Two layers; 3 J of one, from 2 to 4."""
+    rows = (
+        energy_row("fused", 8, PLANTED),
+        energy_row("unfused", 8, absent("it was frozen")),
+        *(energy_row("vendor", 8, PLANTED, who) for who in "ab"),
+    )
+    return profile.model_copy(update={"energy": Energy(rows=rows)})
+
+
+@pytest.mark.parametrize(
+    ("per", "steps", "expected"),
+    [("layer", 1, (3, 2, 4)), ("step", 1, (6, 4, 8)), ("token", 1, (0.75, 0.5, 1)),
+     ("hop", 10, (60, 40, 80))],
+)  # fmt: skip
+def test_joules_of_a_layer_step_token_and_hop(
+    with_joules: Profile, per: str, steps: int, expected: tuple[float, ...]
+) -> None:
+    found = joules(with_joules, "int4-g128", 8, "fused", per, steps)  # type: ignore[arg-type]
+    assert (found.value, found.low, found.high) == expected
+    assert (found.n, found.kind) == (24, "measured")
+
+
+def test_joules_that_are_not_there(profile: Profile, with_joules: Profile) -> None:
+    refused = joules(with_joules, "int4-g128", 8, "unfused", per="token")
+    assert (refused.value, refused.reason) == (None, "it was frozen")
+    assert joules(with_joules, "int4-g128", 8, "vendor", implementation="b").value == 3.0
+    for arguments, complaint in (
+        (
+            (8, "vendor"),
+            r"2 energy rows fit .* batch 8, arm vendor; .*'vendor', 'a'.*'vendor', 'b'",
+        ),
+        ((1, "fused"), r"0 energy rows fit format int4-g128, batch 1, arm fused; this profile has"),
+        ((8, "fused", "hop", 0), r"a hop has one step or more, not 0\."),
+    ):
+        with pytest.raises(ProfileError, match=complaint):
+            joules(with_joules, "int4-g128", *arguments)  # type: ignore[arg-type]
+    with pytest.raises(ProfileError, match=r"has no joules: energy was not measured\."):
+        joules(profile, "int4-g128", 8, "fused")
+
+
+def test_a_power_trace_is_the_one_it_was_written_with(tmp_path: Path, profile: Profile) -> None:
+    with pytest.raises(ProfileError, match="without a power trace"):
+        load_trace(profile, tmp_path, "int4-g128")
+    path = tmp_path / "run.power.parquet"
+    parquet.write_table(pa.table({"a": [1, 2, 3]}), path)
+    content = path.read_bytes()
+
+    def named(rows: int = 3) -> Profile:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "0" * 64
+        trace = Samples(file=path.name, sha256=digest, rows=rows)
+        traces = {"int4-g128": trace}
+        return profile.model_copy(
+            update={"energy": profile.energy.model_copy(update={"traces": traces})}
+        )
+
+    sound = named()
+    assert load_trace(sound, tmp_path, "int4-g128") == content
+    with pytest.raises(ProfileError, match="claims 3 rows, but its profile speaks of 4"):
+        load_trace(named(4), tmp_path, "int4-g128")
+    path.write_bytes(content[:-1])
+    with pytest.raises(ProfileError, match="SHA-256"):
+        load_trace(sound, tmp_path, "int4-g128")
+    with pytest.raises(ProfileError, match="is not a Parquet file"):
+        load_trace(named(), tmp_path, "int4-g128")
+    path.unlink()
+    with pytest.raises(ProfileError, match="there is no file"):
+        load_trace(sound, tmp_path, "int4-g128")

@@ -136,7 +136,7 @@ def test_only_the_layer_has_no_shape() -> None:
 
 
 def test_energy_is_absent_with_a_reason_by_default() -> None:
-    assert "not measured yet" in ArmRow.model_validate(row()).energy_j.reason
+    assert "not measured" in ArmRow.model_validate(row()).energy_j.reason
 
 
 def test_quality_explains_its_nulls() -> None:

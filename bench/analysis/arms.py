@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.analysis.stats import median
 from profiles.schema import LAYER, Arm, Implementation, Workload
 
 if TYPE_CHECKING:
@@ -73,10 +75,10 @@ class Series:
     time_s: Floats
     flags: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def median_s(self) -> float:
         """Median seconds of one call."""
-        return float(np.median(self.time_s))
+        return median(self.time_s)
 
 
 Arms = dict[Implementation, Series]
@@ -120,6 +122,25 @@ def add_layers(problems: Mapping[Problem, Arms], workload: Workload) -> dict[Pro
             ]
             result[layer] = _layer(operators, [operator.count for operator in workload.operators])
     return result
+
+
+def members(
+    problems: Mapping[Problem, Arms], layer: Problem, kernel: Implementation, workload: Workload
+) -> tuple[ArmKey, ...]:
+    """The arms of the operators that a layer's arm is the sum of, in the workload's order."""
+    found = []
+    for operator in workload.operators:
+        problem = layer._replace(operator=operator.name)
+        chosen = _variant(
+            problems.get(problem, {}), kernel.arm, kernel.implementation, kernel.weight_format
+        )
+        if chosen is not None:
+            found.append(
+                ArmKey(
+                    problem, chosen.arm, chosen.implementation, chosen.variant, chosen.weight_format
+                )
+            )
+    return tuple(found)
 
 
 class Roles(NamedTuple):

@@ -40,6 +40,7 @@ from bench.analysis.arms import (
     read_arms,
 )
 from bench.analysis.pairs import Pair, median_quantity, pair_up
+from bench.analysis.run_gate import run_gate
 from profiles.schema import (
     LAYER,
     Arm,
@@ -58,6 +59,7 @@ from profiles.schema import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
+NO_ENERGY = "samples of milliseconds have no joules"
 ARM_ORDER: tuple[Arm, ...] = (
     *("native", "vendor", "fused", "bypass", "scale", "unpack", "stream"),
     *("dequantize", "unfused", "lowp", "upcast"),
@@ -222,6 +224,10 @@ def _compare(setting: _Setting) -> Comparison:
             "speedup_library": setting.pair(
                 best16, library, "a 16-bit arm and a library's kernel of this format"
             ).ratio(),
+            "phi_exposed_j": absent(NO_ENERGY, setting.kind),
+            "phi_unfused_j": absent(NO_ENERGY, setting.kind),
+            "energy_ratio_fused": absent(NO_ENERGY, setting.kind),
+            "energy_ratio_unfused": absent(NO_ENERGY, setting.kind),
             "quality_exposed": exposed.quality(best_s),
             "quality_unfused": penalty.quality(best_s),
         }
@@ -245,7 +251,7 @@ def _run_flags(problems: Mapping[Problem, Arms], protocol: Protocol, kind: Kind)
             pair = pair_up(arms, a, b, "", protocol, kind)
             if not pair.reason:
                 cells[problem._replace(operator=LAYER)].append(pair)
-    return stats.run_gate(_together(pairs) for pairs in cells.values()).flags
+    return run_gate(_together(pairs) for pairs in cells.values()).flags
 
 
 def _together(pairs: list[Pair]) -> tuple[list[Floats], NDArray[np.int64]]:
@@ -324,7 +330,7 @@ def _rows(
             "error_vs_reference": fact.error_vs_reference,
             "traffic": fact.traffic,
             "stream_bandwidth_fraction": _bandwidth_fraction(arm, known, setting),
-            "energy_j": absent("energy is not measured yet", setting.kind),
+            "energy_j": absent(NO_ENERGY, setting.kind),
             "failure": fact.failure,
         }
         rows.append(ArmRow.model_validate(row))

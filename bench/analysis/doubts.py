@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from bench.analysis.pairs import SHORT, THROTTLED
-from bench.analysis.stats import AUTOCORRELATED, AUTOCORRELATED_RUN, SHIFTED
+from bench.analysis.run_gate import AUTOCORRELATED_RUN, PROCESSES_DIFFER, SHIFTED_RUN
+from bench.analysis.stats import AUTOCORRELATED, SHIFTED
 from profiles.schema import LAYER, Comparison, Profile
 
 INDISTINCT = 0.01  # phi exposed over t(bypass) that is as good as none
@@ -20,6 +21,9 @@ MEANING = {
     SHIFTED: "the blocks show a trend or a step, so intervals may be short",
     AUTOCORRELATED_RUN: "over the whole run neighbouring blocks depend on each other, so intervals "
     "may be short",
+    SHIFTED_RUN: "over the whole run the halves of a process differ, so intervals may be short",
+    PROCESSES_DIFFER: "over the whole run processes lie so far apart that intervals are less than half as "
+    "wide as they should be: add the spread between processes",
     THROTTLED: "the clock was held down during some samples, so times mix two speeds",
     SHORT: "fewer blocks than planned",
 }
@@ -40,22 +44,44 @@ def flag_sentences(comparisons: Iterable[Comparison]) -> Iterator[str]:
 
 
 def stale_sentences(profile: Profile) -> Iterator[str]:
-    """Names the formats whose fused and bypass kernels cannot be told apart at any batch.
-
-    That is so when the layer's phi exposed is within 1 % of t(bypass) at every batch, and its interval
-    holds 0 at most of them (one in twenty misses 0 by chance). Dequantization that is wholly hidden looks
-    the same, and the sentence says so: no clock can tell.
-    """
+    """One sentence per format whose bypass may run the machine code of another stage."""
     for name in profile.workload.formats:
-        found = [
-            c
-            for c in profile.comparisons
-            if (c.format, c.operator) == (name, LAYER) and c.phi_exposed_s.low is not None
-        ]
-        small = all(abs(c.cor_exposed.value or 0.0) <= INDISTINCT for c in found)
-        zeros = [(c.phi_exposed_s.low or 0.0) <= 0 <= (c.phi_exposed_s.high or 0.0) for c in found]
-        if found and small and sum(zeros) > len(zeros) / 2:
+        if indistinct(profile, name):
             yield (
                 f"STALE? {name}: fused and bypass take the same time at every batch. Either "
                 "dequantization is wholly hidden, or both run the same machine code."
             )
+        elif wrong_everywhere(profile, name):
+            yield (
+                f"STALE? {name}: bypass gave wrong results on every operator and batch, as it does "
+                "when it runs the machine code of another stage."
+            )
+
+
+def indistinct(profile: Profile, weight_format: str) -> bool:
+    """Whether the fused and bypass kernels of a format cannot be told apart at any batch.
+
+    That is so when the layer's phi exposed is within 1 % of t(bypass) at every batch, and its interval
+    holds 0 at most of them (one in twenty misses 0 by chance). Dequantization that is wholly hidden looks
+    the same: no clock can tell.
+    """
+    found = [
+        c
+        for c in profile.comparisons
+        if (c.format, c.operator) == (weight_format, LAYER) and c.phi_exposed_s.low is not None
+    ]
+    small = all(abs(c.cor_exposed.value or 0.0) <= INDISTINCT for c in found)
+    zeros = [(c.phi_exposed_s.low or 0.0) <= 0 <= (c.phi_exposed_s.high or 0.0) for c in found]
+    return bool(found) and small and sum(zeros) > len(zeros) / 2
+
+
+def wrong_everywhere(profile: Profile, weight_format: str) -> bool:
+    """Whether verification refused every bypass kernel of a format for what it computed."""
+    found = [
+        row
+        for row in profile.rows
+        if (row.format, row.arm) == (weight_format, "bypass") and row.operator != LAYER
+    ]
+    return bool(found) and all(
+        row.failure is not None and row.error_vs_reference is not None for row in found
+    )

@@ -15,6 +15,11 @@ SHORT = "short"  # flag: fewer fresh blocks than the protocol asks for
 THROTTLED = "throttled"  # flag of samples, and of a phi that is made of such
 
 
+def is_throttled(word: str) -> bool:
+    """Whether a flag of a sample says that the clock was held down: the word, or the word and a reason."""
+    return word == THROTTLED or word.startswith(f"{THROTTLED}-")
+
+
 @dataclass(frozen=True)
 class Pair:
     """Times of arms a and b in the blocks that have both.
@@ -73,7 +78,7 @@ class Pair:
         flags = stats.gates(phi, self.process).flags
         if len(phi) < self.protocol.fresh_blocks_minimum:
             flags = (*flags, SHORT)
-        if THROTTLED in self.flags:
+        if any(map(is_throttled, self.flags)):
             flags = (*flags, THROTTLED)
         relative, converged, reasons = None, None, [spread.reason] if spread.reason else []
         if best16_s is None:

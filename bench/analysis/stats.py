@@ -5,14 +5,14 @@ in that block. Timing noise is heavy-tailed (one stall can be a hundred times th
 so everything here rests on order: medians, sign intervals, ranks. There is no mean of times and no
 random number in this file; the same samples always give the same interval.
 
-An interval assumes independent blocks. `gates` looks for the two ways in which blocks are not, and
-`between_groups` shows what no interval within a run can: how far another process lands.
+An interval assumes independent blocks. `gates` looks for the two ways in which blocks are not, in one
+row (run_gate.py does it for a whole run), and `between_groups` shows what no interval within a run can:
+how far another process lands.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
@@ -29,8 +29,6 @@ AUTOCORRELATION_FALSE_ALARM = 0.05  # per row, one-sided
 SHIFT_FALSE_ALARM = 0.01  # per row, two-sided
 AUTOCORRELATED = "autocorrelated"
 SHIFTED = "shifted"
-AUTOCORRELATED_RUN = "autocorrelated-run"
-RUN_FALSE_ALARM = 0.01  # per run, one-sided
 
 PILOT_MINIMUM = 10
 PILOT_SAFETY = 2.5  # blocks asked for over blocks estimated; see fresh_blocks_needed
@@ -91,23 +89,23 @@ def median_interval(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, but is {confidence}.")
-    x = np.sort(_finite(values))
+    x = np.sort(finite(values))
     n = len(x)
     if n == 0:
         return Interval(None, None, None, 0, method, "there are no values")
-    median = float(np.median(x))
+    middle = float(x[(n - 1) // 2] + x[n // 2]) / 2
     d = _sign_depth(n, confidence)
     if d == 0:
         reason = f"{n} values are too few for a {confidence:.0%} interval of the median"
-        return Interval(median, None, None, n, method, reason)
+        return Interval(middle, None, None, n, method, reason)
     if method == "exact" or d + 1 > n - d:
-        return Interval(median, float(x[d - 1]), float(x[n - d]), n, "exact")
+        return Interval(middle, float(x[d - 1]), float(x[n - d]), n, "exact")
     outer, inner = _sign_coverage(n, d), _sign_coverage(n, d + 1)
     step = (outer - confidence) / (outer - inner)
     weight = (n - d) * step / (d + (n - 2 * d) * step)
     low = (1 - weight) * x[d - 1] + weight * x[d]
     high = (1 - weight) * x[n - d] + weight * x[n - d - 1]
-    return Interval(median, min(float(low), median), max(float(high), median), n, "interpolated")
+    return Interval(middle, min(float(low), middle), max(float(high), middle), n, "interpolated")
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
@@ -195,18 +193,18 @@ def gates(values: ArrayLike, groups: ArrayLike | None = None) -> Gates:
     Raises:
         ValueError: the lengths differ, or a value is not finite.
     """
-    x = _finite(values)
+    x = finite(values)
     if len(x) == 0:
         return Gates(None, None, ())
-    centred = [part - np.median(part) for part in _split(x, groups)]
-    scores = _rank_scores(centred)
+    centred = [part - median(part) for part in by_group(x, groups)]
+    scores = rank_scores(centred)
     r = _autocorrelation(scores)
     z = _later_half_z(scores)
     shift = None
     if z is not None:
         later = np.concatenate([c[len(c) - len(c) // 2 :] for c in centred])
         earlier = np.concatenate([c[: len(c) // 2] for c in centred])
-        shift = float(np.median(later) - np.median(earlier))
+        shift = median(later) - median(earlier)
     flags = []
     chance = NormalDist().inv_cdf(1 - AUTOCORRELATION_FALSE_ALARM) / math.sqrt(len(x))
     if r is not None and r > max(AUTOCORRELATION_LIMIT, chance):
@@ -214,68 +212,6 @@ def gates(values: ArrayLike, groups: ArrayLike | None = None) -> Gates:
     if z is not None and abs(z) > NormalDist().inv_cdf(1 - SHIFT_FALSE_ALARM / 2):
         flags.append(SHIFTED)
     return Gates(r, shift, tuple(flags))
-
-
-@dataclass(frozen=True)
-class RunGate:
-    """Dependence between the blocks of a whole run.
-
-    Attributes:
-        lag1_autocorrelation: pooled over all series and corrected for the length of their stretches;
-            None without 4 neighbouring blocks anywhere.
-        z: the same over its standard deviation under permutation.
-        flags: "autocorrelated-run" or nothing.
-    """
-
-    lag1_autocorrelation: float | None
-    z: float | None
-    flags: tuple[str, ...]
-
-
-def run_gate(cells: Iterable[tuple[Sequence[ArrayLike], ArrayLike]]) -> RunGate:
-    """Look for dependence that all rows of a run share, and that is too weak to show in one of them.
-
-    What makes neighbouring blocks alike is mostly the machine, so it does it to every row; and where one
-    row of 24 blocks sees AR(0.3) in a quarter of runs, a hundred rows leave no doubt. Ranks as in
-    `gates`; the products of neighbours are summed over all series of a run.
-
-    Series of one cell share their blocks and may be correlated with each other (sums, common arms, slow
-    blocks). So blocks are permuted whole: with G the blocks' Gram matrix over the series, the sum over
-    neighbours is Mantel's statistic, whose mean and variance under permutation are known exactly ("The
-    detection of disease clustering and a generalized regression approach", Cancer Research 27 (1967)
-    209-220).
-
-    A centred stretch of m blocks shows an autocorrelation of rho only as rho (1 - 3/m) (Kendall, "Note
-    on bias in the estimation of autocorrelation", Biometrika 41 (1954) 403-404), a constant apart that
-    permutation takes away. With that undone, the limit is the 0.15 of `gates`, and chance must not
-    explain it in one run of a hundred.
-
-    Args:
-        cells: (series, groups): series of equal length over the same blocks, in the order in which these
-            were taken, and the process of each block. Series of different cells have different blocks.
-
-    Raises:
-        ValueError: the lengths differ, or a value is not finite.
-    """
-    total, shrunk, variance = 0.0, 0.0, 0.0
-    for series, groups in cells:
-        scores = [_scores(values, groups) for values in series]
-        for parts in zip(*scores, strict=True):
-            m = len(parts[0])
-            if m < 4:
-                continue
-            z = np.array(parts)
-            gram = z.T @ z
-            mean, var = _neighbours_under_permutation(gram)
-            total += float(np.trace(gram, 1)) - mean
-            variance += var
-            shrunk += float(np.trace(gram)) * (1 - 3 / m)
-    if variance <= 0:
-        return RunGate(None, None, ())
-    r, chance = total / shrunk, NormalDist().inv_cdf(1 - RUN_FALSE_ALARM)
-    deviation = total / math.sqrt(variance)
-    flagged = r > AUTOCORRELATION_LIMIT and deviation > chance
-    return RunGate(r, deviation, (AUTOCORRELATED_RUN,) if flagged else ())
 
 
 @dataclass(frozen=True)
@@ -307,8 +243,8 @@ def between_groups(values: ArrayLike, groups: ArrayLike) -> GroupSpread:
     Raises:
         ValueError: the lengths differ, or a value is not finite.
     """
-    x = _finite(values)
-    medians = tuple(float(np.median(part)) for part in _split(x, groups)) if len(x) else ()
+    x = finite(values)
+    medians = tuple(median(part) for part in by_group(x, groups)) if len(x) else ()
     if len(medians) < 2:
         return GroupSpread(None, medians, "blocks of one process show no spread between processes")
     return GroupSpread((max(medians) - min(medians)) / 2, medians)
@@ -343,7 +279,7 @@ def fresh_blocks_needed(
     Raises:
         ValueError: the pilot is shorter than 10, or the target is not positive.
     """
-    x = _finite(pilot)
+    x = finite(pilot)
     if len(x) < PILOT_MINIMUM:
         raise ValueError(f"a pilot needs {PILOT_MINIMUM} blocks, but has {len(x)}.")
     if not target_half_width > 0:
@@ -355,7 +291,18 @@ def fresh_blocks_needed(
     return max(minimum, math.ceil(min(wanted, maximum)))
 
 
-def _finite(values: ArrayLike) -> Floats:
+def median(values: Floats) -> float:
+    """The median of [n] values, n >= 1; NumPy's takes ten times as long for so few."""
+    x = np.sort(values)
+    return float(x[(len(x) - 1) // 2] + x[len(x) // 2]) / 2
+
+
+def finite(values: ArrayLike) -> Floats:
+    """The values as an array.
+
+    Raises:
+        ValueError: they are not one-dimensional, or not finite.
+    """
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1:
         raise ValueError(f"values must have one dimension, but have shape {x.shape}.")
@@ -365,13 +312,13 @@ def _finite(values: ArrayLike) -> Floats:
 
 
 def _aligned(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
-    x, y = _finite(a), _finite(b)
+    x, y = finite(a), finite(b)
     if len(x) != len(y):
         raise ValueError(f"pairs need as many blocks on both sides, but got {len(x)} and {len(y)}.")
     return x, y
 
 
-def _split(x: Floats, groups: ArrayLike | None) -> list[Floats]:
+def by_group(x: Floats, groups: ArrayLike | None) -> list[Floats]:
     """Values per group, groups in order of their name, values in their order."""
     if groups is None:
         return [x]
@@ -381,42 +328,13 @@ def _split(x: Floats, groups: ArrayLike | None) -> list[Floats]:
     return [x[names == name] for name in np.unique(names)]
 
 
-def _rank_scores(centred: list[Floats]) -> list[Floats]:
+def rank_scores(centred: list[Floats]) -> list[Floats]:
     """Ranks over all groups together, less the mean of each group's."""
     ends = np.cumsum([len(part) for part in centred])[:-1]
-    return [part - part.mean() for part in np.split(_ranks(np.concatenate(centred)), ends)]
+    return [part - part.mean() for part in np.split(ranks(np.concatenate(centred)), ends)]
 
 
-def _scores(values: ArrayLike, groups: ArrayLike) -> list[Floats]:
-    """The same of one series, with a sum of squares of 1, so that all series count alike."""
-    centred = [part - np.median(part) for part in _split(_finite(values), groups)]
-    scores = _rank_scores(centred)
-    norm = math.sqrt(sum(float(part @ part) for part in scores))
-    return [part / norm for part in scores] if norm > 0 else scores
-
-
-def _neighbours_under_permutation(gram: Floats) -> tuple[float, float]:
-    """Mean and variance of the sum of gram[i, i + 1] when rows and columns are permuted together.
-
-    Pairs of neighbours are the same pair, share a block, or are apart; each case has its mean product.
-    """
-    m = len(gram)
-    apart = gram - np.diag(np.diag(gram))
-    squares, rows, whole = float((apart**2).sum()), apart.sum(axis=1), float(apart.sum())
-    row_squares = float(rows @ rows)
-    same = squares / (m * (m - 1))
-    sharing = (row_squares - squares) / (m * (m - 1) * (m - 2))
-    disjoint = (whole**2 - 2 * squares - 4 * (row_squares - squares)) / (
-        m * (m - 1) * (m - 2) * (m - 3)
-    )
-    mean = whole / m
-    pairs = m - 1
-    expected = pairs * same + 2 * (pairs - 1) * sharing
-    expected += (pairs**2 - pairs - 2 * (pairs - 1)) * disjoint
-    return mean, expected - mean**2
-
-
-def _ranks(x: Floats) -> Floats:
+def ranks(x: Floats) -> Floats:
     """Ranks from 1; ties share the mean of theirs."""
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)

@@ -1,7 +1,7 @@
 """When not to trust a profile: what is wrong with it, why that matters, and what to do about it.
 
 A profile can be true to its samples and still mislead. This module asks of a profile, and of its
-samples, what a sceptical reader would, and answers in sentences with numbers, one per kind of
+samples and power trace, what a sceptical reader would, and answers in sentences with numbers, one per kind of
 problem, however many rows have it.
 
     serious   a number may be off by more than its interval says, or nobody can tell whether it is
@@ -13,18 +13,20 @@ problem, however many rows have it.
     incomplete   the run was cut short: its number of blocks
                  is not the one that the pilot fixed
     failed       an arm that a φ or best16 needs               caution: another arm
+    stale        a bypass that may be another stage
     unverified   a timed kernel was never verified
     samples      of a measured profile: missing, not the       caution: the same of another kind
                  ones it was written with, or unreadable
-    recomputed   the samples give other numbers, other arms
-                 or none at all
+    recomputed   the samples give other numbers, other
+                 flags, other arms or none at all
     unconverged  under 90 % of the φ met the target width      caution: under 100 %
     few blocks   over 10 % of the rows have fewer than the     caution: some have, or the protocol
                  protocol asks for                             asks for fewer than the method
     dependent    over 20 % of the φ flagged, beyond chance,    caution: beyond chance; note: within
-                 or dependence over the whole run
+                 or dependence or shifts over the whole run
     spread       over 10 % of the φ moved between processes    caution: more than the interval, and
-                 by more than twice their interval             more often than by chance
+                 by more than twice their interval, or the     more often than by chance
+                 whole run did
     throttled,   over 10 % of the rows had it in over 10 %     caution: any such row, or over 1 % of
     busy, stolen, of their samples                             all samples
     faulting, flagged
@@ -49,6 +51,28 @@ problem, however many rows have it.
                                                                interrupted run went on; note: nothing
     gaps                                                       caution: planned and not there;
                                                                note: usual batches not measured
+    joules                                                     note: a measured profile has none
+    trace        of joules in a measured profile: missing,     caution: the same of another kind
+                 not the one they were written with, or
+                 unreadable
+    replayed     the power trace gives other joules, watts,
+                 curves, φ or ratios, or other windows; or
+                 joules are there without any windows
+    impossible   joules, watts or seconds not above 0, or
+                 more net joules than gross
+    scattered    windows of an arm range over more than 10 %   caution: over more than 5 %
+    refused                                                    caution: over 10 % of the windows, or
+                                                               an arm has no joules; note: fewer
+    throttled windows                                          caution: any arm
+    sampling                                                   caution: over 1 % of the readings failed
+                                                               or came late
+    sensor                                                     caution: periods over 20 % off the
+                                                               published; note: not characterised
+    gain                                                       caution: nothing published of the board
+    drift                                                      caution: idle power differs by over 10 %
+                                                               in over 10 % of the windows
+    window clocks                                              caution: over 5 % off the timing's
+    curve                                                      note: a fit does not describe its points
 
 Ten per cent of contaminated samples move a median by a third of its interval at 24 blocks, at most:
 that is where the limits on samples come from. "Beyond chance" is a binomial test at 1 %, with the
@@ -56,7 +80,7 @@ share that a healthy run shows: 6 % flagged and 20 % beyond their interval betwe
 (simulated; 0.4 % are beyond twice the interval), 2.5 % below zero.
 
     from bench.analysis.trust import examine
-    findings = examine(profile, samples, Checkout(commit, kernels_sha256))
+    findings = examine(profile, samples, Checkout(commit, kernels_sha256), again)
 """
 
 from __future__ import annotations
@@ -67,6 +91,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.analysis.arms import SIXTEEN_BIT
+from bench.analysis.doubts import indistinct, wrong_everywhere
 from bench.analysis.findings import (
     SEVERITIES,
     Finding,
@@ -78,12 +103,15 @@ from bench.analysis.findings import (
     size,
 )
 from bench.analysis.stats import PILOT_MINIMUM
+from bench.analysis.trust_energy import examine_energy
 from bench.analysis.trust_phi import examine_phis
 from bench.analysis.trust_samples import ROW_SHARE, recomputed, windows, without_samples
 from profiles.schema import LAYER, ArmRow, Profile
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from bench.analysis.joules import Joules
 
 CACHE_MULTIPLE = 2  # METHOD: bytes touched between two uses of a copy, in last-level caches
 METHOD_FRESH, METHOD_PROCESSES = 20, 3
@@ -107,23 +135,28 @@ class Checkout:
     kernels_sha256: str
 
 
-def examine(profile: Profile, samples: pa.Table | str, checkout: Checkout) -> tuple[Finding, ...]:
+def examine(
+    profile: Profile, samples: pa.Table | str, checkout: Checkout, again: Joules | str
+) -> tuple[Finding, ...]:
     """Everything there is to hold against a profile, the most serious first.
 
     Args:
         profile: the profile.
         samples: its samples as `profiles.reader.load_samples` gives them, or why there are none.
         checkout: where the question is asked.
+        again: its joules, computed again from its power trace, or why that cannot be.
     """
     findings = [
         *_evidence(profile),
         *_arms(profile),
+        *_stale(profile),
         *examine_phis(profile),
         *_blocks(profile),
         *_cold(profile),
         *_origin(profile, checkout),
         *_resumed(profile),
         *_reach(profile),
+        *examine_energy(profile, again, samples),
     ]
     if isinstance(samples, str):
         findings.append(without_samples(profile, samples))
@@ -226,6 +259,34 @@ def _arms(profile: Profile) -> Iterator[Finding]:
             len(lonely),
             len(layers),
         )
+
+
+def _stale(profile: Profile) -> Iterator[Finding]:
+    """Stages that may be one and the same kernel."""
+    formats = profile.workload.formats
+    for stale, found, why in (
+        (
+            [name for name in formats if indistinct(profile, name)],
+            "fused and bypass take the same time at every batch",
+            "Either dequantization is wholly hidden, or both run the same machine code and φ exposed is "
+            "the difference of a kernel with itself; no clock can tell.",
+        ),
+        (
+            [name for name in formats if wrong_everywhere(profile, name)],
+            "bypass gave wrong results on every operator and batch",
+            "So it does when it runs the machine code of another stage.",
+        ),
+    ):
+        if stale:
+            yield Finding(
+                "stale",
+                "serious",
+                f"Of {listed(stale)}, {found}.",
+                why,
+                "Compare the machine code of the two; clear the compiler's cache, and run again.",
+                len(stale),
+                len(formats),
+            )
 
 
 def _blocks(profile: Profile) -> Iterator[Finding]:
@@ -373,9 +434,9 @@ def _resumed(profile: Profile) -> Iterator[Finding]:
         yield Finding(
             "resumed",
             "caution" if different else "note",
-            f"The run was interrupted and went on {len(profile.resumed)} times; "
+            f"The run was interrupted and went on {number(len(profile.resumed), 'time')}; "
             + (
-                f"meanwhile {shortened(' '.join(different))}"
+                f"meanwhile {shortened(' '.join(different))}."
                 if different
                 else "nothing had changed."
             ),

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from bench.analysis.findings import Finding, at_batches, percent, share_of
-from bench.analysis.stats import AUTOCORRELATED, AUTOCORRELATED_RUN, SHIFTED
+from bench.analysis.run_gate import AUTOCORRELATED_RUN, PROCESSES_DIFFER, SHIFTED_RUN
+from bench.analysis.stats import AUTOCORRELATED, SHIFTED
 from profiles.schema import Comparison, Profile, Quality, Quantity
 
 CONVERGED_SHARE = 0.9  # a run is stable when this share of its phis met the target width
@@ -88,19 +89,42 @@ def examine_phis(profile: Profile) -> Iterator[Finding]:
             len(flagged),
             known,
         )
-    whole = [c.batch for c, q, _ in phis(profile) if AUTOCORRELATED_RUN in q.flags]
-    if whole:
-        yield Finding(
-            "dependent",
-            "serious",
-            f"Over the whole run neighbouring blocks depend on each other: {len(whole)} φ are concerned.",
-            "Their intervals are too narrow, even where no row shows it alone.",
-            "Distrust the intervals; look for what changed during the run (heat, a neighbour).",
-            len(whole),
-            known,
-        )
+    yield from _whole_run(profile)
     yield from _spread(profile)
     yield from _implausible(profile)
+
+
+def _whole_run(profile: Profile) -> Iterator[Finding]:
+    """What all rows together say, and every one of them carries."""
+    every = phis(profile)
+    for word, found, do in (
+        (
+            AUTOCORRELATED_RUN,
+            "Over the whole run neighbouring blocks depend on each other",
+            "Distrust the intervals; look for what changed during the run (heat, a neighbour).",
+        ),
+        (
+            SHIFTED_RUN,
+            "Over the whole run the later half of a process lies elsewhere than the earlier one",
+            "Distrust the intervals; look for what changed during the run (heat, a neighbour).",
+        ),
+        (
+            PROCESSES_DIFFER,
+            "Over the whole run processes lie much further apart than their blocks explain",
+            "Add the spread between processes to every interval, and look for what changed between them.",
+        ),
+    ):
+        having = sum(word in q.flags for _, q, _ in every)
+        if having:
+            yield Finding(
+                "spread" if word == PROCESSES_DIFFER else "dependent",
+                "serious",
+                f"{found}: {having} φ are concerned.",
+                "Their intervals are too narrow, even where no row shows it alone.",
+                do,
+                having,
+                sum(q.converged is not None for _, q, _ in every),
+            )
 
 
 def _spread(profile: Profile) -> Iterator[Finding]:

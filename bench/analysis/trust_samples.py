@@ -10,7 +10,7 @@ them: with 10 % contaminated, a median moves by up to a third of its interval at
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,8 @@ from bench.analysis.findings import (
     share_of,
     shortened,
 )
-from profiles.schema import ArmRow, Comparison, Profile, Quantity, quantities
+from bench.analysis.pairs import is_throttled
+from profiles.schema import ArmRow, Comparison, Profile, Quality, Quantity, quantities
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,7 +88,22 @@ def recomputed(profile: Profile, samples: pa.Table) -> Iterator[Finding]:
         for key in theirs.keys() & ours.keys()
         for a, b in zip(theirs[key], ours[key], strict=False)
     ]
-    differing = sum(not _same(a, b) for a, b in pairs)
+    differing = sum(not same(a, b) for a, b in pairs)
+    judged, judged_here = _judgements(profile.comparisons), _judgements(comparisons)
+    both = judged.keys() & judged_here.keys()
+    misjudged = [key for key in both if not _same_judgement(judged[key], judged_here[key])]
+    if misjudged:
+        yield Finding(
+            "recomputed",
+            "serious",
+            f"Computed again from the samples, {share_of(len(misjudged), len(both), 'φ')} are judged "
+            f"otherwise: their flags, their spread or whether they converged"
+            f"{at_batches(judged[key].batch for key in misjudged)}.",
+            why,
+            advice,
+            len(misjudged),
+            len(both),
+        )
     if lone or differing:
         extra = number(lone, "row or comparison is", "rows or comparisons are")
         yield Finding(
@@ -132,7 +148,7 @@ def _disturbed(fresh: pa.Table, rows: NDArray[np.int64]) -> Iterator[Finding]:
         faulting = np.nan_to_num(faults) * PAGE_FAULT_S > FAULT_SHARE * calls * time_s
     others = sorted({w for flags in each for w in flags if not _known(w)})
     causes = (
-        ("throttled", having(lambda w: w.startswith("throttl")),
+        ("throttled", having(is_throttled),
          "taken while the device throttled",
          "Heat or a power limit slowed some arms and not others.",
          "Cool the device or lower its clocks, and run again."),
@@ -243,22 +259,57 @@ def _clocks(profile: Profile, fresh: pa.Table) -> Iterator[Finding]:
         )
 
 
+_WITHOUT_JOULES = dict.fromkeys(
+    ("phi_exposed_j", "phi_unfused_j", "energy_ratio_fused", "energy_ratio_unfused")
+)
+
+
 def _numbers(
     rows: Iterable[ArmRow], comparisons: Iterable[Comparison]
 ) -> dict[tuple[object, ...], list[Quantity]]:
-    """By key: the time of a row, and all that a comparison holds."""
+    """By key: the time of a row, and all that a comparison holds but joules, which no sample has."""
     return {r.key: [r.time_s] for r in rows} | {
-        ("comparison", *c.key): list(quantities(c)) for c in comparisons
+        ("comparison", *c.key): list(quantities(c.model_copy(update=_WITHOUT_JOULES)))
+        for c in comparisons
     }
 
 
-def _same(a: Quantity, b: Quantity) -> bool:
+class _Judged(NamedTuple):
+    """How far a φ is said to be trusted, and at which batch."""
+
+    batch: int
+    quality: Quality
+
+
+def _judgements(comparisons: Iterable[Comparison]) -> dict[tuple[object, ...], _Judged]:
+    return {
+        (*c.key, name): _Judged(c.batch, getattr(c, name))
+        for c in comparisons
+        for name in ("quality_exposed", "quality_unfused")
+    }
+
+
+def _same_judgement(a: _Judged, b: _Judged) -> bool:
+    p, q = a.quality, b.quality
+    return (
+        (p.converged, set(p.flags)) == (q.converged, set(q.flags))
+        and close(p.half_width_over_best16, q.half_width_over_best16)
+        and close(p.between_process_spread_s, q.between_process_spread_s)
+    )
+
+
+def same(a: Quantity, b: Quantity) -> bool:
+    """Whether two quantities are the same but for rounding."""
     ends = zip((a.value, a.low, a.high), (b.value, b.low, b.high), strict=True)
     scale = max(abs(x) for x in (a.value, a.low, a.high, b.value, 0.0) if x is not None)
-    return all(
-        x is y if x is None or y is None else abs(x - y) <= TOLERANCE * max(abs(x), abs(y), scale)
-        for x, y in ends
-    )
+    return all(close(x, y, scale) for x, y in ends)
+
+
+def close(x: float | None, y: float | None, scale: float = 0.0) -> bool:
+    """Whether two numbers are the same but for rounding, or neither is there."""
+    if x is None or y is None:
+        return x is y
+    return abs(x - y) <= TOLERANCE * max(abs(x), abs(y), scale)
 
 
 def _row_numbers(fresh: pa.Table) -> NDArray[np.int64]:
@@ -272,4 +323,4 @@ def _row_numbers(fresh: pa.Table) -> NDArray[np.int64]:
 
 
 def _known(word: str) -> bool:
-    return word in ("busy", "stolen") or word.startswith("throttl")
+    return word in ("busy", "stolen") or is_throttled(word)

@@ -1,8 +1,8 @@
 """One plain sentence per format: from which batch to which the quantized kernels beat best16.
 
-A verdict reads the speed-ups of a profile's comparisons over batches. A batch is won when the whole
-interval of best16 / arm lies above 1, lost when it lies below, and undecided when it holds 1 or
-when there is no interval. The sign of the crossing is one of METHOD's words:
+A verdict reads the speed-ups, or the ratios of joules, of a profile's comparisons over batches. A batch is
+won when the whole interval of best16 / arm lies above 1, lost when it lies below, and undecided when it
+holds 1 or when there is no interval. The sign of the crossing is one of METHOD's words:
 
     always, never        won or lost at every decided batch
     wins_below           won at small batches, lost at larger ones
@@ -26,6 +26,7 @@ from profiles.schema import LAYER, Comparison, Implementation, Quantity
 Sign = Literal["always", "never", "wins_below", "wins_above", "several crossings", "undecided"]
 Outcome = Literal["wins", "loses", "undecided"]
 Path = Literal["fused", "unfused"]
+By = Literal["time", "energy"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,12 @@ class Verdict:
     sentence: str
 
 
-def verdicts(comparisons: Iterable[Comparison], operator: str = LAYER) -> tuple[Verdict, ...]:
+def verdicts(
+    comparisons: Iterable[Comparison], operator: str = LAYER, by: By = "time"
+) -> tuple[Verdict, ...]:
     """A verdict per format and path, for one operator over its batches, in order of appearance.
+
+    By energy only the batches count whose joules were measured.
 
     Raises:
         ValueError: two comparisons have the same format and batch (launch modes, cache states): say
@@ -56,7 +61,7 @@ def verdicts(comparisons: Iterable[Comparison], operator: str = LAYER) -> tuple[
     """
     by_format: dict[str, dict[int, Comparison]] = {}
     for comparison in comparisons:
-        if comparison.operator == operator:
+        if comparison.operator == operator and (by == "time" or _has_joules(comparison)):
             batches = by_format.setdefault(comparison.format, {})
             if comparison.batch in batches:
                 raise ValueError(
@@ -68,9 +73,9 @@ def verdicts(comparisons: Iterable[Comparison], operator: str = LAYER) -> tuple[
     for weight_format, batches in by_format.items():
         ordered = [batches[batch] for batch in sorted(batches)]
         if any(c.fused is not None for c in ordered):
-            result.append(_verdict(weight_format, "fused", ordered))
+            result.append(_verdict(weight_format, "fused", ordered, by))
         if any(c.unfused is not None for c in ordered):
-            result.append(_verdict(weight_format, "unfused", ordered))
+            result.append(_verdict(weight_format, "unfused", ordered, by))
     return tuple(result)
 
 
@@ -98,11 +103,21 @@ def sign(outcomes: Sequence[Outcome]) -> Sign:
     return "several crossings"
 
 
-def _verdict(weight_format: str, path: Path, comparisons: Sequence[Comparison]) -> Verdict:
-    speedups = [c.speedup_fused if path == "fused" else c.speedup_unfused for c in comparisons]
-    outcomes = tuple((c.batch, outcome(s)) for c, s in zip(comparisons, speedups, strict=True))
+def _has_joules(c: Comparison) -> bool:
+    return c.energy_ratio_fused.value is not None or c.energy_ratio_unfused.value is not None
+
+
+def _ratio(c: Comparison, path: Path, by: By) -> Quantity:
+    if by == "time":
+        return c.speedup_fused if path == "fused" else c.speedup_unfused
+    return c.energy_ratio_fused if path == "fused" else c.energy_ratio_unfused
+
+
+def _verdict(weight_format: str, path: Path, comparisons: Sequence[Comparison], by: By) -> Verdict:
+    outcomes = tuple((c.batch, outcome(_ratio(c, path, by))) for c in comparisons)
     found = sign([o for _, o in outcomes])
-    sentence = f"{weight_format} {path} {_words(found, outcomes, _baseline(comparisons))}."
+    words = _words(found, outcomes, _baseline(comparisons))
+    sentence = f"{'In joules ' if by == 'energy' else ''}{weight_format} {path} {words}."
     return Verdict(weight_format, path, found, outcomes, sentence)
 
 

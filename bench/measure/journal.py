@@ -91,6 +91,17 @@ def read_journal(path: Path) -> Ledger:
     return Ledger.of(parse(path.read_bytes(), str(path)).records)
 
 
+def never_began(path: Path) -> bool:
+    """Whether a file is a journal that was cut within its first record: nothing, zeros, or a torn header."""
+    try:
+        content = path.read_bytes()
+        if content.strip(b"\0") and not content.startswith(_BEFORE):
+            return False
+        return not parse(content, str(path)).records
+    except (OSError, JournalError):
+        return False
+
+
 class Journal:
     """The journal of one run, open for appending; no other process can open it meanwhile.
 
@@ -104,10 +115,11 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        """A new journal.
+        """A new journal, also in place of one that `never_began`.
 
         Raises:
             FileExistsError: there is one already.
+            JournalError: there is one already, and a run is writing it.
         """
         self.path = path
         self.ledger = Ledger()
@@ -116,9 +128,22 @@ class Journal:
         self._checksum = 0
         self._new = True
         _make_folder(path.parent)
-        self._file = os.open(path, _OPEN | os.O_CREAT | os.O_EXCL, 0o644)
-        self._lock()
-        sync_folder(path.parent)
+        try:
+            self._file = os.open(path, _OPEN | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            if not never_began(path):
+                raise
+            self._file = os.open(path, _OPEN)
+        try:
+            self._lock()
+            if os.fstat(self._file).st_size:
+                if not never_began(path):  # a run has begun it since, and ended
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+                os.ftruncate(self._file, 0)
+            sync_folder(path.parent)
+        except BaseException:
+            os.close(self._file)
+            raise
 
     @classmethod
     def reopen(cls, path: Path) -> Journal:
@@ -140,8 +165,7 @@ class Journal:
             found = parse(path.read_bytes(), str(path))
             if not found.records:
                 raise JournalError(
-                    f"{path} holds no whole header, so nothing was measured; "
-                    f"remove it and start the run again."
+                    f"{path} holds no whole header, so nothing was measured; start the run again."
                 )
             journal.ledger = Ledger.of(found.records)
             journal.torn, journal._length = found.torn, found.length

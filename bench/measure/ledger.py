@@ -9,31 +9,54 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from bench.analysis import decompose
 from bench.analysis.arms import ArmKey
 from bench.analysis.arms import Problem as ProblemKey
+from bench.analysis.characterise import Characterisation, characterise
+from bench.analysis.joules import Key
+from bench.analysis.traces import switched_s
 from bench.measure.records import (
     AnyRecord,
     BlockRecord,
     DeathRecord,
+    FailedWindowsRecord,
     FinishedRecord,
     HeaderRecord,
+    NoEnergyRecord,
     OpenedRecord,
     Phase,
     Plan,
     PlannedRecord,
     ResumedRecord,
+    SensorRecord,
+    SquareRecord,
     VerifiedRecord,
+    WindowRecord,
 )
 from bench.measure.session import ArmName, ArmState, Bar, Timed
 from bench.measure.worker import Opened
-from profiles.schema import Traffic, Workload
+from profiles.schema import Implementation, Kind, Traffic, Workload, samples_schema
+from profiles.sensors import Traits, completed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CRASHES_OF_ONE_KERNEL = 2  # after these it is not tried on further problems
 
+WHY_NULL = {
+    "minor_faults": "a sample on this device is not timed by the host",
+    "involuntary_switches": "a sample on this device is not timed by the host",
+    "steal_s": "a sample on this device is not timed by the host, or /proc/stat is not there",
+    "probe_us": "this device has no parallel region to probe",
+    "sm_clock_mhz": "clocks are read in the energy windows, not around a sample of milliseconds",
+    "temperature_c": "temperature is read in the energy windows, not around a sample of milliseconds",
+}
+
 Cell = tuple[str, int]  # a format and a batch
+WindowKey = tuple[str, int, Implementation, int]  # format, batch, arm of the layer, trial
 BlockKey = tuple[int, str, int, Phase, int]  # process, format, batch, phase, block
 
 
@@ -54,7 +77,12 @@ class Ledger:
         planned: fresh blocks per format and batch.
         blocks: those that have been run.
         rows: every sample, as columns by name (profiles.schema.SAMPLE_COLUMNS).
-        elapsed_s: seconds of all samples.
+        elapsed_s: seconds of all samples and energy windows.
+        sensor: what measures energy; None before a device has been opened.
+        square: bursts that show how the sensor behaves; None before they were run.
+        windows: energy windows.
+        failed_windows: arms of layers that have no further ones, and why.
+        no_energy: formats whose energy cannot be measured, and why.
         resumed: once for each time the run went on after an interruption.
         finished: whether every planned block has been run.
     """
@@ -72,6 +100,11 @@ class Ledger:
     blocks: set[BlockKey] = field(default_factory=set)
     rows: list[dict[str, Any]] = field(default_factory=list)
     elapsed_s: float = 0.0
+    sensor: SensorRecord | None = None
+    square: SquareRecord | None = None
+    windows: dict[WindowKey, WindowRecord] = field(default_factory=dict)
+    failed_windows: dict[Key, str] = field(default_factory=dict)
+    no_energy: dict[str, str] = field(default_factory=dict)
     resumed: list[ResumedRecord] = field(default_factory=list)
     finished: bool = False
 
@@ -106,6 +139,33 @@ class Ledger:
             rotation_bytes=self.rotation_bytes,
             seeds={"order": plan.seed, **self.opened.seeds},
         )
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of evidence; a device has been opened."""
+        assert self.opened is not None
+        return "simulated" if self.opened.device.kind == "simulated" else "measured"
+
+    @property
+    def traits(self) -> Traits | None:
+        """How the energy sensor behaves: as found here, where nothing was found as published."""
+        if self.sensor is None:
+            return None
+        found = self.found_traits
+        return self.sensor.published if found is None else completed(found, self.sensor.published)
+
+    @property
+    def found_traits(self) -> Traits | None:
+        """How the energy sensor behaves, as far as it was found here."""
+        if self.square is None or self.sensor is None or self.sensor.info is None:
+            return None
+        return self.characterised.traits(self.sensor.info.model)
+
+    @cached_property
+    def characterised(self) -> Characterisation:
+        """What the bursts of load show of the sensor; they have been run."""
+        assert self.square is not None
+        return characterise(self.square.readings.trace(), switched_s(self.square.loads), self.kind)
 
     @property
     def bars(self) -> tuple[Bar, ...]:
@@ -150,6 +210,19 @@ class Ledger:
                 self.planned[record.format, record.batch] = record
             case BlockRecord():
                 self._add_block(record)
+            case SensorRecord():
+                self.sensor = record
+            case SquareRecord():
+                self.square = record
+                self.elapsed_s += record.loads[-1].ended_s - record.loads[0].began_s
+            case WindowRecord():
+                key = (record.format, record.batch, record.kernel, record.trial)
+                self.windows[key] = record
+                self.elapsed_s += record.load.ended_s - record.load.began_s
+            case FailedWindowsRecord():
+                self.failed_windows[record.format, record.batch, record.kernel] = record.reason
+            case NoEnergyRecord():
+                self.no_energy[record.format] = record.reason
             case DeathRecord():
                 if record.suspect is not None:
                     self.crashed[record.suspect] = record.reason
@@ -227,3 +300,11 @@ class Ledger:
             "temperature_c": None,
             "flags": " ".join(sample.flags),
         }
+
+
+def samples_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Samples as the table that a profile keeps, with a reason for every column without a value."""
+    import pyarrow as pa
+
+    missing = {name: why for name, why in WHY_NULL.items() if all(r[name] is None for r in rows)}
+    return pa.Table.from_pylist(rows, schema=samples_schema(missing))

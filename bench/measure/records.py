@@ -5,6 +5,11 @@
     verified  what a worker found out about the arms of a format
     planned   from the pilot: the fresh blocks of a format and batch
     block     one block with its samples
+    sensor    what measures the energy of the run, or why nothing does
+    square    bursts of load that show how the sensor behaves
+    window    one energy window with the trace of its sensor
+    failed_windows  why an arm has no further ones
+    no_energy a format whose energy cannot be measured, and why
     death     a worker was lost, and the arm it was running
     resumed   the run went on after an interruption, and what was different then
     finished  every planned block has been run
@@ -14,19 +19,26 @@ All are plain data: they go to JSON and come back equal.
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from bench.analysis.energy import Rules
+from bench.analysis.traces import CHANNELS, Load, Trace, Window
 from bench.measure.devices import Float16, Mode
+from bench.measure.power import Sampling, SensorInfo
 from bench.measure.session import ArmName, ArmState, Timed
 from bench.measure.worker import Opened
 from kernels.formats import WeightFormat, find_format
-from profiles.schema import Git, Operator, Protocol, Record, Software
+from profiles.schema import Git, Implementation, Operator, Protocol, Record, Software
+from profiles.sensors import Traits
 
 Phase = Literal["pilot", "fresh"]
+EnergyArms = Literal["default", "full"]
 
 
 def _find_format(value: object) -> WeightFormat:
@@ -39,8 +51,23 @@ FormatByName = Annotated[
 
 
 @dataclass(frozen=True)
+class EnergyPlan:
+    """Which energy windows to measure.
+
+    Attributes:
+        arms: best16, bypass, fused and unfused, or every arm of the layer.
+        batches: of these problems.
+        rules: length of a window, trials, idle time, and when to refuse.
+    """
+
+    arms: EnergyArms
+    batches: tuple[int, ...]
+    rules: Rules
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What to measure. None for activation and mode: the device's default."""
+    """What to measure. None for activation and mode: the device's default; for energy: none."""
 
     gpu: str
     model: str
@@ -52,6 +79,7 @@ class Plan:
     mode: Mode | None
     protocol: Protocol
     seed: int = 0
+    energy: EnergyPlan | None = None
 
 
 class Sources(Record):
@@ -112,6 +140,107 @@ class BlockRecord(Record):
     timed: tuple[Timed, ...]
 
 
+class SensorRecord(Record):
+    """What measures the energy of the run.
+
+    Attributes:
+        info: of the sensor; None: there is none.
+        published: what is published of it.
+        reason: why there is none, or none was asked for.
+    """
+
+    record: Literal["sensor"] = "sensor"
+    info: SensorInfo | None
+    published: Traits | None = None
+    reason: str = ""
+
+
+class Readings(Record):
+    """A trace as columns without NaN; null is what a reading does not have.
+
+    Columns that are null throughout are left out, and so are empty errors.
+    """
+
+    time_s: tuple[float, ...]
+    read_s: tuple[float, ...]
+    values: dict[str, tuple[float | None, ...]]
+    errors: dict[int, str]
+
+    @classmethod
+    def of(cls, trace: Trace) -> Readings:
+        """A trace, ready to be written."""
+        return cls(
+            time_s=tuple(trace.time_s.tolist()),
+            read_s=tuple(trace.read_s.tolist()),
+            values={
+                channel: tuple(None if math.isnan(v) else v for v in column.tolist())
+                for channel, column in trace.values.items()
+                if not np.isnan(column).all()
+            },
+            errors={i: error for i, error in enumerate(trace.errors) if error},
+        )
+
+    def trace(self) -> Trace:
+        """The trace again."""
+        nothing: tuple[float | None, ...] = (None,) * len(self.time_s)
+        return Trace(
+            np.array(self.time_s),
+            np.array(self.read_s),
+            {c: np.array(self.values.get(c, nothing), float) for c in CHANNELS},
+            tuple(self.errors.get(i, "") for i in range(len(self.time_s))),
+        )
+
+
+class SquareRecord(Record):
+    """Bursts of an arm with rests between them, and what the sensor said: how it behaves is in there."""
+
+    record: Literal["square"] = "square"
+    format: str
+    batch: int
+    kernel: Implementation
+    loads: tuple[Load, ...]
+    readings: Readings
+    sampling: Sampling
+
+
+class WindowRecord(Record):
+    """One energy window: an arm of the layer, and what the sensor said around it."""
+
+    record: Literal["window"] = "window"
+    format: str
+    batch: int
+    kernel: Implementation
+    trial: int
+    load: Load
+    idle_s: float
+    rotation_bytes: int
+    readings: Readings
+    sampling: Sampling
+
+    @property
+    def window(self) -> Window:
+        """As analysis takes it."""
+        return Window(self.load, self.readings.trace(), self.idle_s, self.idle_s)
+
+
+class FailedWindowsRecord(Record):
+    """An arm has no further energy windows. Its times stand: they were taken before."""
+
+    record: Literal["failed_windows"] = "failed_windows"
+    format: str
+    batch: int
+    kernel: Implementation
+    reason: str
+
+
+class NoEnergyRecord(Record):
+    """The energy of a format cannot be measured."""
+
+    record: Literal["no_energy"] = "no_energy"
+    format: str
+    reason: str
+
+
 class DeathRecord(Record):
     """A worker was lost while it ran `suspect`; None when it ran no arm."""
 
@@ -141,6 +270,11 @@ AnyRecord = (
     | VerifiedRecord
     | PlannedRecord
     | BlockRecord
+    | SensorRecord
+    | SquareRecord
+    | WindowRecord
+    | FailedWindowsRecord
+    | NoEnergyRecord
     | DeathRecord
     | ResumedRecord
     | FinishedRecord

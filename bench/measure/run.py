@@ -3,6 +3,7 @@
     process 0   per format:  verify  | per batch:  pilot x 10 | fresh x 1/3
     process 1   per format:  warm up | per batch:               fresh x 1/3
     process 2   per format:  warm up | per batch:               fresh x 1/3
+    energy      per format:  warm up | trials of idle, one arm for seconds on end, idle; see energy.py
 
 A block times every arm of every operator once, in random order. The pilot is never part of an estimate: its
 width only says how many blocks the estimate needs (stopping when an interval looks narrow enough would make
@@ -15,39 +16,53 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
-
-import pyarrow as pa
 
 from bench.analysis import decompose
 from bench.analysis.arms import ArmKey
 from bench.analysis.arms import Problem as ProblemKey
+from bench.analysis.decompose import ARM_ORDER
+from bench.analysis.energy import load_s, trial_delays
 from bench.measure import resume
-from bench.measure.devices import Device, open_device
+from bench.measure.devices import Burst, Device, DeviceError, open_device
+from bench.measure.energy import EnergyLoad, announcement, in_order, loads
 from bench.measure.journal import Journal
-from bench.measure.ledger import Cell, Ledger
+from bench.measure.ledger import Cell, Ledger, samples_table
 from bench.measure.lock import DeviceLock
+from bench.measure.meters import Meter, NoMeter, Recording, find_meter, same_sensor
 from bench.measure.records import (
     BlockRecord,
     DeathRecord,
+    EnergyPlan,
+    FailedWindowsRecord,
     FinishedRecord,
     HeaderRecord,
+    NoEnergyRecord,
     OpenedRecord,
     Phase,
     Plan,
     PlannedRecord,
+    Readings,
     ResumedRecord,
+    SensorRecord,
+    SquareRecord,
     VerifiedRecord,
+    WindowRecord,
 )
+from bench.measure.resume import ResumeError
 from bench.measure.session import ArmName
+from bench.measure.square import bursts
 from bench.measure.worker import Opened, Setup, Worker, WorkerLostError
 from kernels.formats import WeightFormat
-from profiles.schema import Workload, samples_schema
+from profiles.schema import DeviceInfo, Workload
+from profiles.sensors import published_traits
 
 __all__ = ["Plan", "Progress", "Result", "Run", "samples_table"]
 
@@ -55,14 +70,6 @@ CELL_S = 15.0  # the fresh blocks of a format and batch take about this long at 
 MAX_DEATHS = 50  # of workers, each with a kernel to blame
 MAX_UNEXPLAINED_DEATHS = 3
 OVERHEAD_S = 1e-4  # between two samples
-WHY_NULL = {
-    "minor_faults": "a sample on this device is not timed by the host",
-    "involuntary_switches": "a sample on this device is not timed by the host",
-    "steal_s": "a sample on this device is not timed by the host, or /proc/stat is not there",
-    "probe_us": "this device has no parallel region to probe",
-    "sm_clock_mhz": "clocks are read with the energy sensors, which are not measured yet",
-    "temperature_c": "temperature is read with the energy sensors, which are not measured yet",
-}
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,8 @@ class Run:
         report: told before every block what is done.
         opener: how a worker opens its device.
         warn: told in sentences what is different from before the interruption.
+        say: told in sentences what energy will be measured with, and how long that takes.
+        open_meter: finds what measures the energy of a device.
 
     Raises:
         DeviceError: the device is not there, or in use.
@@ -118,8 +127,14 @@ class Run:
         report: Callable[[Progress], None],
         opener: Callable[[str], Device] = open_device,
         warn: Callable[[str], None] = lambda sentence: None,
+        say: Callable[[str], None] = lambda sentence: None,
+        open_meter: Callable[[DeviceInfo], Meter | NoMeter] = find_meter,
     ) -> None:
         self.plan = plan
+        self._say = say
+        self._open_meter = open_meter
+        self._meter: Meter | NoMeter | None = None
+        self._running: list[EnergyLoad] = []  # the load of the window that is being measured
         self._opener = opener
         self.journal = journal
         self._report = report
@@ -144,7 +159,7 @@ class Run:
         """Runs what is left of the plan; returns when every block has been timed."""
         if self._ledger.header is None:
             created = datetime.now(UTC)
-            argv = ("bench.dequant", *sys.argv[1:])
+            argv = _argv()
             sources = resume.sources()
             self.journal.add(
                 HeaderRecord(created=created, argv=argv, plan=self.plan, sources=sources)
@@ -154,6 +169,7 @@ class Run:
             with self._held:
                 for process in range(self.plan.protocol.processes):
                     self._process(process)
+                self._energy()
             self.journal.add(FinishedRecord())
         assert self.result is not None
         return self.result
@@ -195,15 +211,18 @@ class Run:
         try:
             opened = worker.opened
             differences = resume.differences(ledger, opened, self.journal.path)
+            # Not before it is open: which board this is, the worker alone may ask a driver. Opening times
+            # nothing; what it costs another run on the device is a moment of one block.
             self._held.enter_context(DeviceLock(opened.device))
             if ledger.opened is None:
                 self.journal.add(OpenedRecord(opened=opened))
             if self._resumed:
                 now = datetime.now(UTC)
-                argv = ("bench.dequant", *sys.argv[1:])
+                argv = _argv()
                 self.journal.add(ResumedRecord(created=now, argv=argv, differences=differences))
             for sentence in differences:
                 self._warn(sentence)
+            self._find_meter(opened.device)
             self._checked = True
         except BaseException:
             worker.close()
@@ -306,6 +325,170 @@ class Run:
         )
         return worker
 
+    def _find_meter(self, device: DeviceInfo) -> None:
+        """Looks for an energy sensor, and says what will be measured with it.
+
+        Raises:
+            ResumeError: the windows so far were measured with another sensor.
+        """
+        plan, before = self.plan.energy, self._ledger.sensor
+        self._meter = NoMeter("it was not asked for") if plan is None else self._open_meter(device)
+        if isinstance(self._meter, NoMeter):
+            record = SensorRecord(info=None, reason=self._meter.reason)
+        else:
+            self._held.callback(self._meter.close)
+            info = self._meter.info
+            record = SensorRecord(info=info, published=published_traits(info.model))
+        if before is None or not self._ledger.square:
+            self.journal.add(record)
+        elif record.info is None:
+            self._warn(f"the energy sensor of before is gone: {record.reason}.")
+        elif not same_sensor(before.info, record.info):
+            raise ResumeError(
+                f"the joules of {self.journal.path} were measured with another sensor, or under another "
+                f"power limit; resume it there, or start a new run."
+            )
+        if plan is not None:
+            self._say(announcement(plan, record, len(self.plan.formats)))
+
+    def _energy(self) -> None:
+        """The energy windows of every format that are left. Whatever happens here, the times are there."""
+        plan = self.plan.energy
+        if plan is None or isinstance(self._meter, NoMeter):
+            return
+        for weight_format in self.plan.formats:
+            try:
+                self._energy_of(weight_format.name, plan)
+            except (WorkerLostError, DeviceError) as lost:
+                self.journal.add(NoEnergyRecord(format=weight_format.name, reason=str(lost)))
+
+    def _energy_of(self, weight_format: str, plan: EnergyPlan) -> None:
+        """The windows of one format. What fails in one costs that arm the rest of its windows.
+
+        Raises:
+            WorkerLostError: workers kept dying, and no arm could be blamed.
+            DeviceError: the device is gone, or in use.
+        """
+        worker: Worker | None = None
+        unexplained = 0
+        try:
+            while left := self._windows_left(weight_format, plan):
+                worker = worker or self._open()
+                if self._meter is None or isinstance(self._meter, NoMeter):
+                    return
+                self._running = []
+                try:
+                    self._windows(worker, self._meter, plan, left)
+                except WorkerLostError as death:
+                    worker.close()
+                    worker = None
+                    guilty = self._running or [ld for _, ld in left if death.suspect in ld.arms]
+                    unexplained += not guilty
+                    if unexplained > MAX_UNEXPLAINED_DEATHS:
+                        raise
+                    self._give_up_windows(dict.fromkeys(guilty, str(death)))
+        finally:
+            if worker is not None:
+                worker.close()
+
+    def _give_up_windows(self, failed: Mapping[EnergyLoad, str]) -> None:
+        for load, reason in failed.items():
+            self.journal.add(
+                FailedWindowsRecord(
+                    format=load.format, batch=load.batch, kernel=load.kernel, reason=reason
+                )
+            )
+
+    def _windows_left(self, weight_format: str, plan: EnergyPlan) -> list[tuple[int, EnergyLoad]]:
+        """The windows of a format that have not been measured, in order."""
+        ledger = self._ledger
+        if weight_format in ledger.no_energy:
+            return []
+        found = loads(ledger, weight_format, plan.batches, plan.arms)
+        return [
+            (trial, load)
+            for trial, load in in_order(found, self.plan.seed, plan.rules.trials)
+            if (load.format, load.batch, load.kernel) not in ledger.failed_windows
+            and (load.format, load.batch, load.kernel, trial) not in ledger.windows
+        ]
+
+    def _windows(
+        self, worker: Worker, meter: Meter, plan: EnergyPlan, left: list[tuple[int, EnergyLoad]]
+    ) -> None:
+        """Measures windows of one format."""
+        every = list(dict.fromkeys(load for _, load in left))
+        first = min(every, key=lambda load: (load.batch, ARM_ORDER.index(load.kernel.arm)))
+        self._report(Progress(f"energy: preparing {first.format}", None, 0.0))
+        begun = worker.begin(
+            first.format,
+            sorted({load.batch for load in every}),
+            self._ledger.repeats,
+            [load.arms for load in every],
+        )
+        if begun.refused:
+            self._give_up_windows(
+                {ld: begun.refused[ld.arms] for ld in every if ld.arms in begun.refused}
+            )
+            return
+        if self._ledger.square is None:
+            self._report(Progress("energy: characterising the sensor", None, 0.0))
+            wave = self._record(worker, meter, first, bursts(), 0, 0.0)
+            self.journal.add(
+                SquareRecord(
+                    format=first.format,
+                    batch=first.batch,
+                    kernel=first.kernel,
+                    loads=wave.loads,
+                    readings=Readings.of(wave.trace),
+                    sampling=wave.sampling,
+                )
+            )
+        traits = self._ledger.traits
+        if traits is None:
+            why = "nothing is published about this sensor, and a square wave did not show what it is like"
+            self.journal.add(NoEnergyRecord(format=first.format, reason=why))
+            return
+        seconds, delays_s = load_s(traits, plan.rules), trial_delays(traits, plan.rules)
+        each_s = seconds + 2 * plan.rules.idle_s
+        for index, (trial, load) in enumerate(left):
+            doing = (
+                f"energy: {load.format}, batch {load.batch}, {load.kernel.arm}, trial {trial + 1}"
+            )
+            self._report(Progress(doing, (len(left) - index) * each_s, index / len(left)))
+            recorded = self._record(worker, meter, load, ((seconds, 0.0),), trial, delays_s[trial])
+            self.journal.add(
+                WindowRecord(
+                    format=load.format,
+                    batch=load.batch,
+                    kernel=load.kernel,
+                    trial=trial,
+                    load=recorded.loads[0],
+                    idle_s=plan.rules.idle_s,
+                    rotation_bytes=begun.rotation_bytes,
+                    readings=Readings.of(recorded.trace),
+                    sampling=recorded.sampling,
+                )
+            )
+
+    def _record(
+        self,
+        worker: Worker,
+        meter: Meter,
+        load: EnergyLoad,
+        pattern: Sequence[Burst],
+        trial: int,
+        delay_s: float,
+    ) -> Recording:
+        """A load as its pattern says, with the sensor around it; a simulated device is at its moment."""
+        self._running = [load]
+        worker.ready(load.arms)
+        seed = (self.plan.seed, self.plan.protocol.processes, load.batch, trial, 1)
+        run = partial(worker.steady, pattern, seed, self.journal.elapsed_s)
+        assert self.plan.energy is not None
+        recording = meter.record(run, self.plan.energy.rules.idle_s, delay_s)
+        self._running = []
+        return recording
+
     def _replace(self, worker: Worker, death: WorkerLostError) -> Worker:
         """A new worker that leaves the suspect alone; without a suspect it may try again, not for ever."""
         worker.close()
@@ -395,12 +578,14 @@ class Run:
         return self._cells_done / total
 
 
+def _argv() -> tuple[str, ...]:
+    """The command line; bytes that are not UTF-8 are spelled out, for JSON has no place for them."""
+    return (
+        "bench.dequant",
+        *(os.fsencode(a).decode(errors="backslashreplace") for a in sys.argv[1:]),
+    )
+
+
 def _key(row: dict[str, Any]) -> ArmKey:
     problem = ProblemKey(*(row[name] for name in ProblemKey._fields))
     return ArmKey(problem, *(row[name] for name in ArmKey._fields[1:]))
-
-
-def samples_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Samples as the table that a profile keeps, with a reason for every column without a value."""
-    missing = {name: why for name, why in WHY_NULL.items() if all(r[name] is None for r in rows)}
-    return pa.Table.from_pylist(rows, schema=samples_schema(missing))

@@ -3,13 +3,15 @@
     begin       every kernel of every operator and batch: prepare, verify (or warm up, where an earlier
                 process of the run has verified it), choose repeats; then rotate the weights
     block       every operator, and every arm of it, once, in random order
+    steady      one arm for seconds on end, layer after layer: what energy is measured on
 
 A block spans all operators of the layer, so that sums over operators are paired like single operators.
 
 Rotation. Between two uses of one copy of the weights more than twice the last-level cache must be touched.
 On a device that replays copies in a fixed order a pool must do that alone. Elsewhere the other samples of a
 block help: a pool gets the copies of one block and of as much more as touches twice the cache, for full
-blocks and for those of the compared arms alone.
+blocks and for those of the compared arms alone. Where layers of one arm follow each other, as many copies of
+all its operators are needed as make layers of twice the cache.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bench.measure.devices import Device, Float16, Mode, PoolKey, Prepared, Problem, Sample
+from bench.analysis.traces import Load
+from bench.measure.devices import Burst, Device, Float16, Mode, PoolKey, Prepared, Problem, Sample
 from kernels.formats import WeightFormat
 from kernels.kernel import Kernel, Traffic, traffic
 from kernels.unfused import compose
@@ -66,6 +69,9 @@ class ArmName:
             f"{self.arm} ({self.implementation}, {self.weight_format}) "
             f"on {self.operator} at batch {self.batch}"
         )
+
+
+Layer = tuple[ArmName, ...]  # one arm on every operator
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,7 @@ class Session:
         skip: arms that crashed a worker before; they are listed as failed and left alone.
         bars: kernels that are not tried on problems on which they have not run before.
         rotation_bytes: after begin, the bytes touched between two uses of any one copy.
+        refused: after begin for layers, those that cannot be run, and why.
         announce: called with an arm's name before it runs for the first time and before each sample,
             and with None when no arm is to blame for what follows.
     """
@@ -148,6 +155,7 @@ class Session:
     announce: Callable[[ArmName | None], None] = lambda name: None
     bars: tuple[Bar, ...] = ()
     rotation_bytes: int = 0
+    refused: dict[Layer, str] = field(default_factory=dict)
     _arms: dict[int, list[_Arm]] = field(default_factory=dict, repr=False)
 
     def begin(
@@ -155,6 +163,7 @@ class Session:
         weight_format: WeightFormat,
         batches: Collection[int],
         planned: Mapping[ArmName, int],
+        layers: Collection[Layer] | None = None,
     ) -> list[ArmState]:
         """Verifies every arm of a format and rotates its weights; the format before is forgotten.
 
@@ -163,6 +172,7 @@ class Session:
             batches: the batches that blocks will be asked for.
             planned: launches per sample of the arms that an earlier process of the run verified;
                 these are warmed up instead of verified again.
+            layers: what `steady` will be asked for; None: `block` will be.
 
         Returns:
             One state per arm, in the order of the ladder; failed ones among them.
@@ -187,7 +197,10 @@ class Session:
             self._arms[batch] = [arm for arm in arms if isinstance(arm, _Arm)]
             failed += [arm for arm in arms if isinstance(arm, ArmState)]
         self.announce(None)
-        self._rotate()
+        if layers is None:
+            self._rotate()
+        else:
+            self._rotate_layers(layers)
         return [arm.state for arms in self._arms.values() for arm in arms] + failed
 
     def block(
@@ -218,6 +231,83 @@ class Session:
                 sample = self.device.sample(arm.prepared, arm.state.repeats, self.mode)
                 timed.append(Timed(arm.state.name, len(timed), sample))
         return timed
+
+    def ready(self, layer: Layer) -> None:
+        """Makes one arm ready for `steady`.
+
+        Raises:
+            ValueError: an operator's arm is not there.
+        """
+        arms = self._of_layer(layer)
+        self.announce(layer[0])
+        counts = {o.name: o.count for o in self.operators}
+        self.device.ready(
+            [(arm.prepared, counts[arm.state.name.operator]) for arm in arms],
+            self._layers_of(arms),
+            self.mode,
+        )
+
+    def steady(
+        self, bursts: Sequence[Burst], seed: tuple[int, ...], elapsed_s: float
+    ) -> tuple[Load, ...]:
+        """Runs the arm that is ready, layer after layer.
+
+        Args:
+            bursts: how long, and how long to rest after that, again and again.
+            seed: of the moment, for a simulated device; see `Device.start_block`.
+            elapsed_s: the same.
+        """
+        self.device.start_block(seed, elapsed_s)
+        loads = self.device.steady(bursts)
+        self.announce(None)
+        return loads
+
+    def _of_layer(self, layer: Layer) -> list[_Arm]:
+        known = {arm.state.name: arm for arm in self._arms.get(layer[0].batch, ())}
+        missing = [str(name) for name in layer if name not in known]
+        if missing:
+            raise ValueError(f"{missing[0]} cannot run")
+        return [known[name] for name in layer]
+
+    def _layers_of(self, arms: Sequence[_Arm]) -> int:
+        """Layers with weights of their own, so that as many, less one, exceed twice the cache."""
+        return math.ceil(CACHE_MULTIPLE * self.device.cache_bytes / self._layer_bytes(arms)) + 1
+
+    def _layer_bytes(self, arms: Sequence[_Arm]) -> int:
+        counts = {o.name: o.count for o in self.operators}
+        return sum(counts[a.state.name.operator] * a.prepared.copy_bytes for a in arms)
+
+    def _rotate_layers(self, layers: Collection[Layer]) -> None:
+        """Gives the pools of each layer enough copies, or notes why it cannot."""
+        counts = {o.name: o.count for o in self.operators}
+        copies: dict[PoolKey, int] = {}
+        size: dict[PoolKey, int] = {}
+        distances = []
+        self.refused = {}
+        for layer in layers:
+            try:
+                arms = self._of_layer(layer)
+            except ValueError as missing:
+                self.refused[layer] = str(missing)
+                continue
+            needed = self._layers_of(arms)
+            distances.append((needed - 1) * self._layer_bytes(arms))
+            for arm in arms:
+                pool = arm.prepared.pool
+                count = needed * counts[arm.state.name.operator]
+                copies[pool] = max(copies.get(pool, 1), count)
+                size[pool] = arm.prepared.copy_bytes
+        total = sum(count * size[pool] for pool, count in copies.items())
+        free = self.device.free_bytes()
+        if total > free:
+            why = (
+                f"cold weights for whole layers need {total / 1e9:.1f} GB, "
+                f"and {free / 1e9:.1f} GB are free"
+            )
+            self.refused = {layer: self.refused.get(layer, why) for layer in layers}
+            return
+        self.device.rotate(copies)
+        self.rotation_bytes = min(distances, default=0)
 
     def _consider(
         self, problem: Problem, kernel: Kernel, planned: Mapping[ArmName, int]

@@ -16,15 +16,16 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bench.measure.devices import Device, DeviceError, Float16, Mode, open_device
-from bench.measure.session import ArmName, ArmState, Bar, Session, Timed
+from bench.analysis.traces import Load
+from bench.measure.devices import Burst, Device, DeviceError, Float16, Mode, open_device
+from bench.measure.session import ArmName, ArmState, Bar, Layer, Session, Timed
 from kernels.formats import find_format
 from profiles.schema import DeviceInfo, Operator
 
@@ -62,10 +63,14 @@ class Opened:
 
 @dataclass(frozen=True)
 class Begun:
-    """The arms of a format, and the bytes touched between two uses of any one weight copy."""
+    """The arms of a format, and the bytes touched between two uses of any one weight copy.
+
+    `refused` says which of the layers that were asked for cannot be run, and why.
+    """
 
     states: list[ArmState]
     rotation_bytes: int
+    refused: Mapping[Layer, str] = field(default_factory=dict)
 
 
 class WorkerLostError(RuntimeError):
@@ -109,10 +114,14 @@ class Worker:
             raise
 
     def begin(
-        self, weight_format: str, batches: Collection[int], planned: Mapping[ArmName, int]
+        self,
+        weight_format: str,
+        batches: Collection[int],
+        planned: Mapping[ArmName, int],
+        layers: Collection[Layer] | None = None,
     ) -> Begun:
         """Session.begin, with what it found out about rotation."""
-        self._send("begin", (weight_format, list(batches), dict(planned)))
+        self._send("begin", (weight_format, list(batches), dict(planned), layers))
         answer: Begun = self._answer(KERNEL_DEADLINE_S)
         return answer
 
@@ -126,6 +135,21 @@ class Worker:
         """Session.block."""
         self._send("block", (batch, seed, only, elapsed_s))
         answer: list[Timed] = self._answer(SAMPLE_DEADLINE_S)
+        return answer
+
+    def ready(self, layer: Layer) -> None:
+        """Session.ready."""
+        self._send("ready", (layer,))
+        self._answer(KERNEL_DEADLINE_S)
+
+    def steady(
+        self, bursts: Sequence[Burst], seed: tuple[int, ...], elapsed_s: float
+    ) -> tuple[Load, ...]:
+        """Session.steady."""
+        self._send("steady", (bursts, seed, elapsed_s))
+        answer: tuple[Load, ...] = self._answer(
+            SAMPLE_DEADLINE_S + sum(busy_s + rest_s for busy_s, rest_s in bursts)
+        )
         return answer
 
     def close(self) -> None:
@@ -273,11 +297,11 @@ def _serve(
         while True:
             method, arguments = connection.recv()
             if method == "begin":
-                weight_format, batches, planned = arguments
-                states = session.begin(find_format(weight_format), batches, planned)
-                result: object = Begun(states, session.rotation_bytes)
+                weight_format, *others = arguments
+                states = session.begin(find_format(weight_format), *others)
+                result: object = Begun(states, session.rotation_bytes, session.refused)
             else:
-                result = session.block(*arguments)
+                result = getattr(session, method)(*arguments)
             suspect.value = b""
             connection.send((True, result))
     except (BrokenPipeError, EOFError):

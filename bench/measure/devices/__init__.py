@@ -12,11 +12,12 @@ A sample, on any device:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    from bench.analysis.traces import Load
     from kernels.formats import WeightFormat
     from kernels.kernel import Kernel
     from profiles.schema import DeviceInfo
@@ -25,6 +26,8 @@ Mode = Literal["graph", "eager"]
 Kind = Literal["cpu", "cuda", "simulated"]
 Float16 = Literal["fp16", "bf16"]
 PoolKey = tuple[str, str]  # operator, and the layout of the weights
+Burst = tuple[float, float]  # seconds of work at least, seconds of rest after it
+CHUNK_S = 0.05  # of layers between two marks of a steady load, at most
 
 
 class DeviceError(RuntimeError):
@@ -162,6 +165,28 @@ class Device(Protocol):
 
     def sample(self, prepared: Prepared, repeats: int, mode: Mode) -> Sample:
         """Times at least `repeats` launches."""
+        ...
+
+    def ready(self, layer: Sequence[tuple[Prepared, int]], copies: int, mode: Mode) -> None:
+        """Makes whole layers ready for `steady`, down to the last thing that is not running them.
+
+        Args:
+            layer: the operators in order, all of one batch, and how often the layer has each.
+            copies: layers with weights of their own, one after the other; each launch of an operator within
+                a layer has its own copy too.
+            mode: "graph" or "eager".
+        """
+        ...
+
+    def steady(self, bursts: Sequence[Burst]) -> tuple[Load, ...]:
+        """Runs the layers that are ready back to back, for energy: nothing else happens meanwhile.
+
+        Args:
+            bursts: for how long to run, and to rest after that, again and again.
+
+        Returns:
+            One load per burst.
+        """
         ...
 
     def check(self) -> None:

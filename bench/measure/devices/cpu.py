@@ -21,8 +21,9 @@ import numba
 import torch
 from numba import njit, prange
 
+from bench.analysis.traces import Load
 from bench.measure import environment
-from bench.measure.devices import Float16, Kind, Mode, Prepared, Sample
+from bench.measure.devices import CHUNK_S, Float16, Kind, Mode, Prepared, Sample
 from bench.measure.devices.tensors import TensorDevice
 from kernels.kernel import Launch
 from profiles.schema import DeviceInfo
@@ -57,6 +58,7 @@ class CpuDevice(TensorDevice):
         self._free: list[mmap.mmap] = []
         self._used: list[mmap.mmap] = []
         self._retries = PROBE_RETRIES
+        self._cycle: list[Launch] = []
         self.threads = len(os.sched_getaffinity(0))
         torch.set_num_threads(self.threads)
         numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))
@@ -159,6 +161,22 @@ class CpuDevice(TensorDevice):
             if self._retries == 0:
                 return probe_us, ("busy",)
             self._retries -= 1
+
+    def _ready(self, launches: list[Launch], mode: Mode) -> None:
+        """See the base. The mode is always eager."""
+        self._cycle = launches
+
+    def _burst(self, seconds: float) -> Load:
+        """See the base."""
+        done, now_s = 0, time.monotonic()
+        marks, end_s = [(now_s, 0)], now_s + seconds
+        while now_s < end_s:
+            for launch in self._cycle:
+                launch()
+            done, now_s = done + self._layers, time.monotonic()
+            if now_s >= min(marks[-1][0] + CHUNK_S, end_s):
+                marks.append((now_s, done))
+        return Load(tuple(marks))
 
     def check(self) -> None:
         """See the protocol: a CPU goes on or is gone."""

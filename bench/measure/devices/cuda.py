@@ -3,19 +3,23 @@
     graph   all copies of the weights in turn, captured once, replayed until the sample is long enough
     eager   the same launches through their usual dispatch: the difference is exposed host time
 
-Thin on purpose: whatever can be tested without a GPU lives elsewhere. Clocks, temperature and throttling
-come with the energy sensors.
+    steady  graphs of whole layers, two chunks of them always queued, so that the board never waits
+
+Thin on purpose: whatever can be tested without a GPU lives elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
-from bench.measure.devices import Float16, Kind, Mode, Prepared, Sample
+from bench.analysis.traces import Load
+from bench.measure.devices import CHUNK_S, Float16, Kind, Mode, Prepared, Sample
 from bench.measure.devices.tensors import TensorDevice
 from kernels.kernel import Launch
 from profiles.schema import DeviceInfo
@@ -43,6 +47,7 @@ class CudaDevice(TensorDevice):
         super().__init__()
         self._properties = torch.cuda.get_device_properties(0)
         self._graphs: dict[Prepared, torch.cuda.CUDAGraph] = {}
+        self._cycle: tuple[Callable[[], object], float] | None = None  # layers, and seconds
         self.cache_bytes = self._properties.L2_cache_size
 
     def describe(self) -> DeviceInfo:
@@ -86,14 +91,41 @@ class CudaDevice(TensorDevice):
         else:
 
             def replay() -> None:
-                for launch in launches:
-                    launch()
+                _launch(launches)
 
         replay()
         started = self.now_s()
         seconds = self._time(lambda: [replay() for _ in range(rounds)])
         calls = rounds * len(launches)
         return Sample(time_s=seconds / calls, calls=calls, started_s=started)
+
+    def _ready(self, launches: list[Launch], mode: Mode) -> None:
+        """See the base. The graph of the arm before is freed first."""
+        self._cycle = None
+        cycle: Callable[[], object] = partial(_launch, launches)
+        if mode == "graph":
+            cycle = _capture(launches).replay
+        cycle()
+        self._cycle = cycle, self._time(cycle)
+
+    def _burst(self, seconds: float) -> Load:
+        """See the base. A mark is set when a chunk of layers is over, with the next one queued."""
+        assert self._cycle is not None
+        cycle, cycle_s = self._cycle
+        rounds = max(1, round(min(CHUNK_S, seconds / 4) / max(cycle_s, 1e-6)))
+        now_s = time.monotonic()
+        marks, end_s = [(now_s, 0)], now_s + seconds
+        queued: deque[torch.cuda.Event] = deque()
+        while queued or now_s < end_s:
+            while len(queued) < 2 and now_s < end_s:
+                for _ in range(rounds):
+                    cycle()
+                queued.append(torch.cuda.Event(blocking=True))
+                queued[-1].record()
+            queued.popleft().synchronize()
+            now_s = time.monotonic()
+            marks.append((now_s, marks[-1][1] + rounds * self._layers))
+        return Load(tuple(marks))
 
     def check(self) -> None:
         """See the protocol: an illegal access leaves the context unusable."""
@@ -133,6 +165,11 @@ class CudaDevice(TensorDevice):
         return result
 
 
+def _launch(launches: Sequence[Launch]) -> None:
+    for launch in launches:
+        launch()
+
+
 def _capture(launches: Sequence[Launch]) -> torch.cuda.CUDAGraph:
     """A graph of the launches in order, after a warm-up on a side stream, as PyTorch asks."""
     side = torch.cuda.Stream()
@@ -142,6 +179,5 @@ def _capture(launches: Sequence[Launch]) -> torch.cuda.CUDAGraph:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
+        _launch(launches)
     return graph

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -32,7 +32,10 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.analysis.pairs import THROTTLED
+from bench.analysis.traces import Load
 from bench.measure.devices import (
+    CHUNK_S,
+    Burst,
     DeviceError,
     Float16,
     Kind,
@@ -69,8 +72,8 @@ class Board:
         cache_bytes: of the last level.
         memory_bytes: of the board.
         cores: streaming multiprocessors.
-        idle_w: drawn by the idle board, for the simulated energy sensors.
-        busy_w: drawn while any kernel runs.
+        idle_w: drawn by the idle board.
+        busy_w: drawn by the board at most.
     """
 
     name: str
@@ -103,24 +106,28 @@ class Cost(NamedTuple):
         share: of the bandwidth that its loads and stores reach.
         work_s: per weight and row tile, beyond moving bytes and multiplying.
         launches: how many kernels it is.
+        power: of what a busy board draws beyond an idle one, the share that it draws.
     """
 
     share: float
     work_s: float
     launches: int = 1
+    power: float = 0.8
 
 
 COSTS: dict[Arm, Cost] = {
-    "stream": Cost(0.90, 0.0),
-    "unpack": Cost(0.90, 0.02e-12),
-    "scale": Cost(0.90, 0.05e-12),
-    "bypass": Cost(0.90, 0.03e-12),
-    "fused": Cost(0.90, 0.09e-12),
-    "native": Cost(0.85, 0.01e-12),
-    "vendor": Cost(0.92, 0.0),
-    "dequantize": Cost(0.90, 0.06e-12),
-    "unfused": Cost(0.90, 0.06e-12, launches=2),
+    "stream": Cost(0.90, 0.0, power=0.70),
+    "unpack": Cost(0.90, 0.02e-12, power=0.76),
+    "scale": Cost(0.90, 0.05e-12, power=0.80),
+    "bypass": Cost(0.90, 0.03e-12, power=0.78),
+    "fused": Cost(0.90, 0.09e-12, power=0.84),
+    "native": Cost(0.85, 0.01e-12, power=0.74),
+    "vendor": Cost(0.92, 0.0, power=0.76),
+    "dequantize": Cost(0.90, 0.06e-12, power=0.78),
+    "unfused": Cost(0.90, 0.06e-12, launches=2, power=0.77),
 }
+SW_THERMAL_SLOWDOWN = 0x20  # NVML's event reason
+THROTTLED_POWER = 0.8  # of what a kernel draws, while the clock is throttled
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,7 @@ SCENARIOS = {  # their times are short, because the virtual seconds of a run are
     "ar06": Scenario(arm_noise=NOISE, autocorrelation=0.6),
     "shift": Scenario(noise=NOISE, shift=0.05, shift_block=4),
     "shift-once": Scenario(noise=NOISE, shift=0.05, shift_block=4, shift_process=1),
+    "shift-between": Scenario(noise=NOISE, shift=0.05, shift_process=1),
     "loud": Scenario(noise=0.5),
     "warm": Scenario(noise=0.002, free_bytes=64 << 20),
     "wrong": Scenario(noise=0.002, errors=(("fused", 0.25),)),
@@ -300,6 +308,7 @@ class SimulatedDevice:
     _copies: dict[PoolKey, int] = field(default_factory=dict, init=False)
     _block: _Block = field(default_factory=_Block, init=False)
     _clock_s: float = field(default=0.0, init=False)
+    _ready: tuple[Arm, float] = field(default=("stream", 0.0), init=False)
     _position: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -380,13 +389,45 @@ class SimulatedDevice:
             level += s.arm_noise * _autoregressive(s, block.seed, number)
         factor = math.exp(level) * slowdown(s, block.run, started_s)
         factor *= 1 + self._shift(prepared.kernel.arm)
-        seconds = repeats * factor * self._true_s(prepared, mode) + s.jitter_s * delay
+        touched = (self._copies.get(prepared.pool, 1 << 62) - 1) * prepared.copy_bytes
+        seconds = repeats * factor * self._true_s(prepared, mode, touched) + s.jitter_s * delay
         if stalls < s.stall_share:
             seconds += s.stall_s * int(rng.geometric(0.5))
         self._clock_s += seconds
         self._position += 1
         flags = (THROTTLED,) if _throttled(s, block.run, started_s) else ()
         return Sample(seconds / repeats, repeats, started_s, flags=flags)
+
+    def ready(self, layer: Sequence[tuple[Prepared, int]], copies: int, mode: Mode) -> None:
+        """Notes which arm, and how long a layer of it takes."""
+        touched = (copies - 1) * sum(count * prepared.copy_bytes for prepared, count in layer)
+        layer_s = sum(count * self._true_s(prepared, mode, touched) for prepared, count in layer)
+        self._ready = layer[0][0].kernel.arm, layer_s
+
+    def steady(self, bursts: Sequence[Burst]) -> tuple[Load, ...]:
+        """Layers back to back, chunk by chunk; each chunk as slow as the moment at which it begins."""
+        loads = []
+        for seconds, rest_s in bursts:
+            loads.append(self._burst(*self._ready, seconds))
+            self._clock_s += rest_s
+        return tuple(loads)
+
+    def _burst(self, arm: Arm, layer_s: float, seconds: float) -> Load:
+        board, run = self.board, self._block.run
+        drawn_w = COSTS[arm].power * (board.busy_w - board.idle_w)
+        chunk = max(1, round(min(CHUNK_S, seconds / 4) / layer_s))
+        marks: list[tuple[float, int]] = [(self._clock_s, 0)]
+        planted: list[tuple[float, float, int]] = []
+        end_s = self._clock_s + seconds
+        while self._clock_s < end_s:
+            throttled = _throttled(self.scenario, run, self._clock_s)
+            share = THROTTLED_POWER if throttled else 1.0
+            reasons = SW_THERMAL_SLOWDOWN if throttled else 0
+            planted.append((self._clock_s, board.idle_w + share * drawn_w, reasons))
+            self._clock_s += chunk * layer_s * slowdown(self.scenario, run, self._clock_s)
+            marks.append((self._clock_s, marks[-1][1] + chunk))
+        planted.append((self._clock_s, board.idle_w, 0))
+        return Load(tuple(marks), tuple(planted))
 
     def check(self) -> None:
         """Nothing can break."""
@@ -395,11 +436,16 @@ class SimulatedDevice:
         """See the protocol."""
         self._copies = {}
 
-    def _true_s(self, prepared: Prepared, mode: Mode) -> float:
-        """Seconds of one launch; weights that are still in the cache come faster."""
+    def _true_s(self, prepared: Prepared, mode: Mode, touched: float = math.inf) -> float:
+        """Seconds of one launch; weights that are still in the cache come faster.
+
+        Args:
+            prepared: what is launched.
+            mode: how.
+            touched: bytes between two uses of a copy of its weights.
+        """
         arm = dict(self.scenario.as_slow_as).get(prepared.kernel.arm, prepared.kernel.arm)
         seconds = true_time_s(self.board, prepared.problem, prepared.kernel, arm, mode)
-        touched = (self._copies.get(prepared.pool, 1 << 62) - 1) * prepared.copy_bytes
         hit = max(0.0, 1 - touched / (COLD_MULTIPLE * self.board.cache_bytes))
         slow, fast = self.board.bandwidth_gb_per_s, self.board.cache_gb_per_s
         saved_s = prepared.copy_bytes * (1 / slow - 1 / fast) / (1e9 * COSTS[arm].share)

@@ -7,13 +7,15 @@ just pulled into the cache.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 import torch
 
-from bench.measure.devices import Kind, PoolKey, Prepared, Problem
+from bench.analysis.traces import Load
+from bench.measure.devices import Burst, Kind, Mode, PoolKey, Prepared, Problem
 from kernels import find_kernels
 from kernels.kernel import PRODUCTS, Kernel, Launch, Tensors, output_shape
 from kernels.packing import (
@@ -62,6 +64,7 @@ class TensorDevice(ABC):
         self._packed: dict[PoolKey, Tensors] = {}
         self._launches: dict[Prepared, list[Launch]] = {}
         self._problem: Problem | None = None
+        self._layers = 0  # that are ready to run
         self._weights: Callable[[Problem], Weights] = cache(_weights)
         self._matrix = cache(self._multiplied)
         self._expected = cache(self._reference)
@@ -69,6 +72,14 @@ class TensorDevice(ABC):
     @abstractmethod
     def _reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Uninitialised memory for rotated copies."""
+
+    @abstractmethod
+    def _ready(self, launches: list[Launch], mode: Mode) -> None:
+        """Makes launches, which are `_layers` layers, ready to run again and again."""
+
+    @abstractmethod
+    def _burst(self, seconds: float) -> Load:
+        """Runs what is ready again and again for at least so long."""
 
     @abstractmethod
     def _run(self, launch: Launch) -> object:
@@ -131,6 +142,25 @@ class TensorDevice(ABC):
 
     def start_block(self, seed: tuple[int, ...], elapsed_s: float) -> None:  # noqa: B027
         """See the protocol: hardware has its own moment."""
+
+    def ready(self, layer: Sequence[tuple[Prepared, int]], copies: int, mode: Mode) -> None:
+        """See the protocol."""
+        launches = [
+            self._bound(prepared)[copy * count + again]
+            for copy in range(copies)
+            for prepared, count in layer
+            for again in range(count)
+        ]
+        self._layers = copies
+        self._ready(launches, mode)
+
+    def steady(self, bursts: Sequence[Burst]) -> tuple[Load, ...]:
+        """See the protocol."""
+        loads = []
+        for seconds, rest_s in bursts:
+            loads.append(self._burst(seconds))
+            time.sleep(rest_s)
+        return tuple(loads)
 
     def release(self) -> None:
         """See the protocol."""

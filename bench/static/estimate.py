@@ -1,0 +1,108 @@
+"""What may be said of a modelled time: an interval and a limiter, or why there is no number.
+
+Two intervals, of different meaning. `low_s` to `high_s` is the 90 % interval: the value times exp(-w) and
+exp(w), w from residuals on published times of other sources (`bench.validate`). The corners are the
+value again with every parameter at its better or its worse end: T falls in every rate and rises in every
+latency, so the two corners bound it. They held fewer than nine in ten published figures: shown, not used.
+
+The method fails, and says so in place of a number, for kernels that spill or loop under a guard, weights
+that the cache may hold, single operators below 20 us, and paths that a board does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import Literal
+
+from bench.static import parameters
+from bench.static.cost import KernelCost, Problem
+from bench.static.model import ENDS, LIMITERS, Limiter, NotModelledError, Prediction, predict
+from profiles.specs import Gpu
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A modelled time with its interval, or the reason why there is none.
+
+    Attributes:
+        value_s: None when it is not modelled.
+        low_s: lower end of the 90 % interval.
+        high_s: upper end.
+        corner_low_s: every parameter at its better end.
+        corner_high_s: every parameter at its worse end.
+        limiter: the resource that would take longest alone.
+        parts_s: seconds of each resource alone, and "launch".
+        reason: why it is not modelled; empty otherwise.
+        note: what to know about the interval; empty on boards that it was checked on.
+    """
+
+    value_s: float | None
+    low_s: float | None = None
+    high_s: float | None = None
+    corner_low_s: float | None = None
+    corner_high_s: float | None = None
+    limiter: Limiter | None = None
+    parts_s: dict[str, float] | None = None
+    reason: str = ""
+    note: str = ""
+    kind: Literal["modelled"] = "modelled"
+
+
+def refusal(gpu: Gpu, kernel: KernelCost, problem: Problem, time_s: float) -> str:
+    """Why a number that could be computed is not to be trusted; empty if it is."""
+    weight_bytes = problem.weights * kernel.counts.bytes
+    if not problem.cold and weight_bytes <= parameters.CACHE_FACTOR * gpu.l2_mb.value * 1e6:
+        return "weights of up to twice the last-level cache may be read from it"
+    if time_s < parameters.SHORTEST_S:
+        return "a single operator below 20 us: launch and ramp decide"
+    return ""
+
+
+def estimate(gpu: Gpu, kernel: KernelCost, problem: Problem) -> Estimate:
+    """The modelled time of one operator, its intervals and its limiter; never a number alone."""
+    return estimate_layer(gpu, kernel, (problem,))
+
+
+def estimate_layer(gpu: Gpu, kernel: KernelCost, problems: Sequence[Problem]) -> Estimate:
+    """The modelled time of operators that run one after another in one graph.
+
+    The limit of 20 us is that of all of them together, and so is the limiter: the resource with the largest
+    sum. Their errors are taken to go together, so the interval is as wide as that of one operator.
+
+    Args:
+        gpu: the board.
+        kernel: the kernel that runs them all.
+        problems: the operators, all of one batch.
+    """
+    try:
+        middle, better, worse = (
+            [predict(gpu, kernel, problem, end) for problem in problems] for end in ENDS
+        )
+    except NotModelledError as error:
+        return Estimate(None, reason=str(error))
+    time_s = _total_s(middle)
+    for problem in problems:
+        reason = refusal(gpu, kernel, problem, time_s)
+        if reason:
+            return Estimate(None, reason=reason)
+    width = max(parameters.interval_width(problem.batch) for problem in problems)
+    parts_s = {
+        name: sum(prediction.everything_s[name] for prediction in middle)
+        for name in middle[0].everything_s
+    }
+    return Estimate(
+        value_s=time_s,
+        low_s=time_s * exp(-width),
+        high_s=time_s * exp(width),
+        corner_low_s=_total_s(better),
+        corner_high_s=_total_s(worse),
+        limiter=LIMITERS[max(parts_s, key=lambda name: parts_s[name])],
+        parts_s=parts_s,
+        note="" if gpu.key in parameters.CHECKED_BOARDS else parameters.UNCHECKED,
+    )
+
+
+def _total_s(predictions: Sequence[Prediction]) -> float:
+    return sum(prediction.time_s for prediction in predictions)

@@ -1,0 +1,212 @@
+"""Holds the model against published figures: predictions, held-out intervals, and errors of groups of rows.
+
+Interval widths come from the rows of the other sources (or boards) only. The rows that the model would
+refuse to answer for (weights that may sit in the cache, single operators below 20 us) are scored apart,
+and do not widen intervals.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import exp, log
+from typing import Literal
+
+from bench.static import conformal
+from bench.static.cost import KernelCost
+from bench.static.estimate import refusal
+from bench.static.model import ENDS, Limiter, NotModelledError, predict
+from bench.static.parameters import SHORTEST_S, SMALL_BATCH
+from bench.static.peers import load_peers
+from bench.static.published import Row
+from profiles.specs import Gpu, load_gpu
+
+Standing = Literal["scored", "apart", "refused"]
+VENDOR = "vendor16"
+VENDOR_FAMILY = "16-bit"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A published figure beside what the model and two baselines say.
+
+    Attributes:
+        row: the figure.
+        family: of its kernel.
+        format: of its weights.
+        standing: "scored"; "apart" where the model refuses an answer; "refused" where it has none.
+        reason: why it stands apart or is refused.
+        predicted: in the unit of the figure; None when refused.
+        residual: ln(true time / predicted time); of a speed-up, with the sign turned.
+        limiter: that the model names.
+        corner: whether the figure lies between the corners of the parameters.
+        ideal: what an ideal roofline says.
+        constant: what 0.8 x bandwidth and 3 us say.
+        width: half-width of the held-out 90 % interval, as a logarithm; None before it is known.
+    """
+
+    row: Row
+    family: str
+    format: str
+    standing: Standing
+    reason: str = ""
+    predicted: float | None = None
+    residual: float = 0.0
+    limiter: Limiter | None = None
+    corner: bool = False
+    ideal: float = 0.0
+    constant: float = 0.0
+    width: float | None = None
+
+    @property
+    def small(self) -> bool:
+        """Whether its batch is 64 or below."""
+        return self.row.problem.batch <= SMALL_BATCH
+
+    @property
+    def covered(self) -> bool:
+        """Whether the figure lies within the held-out interval."""
+        return self.width is not None and abs(self.residual) <= self.width
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The held-out 90 % interval, in the unit of the figure."""
+        predicted, width = self.predicted or 0.0, self.width or 0.0
+        return predicted * exp(-width), predicted * exp(width)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of a group of rows. MAPE and coverage are fractions.
+
+    Attributes:
+        rows: how many.
+        mape: mean of |predicted - published| / published.
+        bias: geometric mean of predicted over true time, less 1: above 0, the model is too slow.
+        coverage: rows within their held-out 90 % interval.
+        corner_coverage: rows between the corners of the parameters.
+        ideal_mape: of the ideal roofline.
+        constant_mape: of 0.8 x bandwidth and 3 us.
+        limiters: how often the model names each.
+    """
+
+    rows: int
+    mape: float
+    bias: float
+    coverage: float
+    corner_coverage: float
+    ideal_mape: float
+    constant_mape: float
+    limiters: dict[str, int]
+
+    @property
+    def beats_baselines(self) -> bool:
+        """Whether the mean error is below that of both baselines."""
+        return self.mape < min(self.ideal_mape, self.constant_mape)
+
+
+def roofline_s(
+    gpu: Gpu, kernel: KernelCost, row: Row, efficiency: float = 1.0, launch_s: float = 0.0
+) -> float:
+    """max(bytes / bandwidth, operations / tensor rate) + launch: what a datasheet alone says."""
+    problem = row.problem
+    moved = problem.weights * kernel.counts.bytes + problem.activation_bytes
+    memory_s = moved / (gpu.memory_gb_per_s.value * 1e9 * efficiency)
+    tensor = gpu.tensor_fp16_tflops
+    tensor_s = 2 * problem.batch * problem.weights / (tensor.value * 1e12) if tensor else 0.0
+    return max(memory_s, tensor_s) + launch_s
+
+
+def predict_row(row: Row) -> Scored:
+    """One figure beside the model and the baselines; its interval is not known yet."""
+    gpu, peers = load_gpu(row.gpu), load_peers()
+    peer, vendor = peers[row.kernel], peers[VENDOR].cost
+    scored = Scored(row, peer.cost.family, peer.format, "refused")
+    try:
+        times = [predict(gpu, peer.cost, row.problem, end) for end in ENDS]
+    except NotModelledError as error:
+        return replace(scored, reason=str(error))
+    value, better, worse = (prediction.time_s for prediction in times)
+    published = row.value
+    if row.source.metric == "time_us":
+        predicted, ideal, constant = value * 1e6, 1e6, 1e6
+        true_s, best, worst = published * 1e-6, better * 1e6, worse * 1e6
+    else:
+        vendor_s = predict(gpu, vendor, row.problem).time_s
+        predicted = vendor_s / value
+        ideal = roofline_s(gpu, vendor, row)
+        constant = roofline_s(gpu, vendor, row, 0.8, 3e-6)
+        true_s, best, worst = vendor_s / published, vendor_s / worse, vendor_s / better
+    power = 1 if row.source.metric == "time_us" else -1
+    reason = refusal(gpu, peer.cost, row.problem, value)
+    if not reason and row.source.metric == "time_us" and true_s < SHORTEST_S:
+        reason = "published time below 20 us"
+    return replace(
+        scored,
+        standing="apart" if reason else "scored",
+        reason=reason,
+        predicted=predicted,
+        residual=log(true_s / value),
+        limiter=times[0].limiter,
+        corner=best <= published <= worst,
+        ideal=ideal * roofline_s(gpu, peer.cost, row) ** power,
+        constant=constant * roofline_s(gpu, peer.cost, row, 0.8, 3e-6) ** power,
+    )
+
+
+def widths(scored: Iterable[Scored]) -> dict[bool, float]:
+    """Half-width of the 90 % interval for batches up to 64 (True) and above, from weight-only rows."""
+    cells: dict[bool, dict[Hashable, list[float]]] = {
+        small: defaultdict(list) for small in (True, False)
+    }
+    for s in scored:
+        if s.standing == "scored" and s.family != VENDOR_FAMILY:
+            cells[s.small][s.row.source.key, s.row.gpu, s.family].append(s.residual)
+    return {small: conformal.width(found) for small, found in cells.items()}
+
+
+def by_source(scored: Scored) -> Hashable:
+    """Hold out whole sources."""
+    return scored.row.source.key
+
+
+def by_board(scored: Scored) -> Hashable:
+    """Hold out whole boards, of all sources."""
+    return scored.row.gpu
+
+
+def held_out(
+    scored: Sequence[Scored], key: Callable[[Scored], Hashable] = by_source
+) -> list[Scored]:
+    """Every row with the interval that the rows of the other groups give."""
+    found = {
+        group: widths(s for s in scored if key(s) != group) for group in {key(s) for s in scored}
+    }
+    return [replace(s, width=found[key(s)][s.small]) for s in scored]
+
+
+def errors(group: Sequence[Scored]) -> Errors:
+    """Errors of rows that have a prediction.
+
+    Raises:
+        ZeroDivisionError: there are no rows.
+    """
+    rows = len(group)
+    limiters: dict[str, int] = defaultdict(int)
+    for s in group:
+        limiters[s.limiter or ""] += 1
+
+    def mean_error(said: Callable[[Scored], float | None]) -> float:
+        return sum(abs((said(s) or 0.0) / s.row.value - 1) for s in group) / rows
+
+    return Errors(
+        rows=rows,
+        mape=mean_error(lambda s: s.predicted),
+        bias=exp(-sum(s.residual for s in group) / rows) - 1,
+        coverage=sum(s.covered for s in group) / rows,
+        corner_coverage=sum(s.corner for s in group) / rows,
+        ideal_mape=mean_error(lambda s: s.ideal),
+        constant_mape=mean_error(lambda s: s.constant),
+        limiters=dict(sorted(limiters.items(), key=lambda item: -item[1])),
+    )

@@ -1,0 +1,251 @@
+"""Published figures against the model: what is scored how, and that nothing is hidden."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from math import exp, log
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bench import validate
+from bench.static import limits_plot, parameters
+from bench.static.cost import Problem
+from bench.static.published import SOURCES, Row, load_rows
+from bench.static.score import Scored, by_board, errors, held_out, predict_row, widths
+from profiles.specs import load_gpu
+
+ROWS = load_rows(validate.PUBLISHED)
+SCORED = validate.score()
+TIMES = next(s for s in SOURCES if s.key == "graphcore")
+RATIOS = next(s for s in SOURCES if s.key == "gemlite")
+TIMES_NOT_COLD = next(s for s in SOURCES if s.key == "aiconfigurator")
+
+
+def row(source, gpu: str, kernel: str, n: int, k: int, batch: int, value: float) -> Row:
+    return Row(source, gpu, kernel, Problem(n, k, batch, source.cold, source.graph), value)
+
+
+def find(gpu: str, kernel: str, n: int, batch: int) -> Row:
+    wanted = (gpu, kernel, n, batch)
+    return next(r for r in ROWS if (r.gpu, r.kernel, r.problem.n, r.problem.batch) == wanted)
+
+
+def test_figures_are_those_of_the_sources() -> None:
+    assert Counter(r.source.key for r in ROWS) == {
+        "aiconfigurator": 3402,
+        "gemlite": 352,
+        "graphcore": 136,
+        "marlin": 40,
+    }
+    assert find("a100-80", "marlin", 16384, 1).value == 2.86
+    assert find("rtx3090", "tinygemm", 8192, 64).value == 0.52
+    assert find("l40s", "marlin-g64", 8192, 256).value == 251.2563
+    assert find("a10", "awq-v1", 73728, 2).value == 1.73
+
+
+def test_baselines_by_hand() -> None:
+    """int8, 16384 x 16384, batch 1 on an A100: 268.5 MB at 2039 GB/s; batch 512 is bound by 312 TFLOP/s."""
+    one = predict_row(row(TIMES_NOT_COLD, "a100-80", "trtllm-int8", 16384, 16384, 1, 177.2))
+    moved = 2**28 + 4 * 16384
+    assert one.ideal == pytest.approx(moved / 2039e9 * 1e6)
+    assert one.constant == pytest.approx(moved / (0.8 * 2039e9) * 1e6 + 3)
+    many = predict_row(row(TIMES_NOT_COLD, "a100-80", "trtllm-int8", 16384, 16384, 512, 1075.0))
+    assert many.ideal == pytest.approx(2 * 512 * 2**28 / 312e12 * 1e6)
+    ratio = predict_row(row(RATIOS, "a100-80", "marlin", 32768, 32768, 1, 3.16))
+    assert ratio.ideal == pytest.approx(16 / 4.125, rel=1e-3)
+
+
+def test_a_residual_is_positive_where_the_model_is_too_fast() -> None:
+    modelled = predict_row(row(TIMES, "l40s", "marlin-g64", 8192, 8192, 1, 50.0)).predicted
+    assert modelled is not None
+    slower = predict_row(row(TIMES, "l40s", "marlin-g64", 8192, 8192, 1, 2 * modelled))
+    assert slower.residual == pytest.approx(log(2))
+    ratio = predict_row(row(RATIOS, "a100-80", "marlin", 32768, 32768, 1, 1.0)).predicted
+    assert ratio is not None
+    lower = predict_row(row(RATIOS, "a100-80", "marlin", 32768, 32768, 1, ratio / 2))
+    assert lower.residual == pytest.approx(log(2))  # half the speed-up is twice the time
+
+
+def test_rows_that_the_model_refuses_stand_apart_and_unknown_kernels_are_refused() -> None:
+    cached = predict_row(find("a100-80", "trtllm-int4", 8192, 1))
+    assert cached.standing == "apart"
+    assert "cache" in cached.reason
+    rotated = predict_row(find("l40s", "marlin-g64", 8192, 1))
+    assert rotated.standing == "scored"
+    short = predict_row(find("l40s", "table-gemv-1", 3072, 1))
+    assert short.standing == "apart"
+    assert "20 us" in short.reason
+    fast = predict_row(row(TIMES, "l40s", "marlin-g64", 6144, 6144, 1, 19.0))
+    assert fast.reason == "published time below 20 us"
+    assert predict_row(find("a100-80", "bitblas", 8192, 1)).standing == "refused"
+    assert Counter(s.standing for s in SCORED) == {"scored": 767, "apart": 3062, "refused": 101}
+
+
+def test_errors_by_hand() -> None:
+    def said(predicted: float, published: float, width: float) -> Scored:
+        at = row(TIMES, "l40s", "marlin-g64", 8192, 8192, 1, published)
+        return replace(
+            predict_row(at),
+            predicted=predicted,
+            residual=log(published / predicted),
+            width=width,
+            ideal=published * 0.5,
+            constant=published * 1.1,
+        )
+
+    found = errors([said(110, 100, 0.2), said(50, 100, 0.2)])
+    assert found.mape == pytest.approx((0.10 + 0.50) / 2)
+    assert found.bias == pytest.approx((1.1 * 0.5) ** 0.5 - 1)
+    assert found.coverage == 0.5
+    assert (found.ideal_mape, found.constant_mape) == (pytest.approx(0.5), pytest.approx(0.1))
+    assert not found.beats_baselines
+    assert errors([said(105, 100, 0.2)]).beats_baselines
+
+
+def test_the_interval_of_a_source_knows_nothing_of_that_source() -> None:
+    plain = [predict_row(r) for r in ROWS if r.source.key != "aiconfigurator"]
+    changed = [
+        replace(s, residual=s.residual + 5) if s.row.source.key == "gemlite" else s for s in plain
+    ]
+
+    def width_of(rows: list[Scored], source: str) -> float | None:
+        return next(s.width for s in held_out(rows) if s.row.source.key == source and s.small)
+
+    assert width_of(changed, "gemlite") == width_of(plain, "gemlite")
+    assert width_of(changed, "graphcore") != width_of(plain, "graphcore")
+
+
+def test_rows_apart_and_16_bit_kernels_do_not_widen_intervals() -> None:
+    base = widths(SCORED)
+    odd = [
+        replace(s, residual=9.0) if s.standing == "apart" or s.family == "16-bit" else s
+        for s in SCORED
+    ]
+    assert widths(odd) == base
+
+
+def test_the_committed_widths_are_those_of_the_rows() -> None:
+    found = widths(SCORED)
+    assert found[True] <= parameters.WIDTH_SMALL_BATCH <= found[True] + 0.001
+    assert found[False] <= parameters.WIDTH_LARGE_BATCH <= found[False] + 0.001
+
+
+def test_what_was_asked_of_the_model_is_met() -> None:
+    for requirement in validate.requirements(SCORED):
+        assert requirement.met, requirement
+
+
+def test_a_family_in_which_a_baseline_is_better_is_named() -> None:
+    worse = [replace(s, predicted=9e9) if s.family == "awq" else s for s in SCORED]
+    small, every, _ = validate.requirements(worse)
+    assert (small.met, every.met) == (False, False)
+    assert small.found == every.found == "worse in: awq"
+    large = [
+        replace(s, predicted=9e9) if s.family == "trtllm-int8" and not s.small else s
+        for s in SCORED
+    ]
+    assert [r.met for r in validate.requirements(large)] == [True, False, True]
+
+
+def test_the_goal_is_met_and_the_over_wide_intervals_are_said() -> None:
+    mape, boards = validate.goals(SCORED)
+    assert mape.met
+    assert not boards.met
+    scored = validate.weight_only(SCORED)
+    assert 0.97 < errors(held_out(scored, by_board)).coverage < 0.98
+
+
+def test_every_failing_row_is_listed_with_its_interval() -> None:
+    missed = validate.failing(SCORED)
+    assert len(missed) == 15
+    for s in missed:
+        low, high = s.interval
+        assert not low <= s.row.value <= high
+        assert s.width is not None
+        assert low == pytest.approx((s.predicted or 0) * exp(-s.width))
+    inside = [s for s in SCORED if s.standing == "scored" and s.covered]
+    assert all(s.interval[0] <= s.row.value <= s.interval[1] for s in inside)
+    output = CliRunner().invoke(validate_app(), [], env={"COLUMNS": "300"}).output
+    assert all(str(s.row) in output for s in missed)
+
+
+def validate_app():
+    import typer
+
+    app = typer.Typer()
+    app.command()(validate.main)
+    return app
+
+
+def test_the_command_prints_json_with_every_row_and_exits_0() -> None:
+    result = CliRunner().invoke(validate_app(), ["--json"])
+    assert result.exit_code == 0
+    data = json.loads(result.output)
+    assert data["kind"] == "modelled"
+    assert len(data["rows"]) == len(ROWS)
+    assert len(data["failing"]) == 15
+    assert all(r["reason"] for r in data["rows"] if r["standing"] != "scored")
+
+
+def test_the_command_exits_1_when_a_requirement_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate, "COVERAGE", (0.99, 1.0))
+    assert CliRunner().invoke(validate_app(), []).exit_code == 1
+
+
+def test_limits_as_json() -> None:
+    result = CliRunner().invoke(validate_app(), ["--limits", "--json", "--batch", "4"])
+    assert result.exit_code == 0
+    assert {entry["batch"] for entry in json.loads(result.output)} == {4}
+
+
+def test_limits_as_a_picture(tmp_path: Path) -> None:
+    path = tmp_path / "limits.png"
+    result = CliRunner().invoke(validate_app(), ["--limits", "--plot", str(path)])
+    assert result.exit_code == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    nowhere = CliRunner().invoke(
+        validate_app(), ["--limits", "--plot", str(tmp_path / "a" / "b.png")]
+    )
+    assert nowhere.exit_code == 2
+    assert "cannot write" in nowhere.output
+    odd = CliRunner().invoke(validate_app(), ["--limits", "--plot", str(tmp_path / "b.txt")])
+    assert odd.exit_code == 2
+    assert CliRunner().invoke(validate_app(), ["--plot", str(path)]).exit_code == 2
+
+
+def test_boards_are_drawn_in_the_order_of_what_they_can_spend_on_a_byte() -> None:
+    """B200: 148 x 128 x 1.965e9 / 8e12 = 4.65 instructions; L40S: 142 x 128 x 2.52e9 / 864e9 = 53.0."""
+    assert limits_plot.instructions_per_byte(load_gpu("b200")) == pytest.approx(4.65, abs=0.01)
+    assert limits_plot.instructions_per_byte(load_gpu("l40s")) == pytest.approx(53.0, abs=0.1)
+
+
+KNOBS = (
+    *("ISSUE_EFFICIENCY", "PIPE_EFFICIENCY", "TENSOR_EFFICIENCY", "EAGER_LAUNCH_S"),
+    *("GRAPH_LAUNCH_S", "SERIAL_STEP", "NORM"),
+)
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_no_parameter_stands_on_a_knife_edge(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At either end of its interval the model still beats both baselines by a factor of two."""
+    number = getattr(parameters, name)
+    rows = [s.row for s in SCORED if s.format in validate.FOUR_BITS and s.small]
+    for end in (number.low, number.high):
+        monkeypatch.setattr(parameters, name, number.model_copy(update={"value": end}))
+        group = [s for s in map(predict_row, rows) if s.standing == "scored"]
+        found = errors(group)
+        assert len(group) > 150
+        assert found.mape < 0.23
+        assert found.mape < min(found.ideal_mape, found.constant_mape) / 2
+
+
+def test_a_figure_of_nought_is_refused(tmp_path: Path) -> None:
+    for source in SOURCES:
+        (tmp_path / f"{source.key}.csv").write_text("gpu,kernel,n,k,batch,value\n")
+    assert load_rows(tmp_path) == ()
+    bad = tmp_path / "gemlite.csv"
+    bad.write_text("gpu,kernel,n,k,batch,value\na10,marlin,8,8,1,0\n")
+    with pytest.raises(ValueError, match=r"gemlite\.csv, line 2"):
+        load_rows(tmp_path)
