@@ -213,6 +213,13 @@ def source(ask: Ask) -> Report:
         )
     if ask.regex is not None:
         raise UsageError("--regex is for --cubin and --so; --source names its kernel.")
+    if not Path(path).is_file():
+        raise UsageError(f"there is no kernel file {path}.")
+    if Path(path).suffix != ".py":
+        raise UsageError(
+            f"--source takes a Triton file (.py), not {path}; compile CUDA C++ with nvcc "
+            f"and pass --cubin."
+        )
     gpus = chosen_gpus(ask.gpu or GPUS)
     file = str(Path(path).resolve())
     requests = [

@@ -41,17 +41,12 @@ def audit_source(path: Path, name: str, capability: int, weights: int | None) ->
     Raises:
         SourceError: the file cannot be used.
     """
-    from bench.static.build import SourceError, triton_arguments
+    from bench.static.build import triton_arguments
     from bench.static.compile import WARP_LANES, build_kernel, read_kernel
     from bench.static.ptx.problem import KINDS, Draw
     from bench.static.source import open_kernel
     from bench.static.trial import whole
 
-    if path.suffix != ".py":
-        raise SourceError(
-            f"--source takes a Triton file (.py), not {path.name}; compile CUDA C++ with nvcc "
-            f"and pass --cubin."
-        )
     kernel = open_kernel(path, name)
     problem = kernel.problem(Draw(next(iter(KINDS))))
     signature, constexprs, aligned, options = triton_arguments(kernel.fn, problem)

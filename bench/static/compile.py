@@ -141,7 +141,9 @@ def compile_kernel(
 
     Arguments and errors are those of `build_kernel`.
     """
-    return read_kernel(build_kernel(fn, signature, constexprs, capability, (), **options), capability)
+    return read_kernel(
+        build_kernel(fn, signature, constexprs, capability, (), **options), capability
+    )
 
 
 def read_kernel(binary: Any, capability: int) -> CompiledKernel:

@@ -6,11 +6,10 @@ has: such things are unknown here unless the caller states them. Names are as th
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from bench.static import sass
@@ -20,6 +19,11 @@ from bench.static.compile import tool
 MOST_FUNCTIONS = 100
 OLDEST = 70  # from here on an instruction has 128 bits, which addresses rest on
 ARCH = re.compile(r"\.sm_(\d+)[a-z]?\.cubin$")
+CODE_FOR = re.compile(r"code for sm_(\d+)")
+FUNCTION = re.compile(r"^\s*Function\s*:", re.MULTILINE)
+LINE = re.compile(
+    r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P[T\d])\s+)?([A-Z][\w.]*)\s*(.*?)\s*;", re.M
+)
 USAGE = re.compile(r"Function (\S+?):\s*\n\s*(REG:.*)")
 
 
@@ -64,18 +68,15 @@ def audit_binary(
                 continue
             usage = resource_usage(cubin)
             names |= set(usage)
-            if not any(map(wanted.search, usage)):
-                continue
-            found += [
-                audit
-                for audit in functions(cubin, wanted, usage, weights)
-                if not capabilities or audit.capability in capabilities
-            ]
-            if len(found) > MOST_FUNCTIONS:
+            chosen = [name for name in usage if wanted.search(name)]
+            if len(found) + len(chosen) > MOST_FUNCTIONS:
                 raise ForeignError(
                     f"--regex {pattern!r} finds more than {MOST_FUNCTIONS} functions of "
                     f"{path.name}; narrow it, or name one board with --gpu."
                 )
+            if chosen:
+                audits = functions(cubin, chosen, usage, weights)
+                found += [a for a in audits if not capabilities or a.capability in capabilities]
     if not found:
         some = ", ".join(sorted(names)[:3]) or "none"
         where = f" for {', '.join(f'sm_{c}' for c in capabilities)}" if capabilities else ""
@@ -122,34 +123,51 @@ def resource_usage(cubin: Path) -> dict[str, dict[str, int]]:
 
 
 def functions(
-    cubin: Path, wanted: re.Pattern[str], usage: dict[str, dict[str, int]], weights: int | None
+    cubin: Path, names: Sequence[str], usage: dict[str, dict[str, int]], weights: int | None
 ) -> Iterator[Audit]:
-    """The counts of the functions with such names.
+    """The counts of these functions.
+
+    `cuobjdump` and not `nvdisasm -json`, which crashes on some cubins of nvcc (13.1, several functions).
 
     Raises:
-        ForeignError: nvdisasm refuses the file, or it is older than what can be counted.
+        ForeignError: cuobjdump refuses the file, or it is older than what can be counted.
     """
-    done = subprocess.run([tool("nvdisasm"), "-json", cubin], capture_output=True, text=True)
-    if done.returncode:
-        raise ForeignError(f"{cubin.name} is no cubin that nvdisasm can read.")
-    head, bodies = json.loads(done.stdout)
-    version = head["SM"]["version"]
-    capability = 10 * version["major"] + version["minor"]
+    done = subprocess.run(
+        [tool("cuobjdump"), "--dump-sass", "--function", ",".join(names), cubin],
+        capture_output=True,
+        text=True,
+    )
+    arch = CODE_FOR.search(done.stdout)
+    if done.returncode or arch is None:
+        raise ForeignError(f"{cubin.name} is no cubin that cuobjdump can disassemble.")
+    capability = int(arch[1])
     if capability < OLDEST:
         raise ForeignError(
             f"{cubin.name} is for sm_{capability}; counted is sm_{OLDEST} and later."
         )
-    for body in bodies:
-        name = body["function-name"]
-        if not wanted.search(name) or not body["sass-instructions"]:
-            continue
-        used = usage.get(name, {})
+    for block in FUNCTION.split(done.stdout)[1:]:
+        name, _, text = block.partition("\n")
+        used = usage.get(name.strip(), {})
         yield audit_code(
-            name,
+            name.strip(),
             capability,
-            sass.parse(body["sass-instructions"]),
+            parse_text(text),
             weights,
             registers=used.get("REG"),
             stack_bytes=used.get("STACK", 0),
             shared_bytes=used.get("SHARED"),
         )
+
+
+def parse_text(text: str) -> tuple[sass.Instruction, ...]:
+    """The instructions of one function as cuobjdump prints them.
+
+    Raises:
+        ForeignError: addresses are not 16 bytes apart, so branches would be misread.
+    """
+    code = []
+    for index, (address, predicate, opcode, operands) in enumerate(LINE.findall(text)):
+        if int(address, 16) != index * sass.INSTRUCTION_BYTES:
+            raise ForeignError(f"the instruction at 0x{address} is not where it was expected.")
+        code.append(sass.Instruction(index, opcode, operands, predicate))
+    return tuple(code)
