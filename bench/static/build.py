@@ -84,6 +84,28 @@ def build_cuda(path: Path, name: str, problem: Problem, capability: int) -> Buil
 
 def build_triton(fn: Any, name: str, problem: Problem, capability: int) -> Built:
     """A Triton kernel for one target; raises like `build_cuda`."""
+    signature, constexprs, aligned, options = triton_arguments(fn, problem)
+    ptx, shared_bytes, num_warps = _apart(
+        partial(_compile_triton, fn, signature, constexprs, capability, aligned, options),
+        f"{name} does not compile for sm_{capability}",
+    )
+    entry = find_entry(ptx, name)
+    names = tuple(n for n, kind in signature.items() if kind is not None)
+    scratch = parameters(ptx, entry) - len(names)
+    return Built(ptx, entry, LANES * num_warps, shared_bytes, names, scratch)
+
+
+def triton_arguments(
+    fn: Any, problem: Problem
+) -> tuple[dict[str, str | None], dict[str, object], list[str], dict[str, object]]:
+    """What Triton's launcher would compile a kernel with: see `compile.build_kernel`.
+
+    Returns:
+        signature, constexprs, the integers that are multiples of 16, options.
+
+    Raises:
+        SourceError: the problem does not fit the kernel's signature.
+    """
     signature, constexprs = match_signature(fn, problem)
     ones, aligned = specialized(fn, problem)
     signature = {n: None if n in ones else kind for n, kind in signature.items()}
@@ -93,14 +115,7 @@ def build_triton(fn: Any, name: str, problem: Problem, capability: int) -> Built
         "num_stages": problem.num_stages,
         "enable_fp_fusion": True,  # as Triton 3.6 to 3.9 do unasked
     }
-    ptx, shared_bytes, num_warps = _apart(
-        partial(_compile_triton, fn, signature, constexprs, capability, aligned, options),
-        f"{name} does not compile for sm_{capability}",
-    )
-    entry = find_entry(ptx, name)
-    names = tuple(n for n, kind in signature.items() if kind is not None)
-    scratch = parameters(ptx, entry) - len(names)
-    return Built(ptx, entry, LANES * num_warps, shared_bytes, names, scratch)
+    return signature, constexprs, aligned, options
 
 
 def match_signature(fn: Any, problem: Problem) -> tuple[dict[str, str | None], dict[str, object]]:

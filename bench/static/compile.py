@@ -141,7 +141,13 @@ def compile_kernel(
 
     Arguments and errors are those of `build_kernel`.
     """
-    binary = build_kernel(fn, signature, constexprs, capability, (), **options)
+    return read_kernel(
+        build_kernel(fn, signature, constexprs, capability, (), **options), capability
+    )
+
+
+def read_kernel(binary: Any, capability: int) -> CompiledKernel:
+    """The machine code of what `build_kernel` returned, and what it needs to run."""
     cubin = binary.asm["cubin"]
     usage = resource_usage(cubin)
     sass = disassemble(cubin, tool("nvdisasm"))[binary.metadata.name]

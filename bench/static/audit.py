@@ -1,0 +1,291 @@
+"""What an audit says of one kernel: its instructions by class, what it occupies, and the rows of a report.
+
+A *job* names one of our kernels and an architecture; an `Audit` is what was found in its machine code, plain
+data that a cache can keep; a `Row` is a line of the report. The row `fused-bypass` is a difference: the
+two arms are one kernel with one launch configuration, so what is left is the dequantization itself.
+
+    audit = audit_job(Job("fused", "gemv-ptx", "int4-g128", "fp16", 1, 90))
+    row_of(audit).value("total")      thread-instructions per weight
+
+Counts are of the hot path (`bench.static.sass`). Where nobody knows how many weights a lane handles in one
+pass of it, they are per pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from bench.static import sass
+from bench.static.cost import KernelCost, counts_of_classes
+from bench.static.counts import K, N, weights_per_pass
+from bench.static.occupancy import MULTIPROCESSORS, resident_warps
+from kernels.formats import WeightFormat, find_format
+
+if TYPE_CHECKING:
+    from bench.static.compile import CompiledKernel
+    from kernels.kernel import Arm
+    from kernels.packing import Float16
+
+FAST_CONVERSIONS = ("I2FP", "F2FP", "I2IP")  # of class "cvt", yet not on the slow unit
+ACTIVATION_BITS = 16
+DIFFERENCE = "fused-bypass"
+RESOURCES = ("registers", "spills", "shared_bytes")
+MEASURES = ("total", *sass.CLASS_NAMES, *RESOURCES)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of our kernels for one architecture.
+
+    Attributes:
+        arm: "fused", "bypass", "dequantize", ...
+        variant: of the tile, such as "gemv-ptx".
+        format: name of the format of the weights that it reads; of a 16-bit kernel "fp16" or "bf16".
+        activation: "fp16" or "bf16".
+        batch: rows of x.
+        capability: compute capability times ten.
+    """
+
+    arm: str
+    variant: str
+    format: str
+    activation: str
+    batch: int
+    capability: int
+
+    @property
+    def name(self) -> str:
+        """What patterns of a gate are compared with."""
+        return f"{self.variant}/{self.arm}/{self.format}/{self.activation}"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found in the machine code of one kernel.
+
+    Attributes:
+        name: of the kernel.
+        capability: compute capability times ten.
+        classes: instructions of one pass of the hot path, by class of `sass.CLASS_NAMES`.
+        slow_conversions: those of class "cvt" that run on the slow unit.
+        loads: loads from global memory in one pass, by width in bits.
+        looped: whether the hot path is a loop; otherwise the whole kernel was counted.
+        weights: that one lane handles in one pass; None: unknown.
+        registers: per thread; None: unknown.
+        spill_instructions: LDL and STL in the whole kernel.
+        stack_bytes: per thread.
+        shared_bytes: per program; of a foreign binary the static part only.
+        num_warps: per program; None: unknown.
+        resident_warps: that fit on one multiprocessor; None: unknown.
+    """
+
+    name: str
+    capability: int
+    classes: Mapping[str, int]
+    slow_conversions: int
+    loads: Mapping[int, int]
+    looped: bool
+    weights: int | None = None
+    registers: int | None = None
+    spill_instructions: int = 0
+    stack_bytes: int = 0
+    shared_bytes: int | None = None
+    num_warps: int | None = None
+    resident_warps: int | None = None
+
+    @property
+    def instructions(self) -> int:
+        """On the hot path."""
+        return sum(self.classes.values())
+
+    @property
+    def spills(self) -> int:
+        """Spill instructions; of a kernel with a stack but none of them, the bytes of the stack."""
+        return self.spill_instructions or self.stack_bytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a report.
+
+    Attributes:
+        name: variant/arm/format/activation, or the name of a foreign function.
+        capability: compute capability times ten.
+        job: which of our kernels; None for a foreign one.
+        audit: what was found; None for a difference of two kernels.
+        per_weight: instructions per weight, "total" and by class; per pass if `weights` is None.
+        weights: that one lane handles in one pass.
+    """
+
+    name: str
+    capability: int
+    job: Job | None
+    audit: Audit | None
+    per_weight: Mapping[str, float] = field(default_factory=dict)
+    weights: int | None = None
+
+    def value(self, measure: str) -> float | None:
+        """One of the MEASURES; None where it has no meaning or is not known."""
+        if measure in RESOURCES:
+            return getattr(self.audit, measure) if self.audit else None
+        return self.per_weight.get(measure) if self.weights else None
+
+
+def audit_code(
+    name: str, capability: int, code: sass.Code, weights: int | None = None, **found: Any
+) -> Audit:
+    """Count the hot path of one function.
+
+    Args:
+        name: of the kernel.
+        capability: compute capability times ten.
+        code: the whole function.
+        weights: that one lane handles in one pass.
+        **found: registers, stack_bytes and other attributes of `Audit`.
+    """
+    hot = sass.hot_path(code)
+    converting = [i for i in hot if sass.class_of(i) == "cvt"]
+    return Audit(
+        name=name,
+        capability=capability,
+        classes=dict(sass.per_class(hot)),
+        slow_conversions=len(converting) - sass.count(converting, FAST_CONVERSIONS),
+        loads=dict(sass.load_widths(hot)),
+        looped=bool(sass.loops(code)),
+        weights=weights,
+        spill_instructions=sass.count(code, sass.SPILLS),
+        **found,
+    )
+
+
+def audit_kernel(name: str, compiled: CompiledKernel, weights: int | None) -> Audit:
+    """Count a kernel that Triton compiled."""
+    known = compiled.capability in MULTIPROCESSORS
+    return audit_code(
+        name,
+        compiled.capability,
+        compiled.sass,
+        weights,
+        registers=compiled.registers,
+        stack_bytes=compiled.stack_bytes,
+        shared_bytes=compiled.shared_bytes,
+        num_warps=compiled.num_warps,
+        resident_warps=resident_warps(compiled) if known else None,
+    )
+
+
+def audit_job(job: Job) -> Audit:
+    """Compile one of our kernels and count; only in a process that does not interpret Triton."""
+    from bench.static.compile import compile_kernel
+    from kernels import triton
+
+    weight_format = find_format(job.format)
+    plan = triton.plan_of(
+        *(cast("Arm", job.arm), job.variant, weight_format, cast("Float16", job.activation)),
+        *(N, K, job.batch, job.capability),
+    )
+    compiled = compile_kernel(
+        plan.fn, plan.signature, plan.constexprs, job.capability, **plan.options
+    )
+    weights = weights_per_pass(plan, weight_format, compiled.num_warps)
+    return audit_kernel(job.name, compiled, weights)
+
+
+def to_data(audit: Audit) -> dict[str, Any]:
+    """An audit as JSON holds it."""
+    return asdict(audit)
+
+
+def from_data(data: Mapping[str, Any]) -> Audit:
+    """An audit from JSON, whose keys are text.
+
+    Raises:
+        TypeError, ValueError, AttributeError: it is none.
+    """
+    loads = {int(width): int(number) for width, number in data["loads"].items()}
+    audit = Audit(**{**data, "loads": loads})
+    if set(audit.classes) - set(sass.CLASS_NAMES):
+        raise ValueError("unknown classes of instructions")
+    return audit
+
+
+def row_of(audit: Audit, job: Job | None = None) -> Row:
+    """The line of one kernel."""
+    weights = audit.weights or 1
+    values = {name: audit.classes.get(name, 0) / weights for name in sass.CLASS_NAMES}
+    values["total"] = audit.instructions / weights
+    return Row(audit.name, audit.capability, job, audit, values, audit.weights)
+
+
+def rows_of(audits: Mapping[Job, Audit]) -> Iterator[Row]:
+    """The lines of our kernels, with the difference behind each `fused` that has a `bypass`.
+
+    A difference per weight needs the same tile on both sides, and is left out otherwise.
+    """
+    for job, audit in audits.items():
+        yield row_of(audit, job)
+        bypass = audits.get(replace(job, arm="bypass"))
+        if job.arm == "fused" and bypass and audit.weights and bypass.weights == audit.weights:
+            yield difference(row_of(audit, job), row_of(bypass))
+
+
+def difference(fused: Row, bypass: Row) -> Row:
+    """What dequantization adds, per weight and class."""
+    assert fused.job is not None
+    values = {name: fused.per_weight[name] - bypass.per_weight[name] for name in fused.per_weight}
+    job = replace(fused.job, arm=DIFFERENCE)
+    return Row(job.name, fused.capability, job, None, values, fused.weights)
+
+
+def bytes_moved(arm: str, weight_format: WeightFormat) -> float:
+    """Bytes of memory per weight: what is stored, and for `dequantize` the 16 bits written too."""
+    written = ACTIVATION_BITS if arm == "dequantize" else 0
+    return (weight_format.bits_stored(K) + written) / 8
+
+
+def cost_of(row: Row, bytes_per_weight: float, batch: int) -> KernelCost | None:
+    """One kernel as the model of a GPU takes it; None where instructions per weight are unknown."""
+    audit = row.audit
+    if audit is None or audit.weights is None:
+        return None
+    counts = counts_of_classes(
+        audit.classes, audit.slow_conversions, audit.loads, audit.weights, bytes_per_weight
+    )
+    return KernelCost(
+        name=row.name,
+        family=row.job.arm if row.job else "foreign",
+        counts=counts,
+        source="compiled and counted, not run",
+        tensor_cores=audit.classes.get("mma", 0) > 0,
+        rows_per_pass=batch,
+        unmodelled="spills" if audit.spills else "",
+    )
+
+
+def jobs_of(
+    arms: Iterable[str],
+    formats: Iterable[str],
+    activations: Iterable[str],
+    capabilities: Iterable[int],
+) -> list[Job]:
+    """Every Triton kernel of these arms and formats at the smallest batch it serves, each once."""
+    from kernels.triton import KERNELS
+
+    arms, activations, capabilities = list(arms), list(activations), list(capabilities)
+    found = []
+    for weight_format in map(find_format, formats):
+        for activation in activations:
+            for kernel in KERNELS:
+                batch = kernel.batches[0]
+                if (
+                    kernel.implementation == "triton"
+                    and kernel.arm in arms
+                    and weight_format.name in kernel.formats
+                    and kernel.reads(weight_format, activation) == weight_format
+                    and kernel.accepts(weight_format, activation, batch)
+                ):
+                    job = (kernel.arm, kernel.variant, weight_format.name, activation, batch)
+                    found += [Job(*job, capability) for capability in capabilities]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,456 @@
+"""Audits of machine code: counts by hand, what boards allow, limits, and what the command says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from bench import sass as command
+from bench.static import audit_cache, sass
+from bench.static.audit import (
+    MEASURES,
+    Audit,
+    Job,
+    audit_code,
+    bytes_moved,
+    jobs_of,
+    row_of,
+    rows_of,
+)
+from bench.static.audit_cache import Cache
+from bench.static.audit_gate import Breach, GateError, breaches, load_limits
+from bench.static.audit_report import Report, budget
+from kernels.formats import find_format
+from profiles.specs import load_gpu
+
+FUSED = Job("fused", "gemv-ptx", "int4-g128", "fp16", 1, 90)
+BYPASS = replace(FUSED, arm="bypass")
+APP = typer.Typer()
+APP.command()(command.main)
+
+LOOP = """
+MOV R1, 0x0
+LDG.E.128.CONSTANT R4, [R2]
+LDG.E.U16 R3, [R2]
+LOP3.LUT R6, R4, 0xf000f, R7, 0xea, !PT
+IADD3 R6, R6, R7, RZ
+I2F.F16.U32 R8, R6
+I2FP.F32.S32 R9, R6
+HFMA2 R10, R8, R9, R10
+FFMA R11, R9, R9, R11
+SHFL.IDX R5, R4, 0x1, 0x1f
+BRA 0x10
+STL [R1], R4
+EXIT
+"""
+
+
+def code(text: str) -> sass.Code:
+    lines = [line.split(maxsplit=1) for line in text.strip().splitlines()]
+    return sass.parse({"opcode": o, "operands": "".join(rest)} for o, *rest in lines)
+
+
+def planted(job: Job, **changes: object) -> Audit:
+    """64 weights a pass: 128 instructions with dequantization, 64 without."""
+    classes = {"int": 64, "half2": 40, "cvt": 16, "load": 8} if job.arm == "fused" else {
+        "int": 16, "half2": 40, "load": 8,
+    }  # fmt: skip
+    slow = 8 if job.arm == "fused" else 0
+    audit = Audit(job.name, job.capability, classes, slow, {128: 8}, looped=True, weights=64,
+                  registers=56, shared_bytes=32, num_warps=2, resident_warps=36)  # fmt: skip
+    return replace(audit, **changes)  # type: ignore[arg-type]
+
+
+def test_a_listing_by_hand() -> None:
+    audit = audit_code("k", 90, code(LOOP), weights=4, registers=40)
+    assert audit.classes == {
+        "load": 2, "int": 2, "cvt": 2, "half2": 1, "fp32": 1, "exchange": 1, "other": 1,
+    }  # fmt: skip
+    assert audit.slow_conversions == 1  # I2F; I2FP is on the integer pipe
+    assert audit.loads == {128: 1, 16: 1}
+    assert audit.spill_instructions == audit.spills == 1  # though it lies behind the loop
+    assert audit.looped
+    row = row_of(audit)
+    assert row.value("total") == 10 / 4
+    assert row.value("cvt") == 0.5
+    assert row.value("mma") == 0.0
+    assert row.value("registers") == 40
+    assert row.value("shared_bytes") is None
+
+
+def test_without_a_number_of_weights_nothing_is_said_per_weight() -> None:
+    row = row_of(audit_code("k", 90, code(LOOP)))
+    assert row.per_weight["total"] == 10
+    assert row.value("total") is None
+    assert row.value("spills") == 1
+
+
+def test_a_stack_without_spill_instructions_still_counts() -> None:
+    audit = audit_code("k", 90, code("LDG.E R1, [R2]\nEXIT"), stack_bytes=16)
+    assert (audit.spills, audit.looped) == (16, False)
+
+
+def test_the_difference_is_what_dequantization_adds() -> None:
+    rows = {row.name: row for row in rows_of({BYPASS: planted(BYPASS), FUSED: planted(FUSED)})}
+    extra = rows["gemv-ptx/fused-bypass/int4-g128/fp16"]
+    assert extra.value("total") == 1.0
+    assert extra.value("int") == 0.75
+    assert extra.value("cvt") == 0.25
+    assert extra.value("half2") == extra.value("load") == 0.0
+    assert extra.value("registers") is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [replace(BYPASS, capability=80), replace(BYPASS, variant="gemv"), replace(BYPASS, batch=16)],
+)
+def test_only_the_same_kernel_is_subtracted(other: Job) -> None:
+    rows = list(rows_of({other: planted(other), FUSED: planted(FUSED)}))
+    assert [row.name for row in rows] == [other.name, FUSED.name]
+
+
+def test_tiles_that_differ_have_no_difference() -> None:
+    audits = {BYPASS: planted(BYPASS, weights=32), FUSED: planted(FUSED)}
+    assert len(list(rows_of(audits))) == 2
+
+
+def test_budget_by_hand() -> None:
+    """3350 GB/s over 132 SMs at 1.98 GHz: 12.82 bytes a clock, so 24.86 weights of 4.125 bits."""
+    found = budget(load_gpu("h100"), 4.125 / 8)
+    weights_per_clock = 3350e9 / (132 * 1.98e9) / (4.125 / 8)
+    assert weights_per_clock == pytest.approx(24.86, abs=0.01)
+    assert found["issue"] == pytest.approx(128 / weights_per_clock)
+    assert found["integer"] == pytest.approx(64 / weights_per_clock)
+    assert found["conversion"] == pytest.approx(16 / weights_per_clock)
+
+
+def test_r_by_hand() -> None:
+    """Two instructions a weight, one on the integer pipe and an eighth fast: 2.575 / 1.125 < 5.149 / 2."""
+    rows = list(rows_of({FUSED: planted(FUSED)}))
+    gpu = load_gpu("h100")
+    ratio = Report(rows, [gpu], "").ratio(rows[0], gpu)
+    allowed = budget(gpu, bytes_moved("fused", find_format("int4-g128")))
+    assert ratio is not None
+    assert ratio.value == pytest.approx(allowed["integer"] / (1 + 8 / 64))
+    assert ratio.limiter == "ALU"
+    assert ratio.at_reached_issue == pytest.approx(0.65 * allowed["issue"] / 2)
+
+
+def test_r_is_for_the_board_whose_code_it_is_and_not_for_spills() -> None:
+    spilling = planted(FUSED, spill_instructions=3)
+    rows = list(rows_of({FUSED: spilling}))
+    report = Report(rows, [load_gpu("h100"), load_gpu("a100")], "")
+    spilled = report.ratio(rows[0], load_gpu("h100"))
+    assert spilled is not None
+    assert (spilled.value, spilled.reason) == (None, "spills")
+    assert report.ratio(rows[0], load_gpu("a100")) is None
+
+
+def test_dequantize_moves_what_it_writes_too() -> None:
+    weight_format = find_format("int4-g128")
+    assert bytes_moved("fused", weight_format) == 4.125 / 8
+    assert bytes_moved("dequantize", weight_format) == 20.125 / 8
+
+
+def test_jobs_are_every_kernel_once() -> None:
+    jobs = jobs_of(["fused", "dequantize", "native"], ["int4-g128", "fp16"], ["fp16"], [80, 90])
+    assert len(jobs) == len(set(jobs)) == 2 * (4 + 2 + 2)
+    assert {j.batch for j in jobs if j.variant == "gemm"} == {16}
+    assert {j.format for j in jobs if j.arm == "native"} == {"fp16"}
+
+
+# --- limits
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+ROWS = list(rows_of({BYPASS: planted(BYPASS), FUSED: planted(FUSED)}))
+
+
+def test_limits_name_the_rows_beyond_them(tmp_path: Path) -> None:
+    text = """
+    [[limit]]
+    kernel = "gemv-ptx/fused/int4-*"
+    arch = "sm_90"
+    total = 1.99
+    registers = 56
+    [[limit]]
+    kernel = "*/fused-bypass/*"
+    cvt = 0.2
+    """
+    found = breaches(load_limits(write(tmp_path / "limits.toml", text)), ROWS)
+    assert found == [
+        Breach("gemv-ptx/fused/int4-g128/fp16", "sm_90", "total", 2.0, 1.99),
+        Breach("gemv-ptx/fused-bypass/int4-g128/fp16", "sm_90", "cvt", 0.25, 0.2),
+    ]
+    assert found[0].sentence == ("gemv-ptx/fused/int4-g128/fp16 on sm_90: total is 2, limit 1.99.")
+
+
+def test_a_limit_may_be_reached_and_json_works(tmp_path: Path) -> None:
+    entry = {"kernel": "*", "total": 2.0, "spills": 0, "cvt": 0.25}
+    path = write(tmp_path / "limits.json", json.dumps({"limit": [entry]}))
+    assert breaches(load_limits(path), ROWS) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[limit", "neither TOML nor JSON"),
+        ("a = 1", "at least one [[limit]]"),
+        ("[[limit]]\ntotal = 2", "limit 1 of"),
+        ('[[limit]]\nkernel = "*"\narch = 90\ntotal = 1', "as text"),
+        ('[[limit]]\nkernel = "*"', "limits nothing"),
+        ('[[limit]]\nkernel = "*"\nspeed = 2', f"limits 'speed'; choose from {MEASURES[0]}"),
+        ('[[limit]]\nkernel = "*"\ntotal = "2"', "a number from 0 up, not 2"),
+        ('[[limit]]\nkernel = "*"\ntotal = nan', "a number from 0 up, not nan"),
+        ('[[limit]]\nkernel = "*"\nspills = true', "a number from 0 up, not True"),
+    ],
+)
+def test_limits_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(GateError) as error:
+        load_limits(write(tmp_path / "limits.toml", text))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "arch", "measure", "said"),
+    [
+        ("gemv-pxt/*", "*", "total", "no kernel that was counted has such a name"),
+        ("*", "sm_80", "total", "no kernel that was counted has such a name"),
+        ("*fused-bypass*", "*", "registers", "it is not known of what that names"),
+    ],
+)
+def test_a_limit_that_guards_nothing_is_an_error(
+    tmp_path: Path, kernel: str, arch: str, measure: str, said: str
+) -> None:
+    text = json.dumps({"limit": [{"kernel": kernel, "arch": arch, measure: 1}]})
+    with pytest.raises(GateError, match=said):
+        breaches(load_limits(write(tmp_path / "limits.json", text)), ROWS)
+
+
+# --- the cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache", "sources", "3.9.0")
+
+
+def test_what_is_stored_is_found(cache: Cache) -> None:
+    assert cache.load(FUSED) is None
+    cache.store(FUSED, planted(FUSED))
+    assert cache.load(FUSED) == planted(FUSED)
+    assert [p.suffix for p in cache.folder.iterdir()] == [".json"]
+
+
+def test_a_change_of_anything_misses(cache: Cache) -> None:
+    cache.store(FUSED, planted(FUSED))
+    assert replace(cache, sources="others").load(FUSED) is None
+    assert replace(cache, compiler="3.9.1").load(FUSED) is None
+    for change in ({"capability": 80}, {"batch": 2}, {"activation": "bf16"}, {"arm": "scale"}):
+        assert cache.load(replace(FUSED, **change)) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[:-20],
+        lambda text: text.replace('"int": 64', '"int": 65'),
+        lambda text: text.replace('"sha256"', '"sha"'),
+        lambda text: "[]",
+        lambda text: "\x00" * 100,
+    ],
+)
+def test_a_damaged_entry_counts_as_missing(cache: Cache, damage) -> None:
+    cache.store(FUSED, planted(FUSED))
+    path = cache.path(FUSED)
+    damaged = damage(path.read_text())
+    assert damaged != path.read_text()
+    path.write_text(damaged)
+    assert cache.load(FUSED) is None
+    cache.store(FUSED, planted(FUSED))
+    assert cache.load(FUSED) == planted(FUSED)
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    blocked = Cache(write(tmp_path / "file", "") / "cache", "s", "c")
+    blocked.store(FUSED, planted(FUSED))
+    assert blocked.load(FUSED) is None
+
+
+def test_every_source_counts(tmp_path: Path) -> None:
+    """A changed kernel, or a changed program that counts, is another digest."""
+    for name in audit_cache.PROGRAMS:
+        path = tmp_path / "bench" / "static" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, "1")
+    triton = tmp_path / "kernels" / "triton"
+    triton.mkdir(parents=True)
+    write(triton / "gemv.py", "1")
+
+    def digest() -> str:
+        return audit_cache.sources_digest.__wrapped__(tmp_path)
+
+    seen = {digest()}
+    for path in sorted(tmp_path.rglob("*.py")):
+        write(path, "2")
+        seen.add(digest())
+    assert len(seen) == len(audit_cache.PROGRAMS) + 2
+
+
+# --- the command
+
+
+@pytest.fixture
+def compilations(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Planted audits in place of a compiler; the jobs that were compiled."""
+    done: list[Job] = []
+
+    def compiled(jobs: Iterable[Job]) -> Iterator[tuple[Job, Audit | str]]:
+        for job in jobs:
+            done.append(job)
+            yield job, planted(job)
+
+    monkeypatch.setattr(command, "compiled", compiled)
+    monkeypatch.setattr(audit_cache, "open_cache", lambda: cache)
+    return done
+
+
+SMALL = ("--gpu", "h100", "--format", "int4-g128", "--arm", "fused,bypass")
+
+
+def test_the_second_run_compiles_nothing(compilations: list[Job], cache: Cache) -> None:
+    first = CliRunner().invoke(APP, SMALL)
+    assert (first.exit_code, len(compilations)) == (0, 8)
+    again = CliRunner().invoke(APP, SMALL)
+    assert (again.output, len(compilations)) == (first.output, 8)
+    cache.path(compilations[2]).write_text("damaged")
+    CliRunner().invoke(APP, SMALL)
+    assert compilations[8:] == [compilations[2]]
+
+
+def test_what_was_compiled_before_an_interruption_stays(
+    compilations: list[Job], monkeypatch: pytest.MonkeyPatch, cache: Cache
+) -> None:
+    def compiled(jobs: Iterable[Job]) -> Iterator[tuple[Job, Audit | str]]:
+        yield FUSED, planted(FUSED)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "compiled", compiled)
+    done = CliRunner().invoke(APP, SMALL)
+    assert (done.exit_code, done.stderr) == (130, "Interrupted.\n")
+    assert cache.load(FUSED) is not None
+
+
+@pytest.mark.usefixtures("compilations")
+def test_tables_fit_and_name_everything() -> None:
+    boards = "t4,a100,h100,b200,rtx4090,rtx5090,orin"
+    done = CliRunner().invoke(APP, ["--gpu", boards, "--arm", "stream,fused,bypass,dequantize"])
+    assert done.exit_code == 0
+    assert max(map(len, done.output.splitlines())) <= 80
+    assert "…" not in done.output  # nothing was cut off
+    whole = [x for x in done.output.splitlines() if x.startswith("default dequantize ")]
+    assert len(whole) == 4 * (7 + 7 + 2)  # per format: two tables per architecture, R in two parts
+    for text in ("gemv-ptx fused - bypass", "default dequantize", "h100-sxm", "sm_120", "128x8",
+                 "36/64", "MODELLED", "COMPILED AND COUNTED, not run"):  # fmt: skip
+        assert text in done.output
+
+
+@pytest.mark.usefixtures("compilations")
+def test_json_says_the_same() -> None:
+    done = CliRunner().invoke(APP, [*SMALL, "--json"])
+    data = json.loads(done.stdout)
+    assert data["kind"] == "modelled"
+    rows = {row["kernel"]: row for row in data["kernels"]}
+    extra = rows["gemv-ptx/fused-bypass/int4-g128/fp16"]
+    assert extra["instructions"]["total"] == 1.0
+    assert (extra["instructions_per"], extra["audit"], extra["ratios"]) == ("weight", None, {})
+    fused = rows[FUSED.name]
+    assert fused["audit"]["registers"] == 56
+    assert fused["arch"] == "sm_90"
+    assert fused["ratios"]["h100-sxm"]["limiter"] == "ALU"
+    (board,) = data["budgets"]
+    assert board["per_weight"]["issue"] == pytest.approx(5.149, abs=0.001)
+    assert data["gate"] == []
+
+
+def test_a_gate_ends_with_1_and_names_the_row(compilations: list[Job], tmp_path: Path) -> None:
+    path = write(tmp_path / "l.toml", '[[limit]]\nkernel = "gemv-ptx/fused/*"\ntotal = 1.5')
+    done = CliRunner().invoke(APP, [*SMALL, "--gate", str(path)])
+    assert done.exit_code == 1
+    assert "gate: gemv-ptx/fused/int4-g128/fp16 on sm_90: total is 2, limit 1.5." in done.stderr
+    write(path, '[[limit]]\nkernel = "*/fused/*"\ntotal = 2')
+    done = CliRunner().invoke(APP, [*SMALL, "--gate", str(path), "--json"])
+    assert (done.exit_code, json.loads(done.stdout)["gate"]) == (0, [])
+    assert "all 1 limits" in done.stderr
+
+
+def test_a_kernel_that_does_not_compile_costs_its_row(
+    compilations: list[Job], monkeypatch: pytest.MonkeyPatch, cache: Cache
+) -> None:
+    def compiled(jobs: Iterable[Job]) -> Iterator[tuple[Job, Audit | str]]:
+        for job in jobs:
+            yield job, planted(job) if job.arm == "fused" else "it does not compile: why."
+
+    monkeypatch.setattr(command, "compiled", compiled)
+    done = CliRunner().invoke(APP, SMALL)
+    assert done.exit_code == 1
+    assert "FAILED gemv/bypass/int4-g128/fp16 on sm_90: it does not compile: why." in " ".join(
+        done.output.split()
+    )
+    assert cache.load(BYPASS) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpu", "h1000"], "nothing is known of a GPU named 'h1000'; choose one of"),
+        (["--gpu", ","], "nothing is known of a GPU named ','"),
+        (["--format", "int3"], "there is no 'int3'; choose --format from"),
+        (["--arm", "vendor"], "there is no 'vendor'; choose --arm from stream"),
+        (["--activation", "fp32"], "there is no 'fp32'; choose --activation from fp16, bf16."),
+        (["--arm", "native", "--format", "int8-ch"], "no Triton kernel has arm native"),
+        (["--weights", "0", "--cubin", "x"], "--weights takes a number from 1 up, not 0."),
+        (["--weights", "8"], "--weights and --regex are for --source, --cubin and --so."),
+        (["--cubin", "a", "--so", "b"], "give one of --source, --cubin and --so"),
+        (["--cubin", "missing"], "there is no file missing."),
+        (["--cubin", "README.md", "--regex", "("], "--regex '(' is no regular expression"),
+        (["--cubin", "README.md"], "README.md is no cubin that cuobjdump can read."),
+        (["--so", "README.md"], "README.md holds no machine code of a GPU"),
+        (["--so", "README.md", "--all"], "--all, --arm and --activation choose among our own"),
+        (["--cubin", "README.md", "--format", "int3"], "no weight format named 'int3'"),
+        (["--source", "gemv.py"], "name a file and a kernel in it, such as gemv.py:gemv"),
+        (["--source", "g.py:g", "--regex", "x"], "--regex is for --cubin and --so"),
+        (["--gate", "missing.toml"], "cannot read missing.toml: No such file or directory."),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_one_sentence(
+    compilations: list[Job], arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    done = CliRunner().invoke(APP, arguments)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+    assert (done.stdout, compilations) == ("", [])
+
+
+def test_a_board_that_nothing_compiles_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.static import compile as compiler
+
+    monkeypatch.setattr(compiler, "CAPABILITIES", (80, 90))
+    done = CliRunner().invoke(APP, ["--gpu", "t4"])
+    assert done.exit_code == 2
+    assert "nothing can be compiled for compute capability 7.5 of the" in done.stderr
+    assert "it can be for sm_80, sm_90." in done.stderr
