@@ -119,7 +119,7 @@ MUTATIONS = (
         "wrong index of the words",
         GEMV,
         edit(rf"shr\.s32 {R}, {R}, 3;", r"shr.s32 \1, \2, 4;"),
-        WRONG_RESULT,
+        Fault.MISALIGNED,
     ),
     Mutation(
         "unsigned converted as signed",

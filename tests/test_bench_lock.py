@@ -25,7 +25,7 @@ def test_the_second_is_told_who_holds_it() -> None:
         with pytest.raises(DeviceBusyError) as refusal, DeviceLock(CPU):
             pass
         assert str(refusal.value).startswith(
-            f"the CPU of this machine is in use by process {os.getpid()} (bench.dequant "
+            f"the CPU of this machine is in use by process {os.getpid()} (bench.dequant"
         )
         with pytest.raises(DeviceBusyError, match=r"^NVIDIA H100 is in use by process"):
             DeviceLock(GPU).__enter__()

@@ -169,7 +169,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         ("zero.json", "it is a device or a pipe, but a file was expected."),
         ("", "it is a folder, but a file was expected."),
         ("loop.json", "cannot be read"),
-        ("x" * 300, "cannot be read: File name too long."),
+        ("x" * 256, "cannot be read: File name too long."),
         ("nul\0.json", "cannot be read: embedded null byte."),
         ("none.json", "there is no file"),
     ):
