@@ -70,7 +70,7 @@ TO_SAVE = 2.0  # samples that a reference harness needs over ours, where the clo
 NARROW = 0.038  # half-width over phi at which the broken estimator stops
 
 RUNS, REFERENCE_RUNS, DEPENDENT_RUNS, CURVE_RUNS = 2000, 400, 1000, 300
-WHOLE_RUNS, HEALTHY_WHOLE_RUNS = 40, 150
+WHOLE_RUNS, HEALTHY_WHOLE_RUNS = 40, 120
 CURVE = (21, 24, 45, 60, 90, 120, 150)  # blocks
 WHOLE_OPERATORS = tuple(Operator(name=name, n=2048, k=2048) for name in ("q", "o", "up", "down"))
 WHOLE_BATCHES = (1, 2, 4, 8, 16)
