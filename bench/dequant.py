@@ -30,8 +30,8 @@ from kernels.formats import FORMATS, WeightFormat, find_format, formats_with_bit
 if TYPE_CHECKING:
     from bench.measure.devices import Mode
     from bench.measure.journal import Journal
-    from bench.measure.records import EnergyPlan
-    from bench.measure.run import Plan, Result
+    from bench.measure.records import EnergyPlan, Plan
+    from bench.measure.run import Result
     from profiles.schema import Profile
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -118,7 +118,7 @@ def make_plan(
     """
     from bench.analysis.trust import METHOD_TARGET
     from bench.measure.devices import find_device
-    from bench.measure.run import Plan
+    from bench.measure.records import Plan
     from profiles.schema import Protocol
     from profiles.shapes import load_model
 

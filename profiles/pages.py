@@ -16,13 +16,15 @@ Encodings.md and parquet.thrift); the few types that they use are decoded below.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiles.files import ProfileError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 MAGIC = b"PAR1"
@@ -40,13 +42,30 @@ _ENCODING_OF = {DATA_PAGE: 2, DICTIONARY_PAGE: 2, DATA_PAGE_V2: 4}  # and to the
 _VALUES = 1  # the number of values, in each of the three
 
 
-def checked_parquet(path: Path, content: bytes, rows: int) -> pq.ParquetFile:
+@dataclass(frozen=True)
+class WordLimits:
+    """How long the texts of a file may be.
+
+    Attributes:
+        name: what a message calls them, such as "words".
+        longest_bytes: of any one.
+        all_bytes: of all together, each as often as it occurs.
+        too_long: what is said of one that is longer, a clause.
+    """
+
+    name: str
+    longest_bytes: int
+    all_bytes: int
+    too_long: str
+
+
+def checked_parquet(path: Path, content: bytes, rows: int | None = None) -> pq.ParquetFile:
     """The Parquet file in `content`, opened, when all that it claims is modest and agrees.
 
     Args:
         path: for the messages.
         content: the file.
-        rows: how many rows there must be.
+        rows: how many rows there must be; None: as many as it claims.
 
     Raises:
         ProfileError: it is not Parquet, promises other or too many rows, or would unpack to more
@@ -70,6 +89,7 @@ def checked_parquet(path: Path, content: bytes, rows: int) -> pq.ParquetFile:
         claims = file.metadata
     except Exception as error:  # Arrow raises a dozen types for a footer that it does not like
         raise ProfileError(f"{path} is not a sound Parquet file: {_first_line(error)}.") from None
+    rows = claims.num_rows if rows is None else rows
     if claims.num_rows != rows:
         raise ProfileError(
             f"{path} claims {claims.num_rows} rows, but its profile speaks of {rows}."
@@ -82,6 +102,55 @@ def checked_parquet(path: Path, content: bytes, rows: int) -> pq.ParquetFile:
         what = "a page header is cut short" if isinstance(error, IndexError) else str(error)
         raise ProfileError(f"{path} is not a sound Parquet file: {what}.") from None
     return file
+
+
+def unpacked(
+    file: pq.ParquetFile,
+    content: bytes,
+    schema: pa.Schema,
+    words: Sequence[str],
+    limits: WordLimits,
+) -> pa.Table:
+    """The table of a file that has been checked, cast to its schema.
+
+    Strings are read as numbers of a dictionary, and written out only when it is known how long they
+    get: a file may repeat a long one a million times for nothing.
+
+    Args:
+        file: as `checked_parquet` gives it.
+        content: the whole file.
+        schema: to cast to; the file's own metadata are kept.
+        words: columns of text.
+        limits: how long they may be.
+
+    Raises:
+        ValueError: it cannot be decoded, or a text is too long; the message is a clause.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(
+            pa.BufferReader(content), metadata=file.metadata, read_dictionary=list(words)
+        )
+        table = file.read(use_threads=False)
+        table.validate(full=True)
+        total = 0
+        for chunk in (chunk for name in words for chunk in table.column(name).chunks):
+            lengths = pc.binary_length(chunk.dictionary)
+            if (pc.max(lengths).as_py() or 0) > limits.longest_bytes:
+                raise ValueError(limits.too_long)
+            total += pc.sum(pc.take(lengths, chunk.indices)).as_py() or 0
+        if total > limits.all_bytes:
+            raise ValueError(
+                f"its {limits.name} take {total} bytes, and at most {limits.all_bytes}"
+            )
+        table = table.cast(schema.with_metadata(table.schema.metadata))
+        table.validate(full=True)
+    except Exception as error:  # Arrow raises a dozen types for what it cannot decode
+        raise ValueError(_first_line(error)) from None
+    return table
 
 
 def _check_claims(content: bytes, claims: Any) -> None:

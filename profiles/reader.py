@@ -36,6 +36,7 @@ from profiles.schema import (
     Record,
     Samples,
     samples_schema,
+    scaled,
 )
 
 if TYPE_CHECKING:
@@ -216,11 +217,7 @@ def joules(
         raise ProfileError(f"a hop has one step or more, not {steps}.")
     layers = profile.workload.layers
     factor = {"layer": 1.0, "step": layers, "token": layers / batch, "hop": steps * layers}[per]
-    quantity = found[0].energy_j
-    ends = {name: getattr(quantity, name) for name in ("value", "low", "high")}
-    return quantity.model_copy(
-        update={name: None if end is None else factor * end for name, end in ends.items()}
-    )
+    return scaled(found[0].energy_j, factor)
 
 
 def write_profile(profile: Profile, samples: pa.Table | None, path: str | Path) -> Profile:
@@ -378,40 +375,18 @@ def _content(path: Path, written: Samples, limit: int) -> bytes:
 
 
 def _unpacked(path: Path, content: bytes, rows: int) -> pa.Table:
-    """The table in a Parquet file, when it is one of samples.
-
-    Strings are read as numbers of a dictionary, and written out only when it is known how long they
-    get: a file may repeat a long one a million times for nothing.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    from profiles.pages import checked_parquet
+    """The table in a Parquet file, when it is one of samples."""
+    from profiles.pages import WordLimits, checked_parquet, unpacked
 
     file = checked_parquet(path, content, rows)
     _check_schema(path, file.schema_arrow)
     words = [column.name for column in SAMPLE_COLUMNS if column.type == "string"]
+    too_long = f"it has a word of more than {MAXIMUM_WORD_BYTES} bytes"
+    limits = WordLimits("words", MAXIMUM_WORD_BYTES, MAXIMUM_WORDS_BYTES, too_long)
     try:
-        file = pq.ParquetFile(
-            pa.BufferReader(content), metadata=file.metadata, read_dictionary=words
-        )
-        table = file.read(use_threads=False)
-        table.validate(full=True)
-        total = 0
-        for chunk in (chunk for name in words for chunk in table.column(name).chunks):
-            lengths = pc.binary_length(chunk.dictionary)
-            if (pc.max(lengths).as_py() or 0) > MAXIMUM_WORD_BYTES:
-                raise ValueError(f"it has a word of more than {MAXIMUM_WORD_BYTES} bytes")
-            total += pc.sum(pc.take(lengths, chunk.indices)).as_py() or 0
-        if total > MAXIMUM_WORDS_BYTES:
-            raise ValueError(f"its words take {total} bytes, and at most {MAXIMUM_WORDS_BYTES}")
-        table = table.cast(samples_schema().with_metadata(table.schema.metadata))
-        table.validate(full=True)
-    except Exception as error:  # Arrow raises a dozen types for what it cannot decode
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ProfileError(f"{path} is not a sound Parquet file: {lines[0].rstrip('.')}.") from None
-    return table
+        return unpacked(file, content, samples_schema(), words, limits)
+    except ValueError as error:
+        raise ProfileError(f"{path} is not a sound Parquet file: {error}.") from None
 
 
 def _check_schema(path: Path, found: pa.Schema) -> None:

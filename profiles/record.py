@@ -62,6 +62,14 @@ def absent(reason: str, kind: Kind = "measured") -> Quantity:
     return Quantity(value=None, kind=kind, reason=reason)
 
 
+def scaled(quantity: Quantity, factor: float) -> Quantity:
+    """A quantity times a positive number, its interval with it; what is null stays so."""
+    ends = {name: getattr(quantity, name) for name in ("value", "low", "high")}
+    return quantity.model_copy(
+        update={name: None if end is None else factor * end for name, end in ends.items()}
+    )
+
+
 class Facts(Record):
     """Facts of which any may be unknown: each null field is explained in `missing`."""
 

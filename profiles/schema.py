@@ -32,6 +32,7 @@ from profiles.record import Quantity as Quantity
 from profiles.record import Record as Record
 from profiles.record import absent as absent
 from profiles.record import quantities as quantities
+from profiles.record import scaled as scaled
 from profiles.sensors import Traits
 
 if TYPE_CHECKING:
@@ -75,6 +76,11 @@ class DeviceInfo(Facts):
     memory_bytes: int | None
     capability: str | None = Field(description="CUDA compute capability, or the CPU's vector sets")
     extra: dict[str, str | int | float | bool | None] = Field(default={})
+
+    @property
+    def evidence(self) -> Kind:
+        """The kind of evidence that a run on it gives."""
+        return "simulated" if self.kind == "simulated" else "measured"
 
 
 class Software(Facts):

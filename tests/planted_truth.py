@@ -45,7 +45,9 @@ from bench.measure.devices.simulated import (
     true_time_s,
 )
 from bench.measure.journal import Journal
-from bench.measure.run import Plan, Run, samples_table
+from bench.measure.ledger import samples_table
+from bench.measure.records import Plan
+from bench.measure.run import Run
 from bench.measure.session import Session
 from bench.measure.worker import Begun, Opened, Setup
 from kernels.formats import find_format

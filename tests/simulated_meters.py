@@ -24,11 +24,11 @@ from bench.analysis.energy import (
     WindowEnergy,
     load_s,
     trial_delays,
-    update_phase_s,
     window_joules,
 )
 from bench.analysis.energy_trials import ArmEnergy, combine
-from bench.analysis.traces import Load, Reading, Trace, Window
+from bench.analysis.sensor_edges import edges
+from bench.analysis.traces import POWERS, Load, Reading, Trace, Window
 from bench.measure.power import poll
 from bench.measure.power.simulated import Errors, Faults, PowerCurve, SimulatedSensor, VirtualClock
 from profiles.sensors import Traits, published_traits
@@ -48,6 +48,39 @@ NAIVE_POLL_S, SHORT_S = 0.1, 0.3
 POLL_S = 0.01
 RULES = Rules()
 HEALTHY = Errors(jitter_s=0.001)
+
+
+PHASE_EDGES = (
+    20  # the last ones: a period that is one in a hundred longer than published drifts by 20 %
+)
+PHASE_STEPS = 400
+PHASE_AGREEMENT = 0.8
+
+
+def update_phase_s(trace: Trace, traits: Traits) -> float | None:
+    """Where in its period the sensor updates its power: updates fall at this plus multiples of update_s.
+
+    An update lies between the last poll before it and the first one after it. The phase that most of the
+    last edges allow is taken, in the middle where several do; that is good to a fraction of a poll.
+
+    Returns:
+        None where nothing changes, or changes do not keep to the period.
+    """
+    channel = next((c for c in POWERS if c in traits.averaging_s), None)
+    if traits.update_s is None or channel is None:
+        return None
+    found = edges(trace, channel, traits.update_s)
+    middle, half = found.time_s[-PHASE_EDGES:], found.half_s[-PHASE_EDGES:]
+    if len(middle) < 3:
+        return None
+    period_s = traits.update_s
+    phases = np.arange(0, period_s, period_s / PHASE_STEPS)
+    off = (phases[:, None] - middle + period_s / 2) % period_s - period_s / 2
+    votes = (abs(off) <= half).mean(axis=1)
+    if votes.max() < PHASE_AGREEMENT:
+        return None
+    best = np.exp(2j * np.pi * phases[votes == votes.max()] / period_s).mean()
+    return float(np.angle(best) / (2 * np.pi)) % 1.0 * period_s
 
 
 @dataclass(frozen=True)

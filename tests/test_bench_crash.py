@@ -15,9 +15,9 @@ from bench.analysis.decompose import decompose
 from bench.measure import run, worker
 from bench.measure.devices import DeviceError, Prepared
 from bench.measure.journal import Journal
-from bench.measure.ledger import Ledger
+from bench.measure.ledger import Ledger, samples_table
 from bench.measure.records import Plan
-from bench.measure.run import Run, samples_table
+from bench.measure.run import Run
 from bench.measure.worker import Setup, Worker, WorkerLostError
 from kernels.formats import find_format
 from profiles.schema import Operator, Protocol

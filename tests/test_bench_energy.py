@@ -20,9 +20,10 @@ from simulated_meters import (
     in_step,
     run,
     throttling,
+    update_phase_s,
 )
 
-from bench.analysis.energy import SMOKE, Rules, update_phase_s, window_joules
+from bench.analysis.energy import SMOKE, Rules, window_joules
 from bench.analysis.traces import POWERS, Load, Trace, Window
 from bench.measure.power.simulated import Errors, Faults
 from profiles.sensors import Traits

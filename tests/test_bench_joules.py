@@ -12,9 +12,10 @@ import fake_device
 import numpy as np
 import planted_truth
 import pytest
+from simulated_meters import update_phase_s
 
 import bench.measure.run as run_module
-from bench.analysis.energy import Rules, update_phase_s, window_joules
+from bench.analysis.energy import Rules, window_joules
 from bench.analysis.traces import Load
 from bench.measure.assemble import assemble
 from bench.measure.devices import Problem

@@ -10,7 +10,9 @@ import pytest
 from bench.analysis.decompose import decompose
 from bench.measure import worker
 from bench.measure.journal import Journal, read_journal
-from bench.measure.run import Plan, Progress, Result, Run, samples_table
+from bench.measure.ledger import samples_table
+from bench.measure.records import Plan
+from bench.measure.run import Progress, Result, Run
 from kernels.formats import find_format
 from profiles.schema import ArmRow, Comparison, Operator, Protocol
 

@@ -54,6 +54,7 @@ from profiles.schema import (
     Traffic,
     Workload,
     absent,
+    scaled,
 )
 
 if TYPE_CHECKING:
@@ -275,20 +276,13 @@ def _flagged(comparison: Comparison, flags: tuple[str, ...]) -> Comparison:
 def _extrapolate(layer: Comparison, setting: _Setting) -> Extrapolated:
     """A decode step: every time of the layer multiplied by the number of layers."""
     layers = setting.workload.layers
-
-    def scaled(quantity: Quantity) -> Quantity:
-        ends = {name: getattr(quantity, name) for name in ("value", "low", "high")}
-        return quantity.model_copy(
-            update={name: None if end is None else layers * end for name, end in ends.items()}
-        )
-
     return Extrapolated(
         layers=layers,
-        best16_s=scaled(setting.time_s(layer.best16)),
-        fused_s=scaled(setting.time_s(layer.fused)),
-        unfused_s=scaled(setting.time_s(layer.unfused)),
-        phi_exposed_s=scaled(layer.phi_exposed_s),
-        phi_unfused_s=scaled(layer.phi_unfused_s),
+        best16_s=scaled(setting.time_s(layer.best16), layers),
+        fused_s=scaled(setting.time_s(layer.fused), layers),
+        unfused_s=scaled(setting.time_s(layer.unfused), layers),
+        phi_exposed_s=scaled(layer.phi_exposed_s, layers),
+        phi_unfused_s=scaled(layer.phi_unfused_s, layers),
     )
 
 

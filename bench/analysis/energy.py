@@ -19,7 +19,7 @@ import numpy as np
 
 from bench.analysis.energy_rules import SMOKE, Rules
 from bench.analysis.energy_sources import Source, measure
-from bench.analysis.sensor_edges import COUNTER, NAMES, Floats, edges
+from bench.analysis.sensor_edges import COUNTER, NAMES, Floats
 from bench.analysis.traces import POWERS, Trace, Window
 from profiles.sensors import Traits
 
@@ -31,7 +31,6 @@ __all__ = [
     "WindowEnergy",
     "load_s",
     "trial_delays",
-    "update_phase_s",
     "window_joules",
 ]
 
@@ -42,12 +41,7 @@ THROTTLE_REASONS = {  # bits of NVML's clocks event reasons
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
-THROTTLED = sum(THROTTLE_REASONS)
-PHASE_EDGES = (
-    20  # the last ones: a period that is one in a hundred longer than published drifts by 20 %
-)
-PHASE_STEPS = 400
-PHASE_AGREEMENT = 0.8
+THROTTLING = sum(THROTTLE_REASONS)
 
 
 @dataclass(frozen=True)
@@ -144,32 +138,6 @@ def trial_delays(traits: Traits, rules: Rules) -> tuple[float, ...]:
     without a power channel all are 0.
     """
     return tuple((traits.update_s or 0.0) * k / rules.trials for k in range(rules.trials))
-
-
-def update_phase_s(trace: Trace, traits: Traits) -> float | None:
-    """Where in its period the sensor updates its power: updates fall at this plus multiples of update_s.
-
-    An update lies between the last poll before it and the first one after it. The phase that most of the
-    last edges allow is taken, in the middle where several do; that is good to a fraction of a poll.
-
-    Returns:
-        None where nothing changes, or changes do not keep to the period.
-    """
-    channel = next((c for c in POWERS if c in traits.averaging_s), None)
-    if traits.update_s is None or channel is None:
-        return None
-    found = edges(trace, channel, traits.update_s)
-    middle, half = found.time_s[-PHASE_EDGES:], found.half_s[-PHASE_EDGES:]
-    if len(middle) < 3:
-        return None
-    period_s = traits.update_s
-    phases = np.arange(0, period_s, period_s / PHASE_STEPS)
-    off = (phases[:, None] - middle + period_s / 2) % period_s - period_s / 2
-    votes = (abs(off) <= half).mean(axis=1)
-    if votes.max() < PHASE_AGREEMENT:
-        return None
-    best = np.exp(2j * np.pi * phases[votes == votes.max()] / period_s).mean()
-    return float(np.angle(best) / (2 * np.pi)) % 1.0 * period_s
 
 
 def window_joules(window: Window, traits: Traits, rules: Rules | None = None) -> WindowEnergy:
@@ -296,7 +264,7 @@ def _conditions(window: Window) -> Conditions:
     trace, load = window.trace, window.load
     during = (trace.time_s >= load.began_s) & (trace.time_s <= load.ended_s)
     seen = {c: v[during][np.isfinite(v[during])] for c, v in trace.values.items()}
-    throttling = seen["event_reasons"].astype(np.int64) & THROTTLED != 0
+    throttling = seen["event_reasons"].astype(np.int64) & THROTTLING != 0
     temperature, times = seen["temperature_c"], trace.time_s[during]
     return Conditions(
         sm_clock_mhz=_mean(seen["sm_clock_mhz"]),

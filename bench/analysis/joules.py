@@ -32,6 +32,7 @@ from profiles.schema import (
     Kind,
     Quantity,
     absent,
+    scaled,
 )
 from profiles.sensors import Traits
 
@@ -196,7 +197,7 @@ def _row(
         kernel=kernel,
         energy_j=arm.gross_j,
         net_j=arm.net_j,
-        token_j=_scaled(arm.gross_j, layers / batch),
+        token_j=scaled(arm.gross_j, layers / batch),
         power_w=arm.power_w,
         idle_w=arm.idle_w,
         layer_s=arm.layer_s,
@@ -218,13 +219,6 @@ def _over(of: Callable[[list[float]], float], values: Iterable[float | None]) ->
     """The mean or an extreme of the values that are there."""
     known = [value for value in values if value is not None]
     return of(known) if known else None
-
-
-def _scaled(quantity: Quantity, factor: float) -> Quantity:
-    ends = {name: getattr(quantity, name) for name in ("value", "low", "high")}
-    return quantity.model_copy(
-        update={name: None if end is None else factor * end for name, end in ends.items()}
-    )
 
 
 def _curves(rows: Sequence[EnergyRow], traits: Traits, kind: Kind) -> tuple[EnergyCurve, ...]:

@@ -57,7 +57,7 @@ def assemble(ledger: Ledger) -> Profile:
     assert ledger.header is not None
     assert ledger.opened is not None
     header, opened = ledger.header, ledger.opened
-    kind: Kind = "simulated" if opened.device.kind == "simulated" else "measured"
+    kind = ledger.kind
     quantities, comparisons = decompose(
         samples_table(ledger.rows), ledger.workload, header.plan.protocol, ledger.facts, kind
     )

@@ -19,6 +19,7 @@ import numpy as np
 from bench.analysis.arms import Arms, add_layers, members, pick_roles, read_arms
 from bench.analysis.decompose import ARM_ORDER
 from bench.analysis.energy import load_s
+from bench.analysis.joules import Key
 from bench.measure.ledger import Ledger, samples_table
 from bench.measure.records import EnergyArms, EnergyPlan, SensorRecord
 from bench.measure.session import ArmName
@@ -43,6 +44,11 @@ class EnergyLoad:
     batch: int
     kernel: Implementation
     arms: tuple[ArmName, ...]
+
+    @property
+    def key(self) -> Key:
+        """Which arm, as records and rows name it."""
+        return (self.format, self.batch, self.kernel)
 
 
 def loads(

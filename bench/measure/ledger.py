@@ -144,7 +144,7 @@ class Ledger:
     def kind(self) -> Kind:
         """The kind of evidence; a device has been opened."""
         assert self.opened is not None
-        return "simulated" if self.opened.device.kind == "simulated" else "measured"
+        return self.opened.device.evidence
 
     @property
     def traits(self) -> Traits | None:
@@ -216,11 +216,10 @@ class Ledger:
                 self.square = record
                 self.elapsed_s += record.loads[-1].ended_s - record.loads[0].began_s
             case WindowRecord():
-                key = (record.format, record.batch, record.kernel, record.trial)
-                self.windows[key] = record
+                self.windows[*record.key, record.trial] = record
                 self.elapsed_s += record.load.ended_s - record.load.began_s
             case FailedWindowsRecord():
-                self.failed_windows[record.format, record.batch, record.kernel] = record.reason
+                self.failed_windows[record.key] = record.reason
             case NoEnergyRecord():
                 self.no_energy[record.format] = record.reason
             case DeathRecord():

@@ -166,12 +166,12 @@ class HostMeter:
 
     def _wait_for_update(self, clock: HostClock) -> None:
         """Until the sensor says something new, or has not for a while."""
-        there = [c for c in (*POWERS, "energy_j") if c in self.info.channels]
-        channels = there[:1]  # the shortest: the phase of the power is what trials shift
-        before = [self._last.get(channel) for channel in channels]
+        # the shortest: the phase of the power is what trials shift
+        channel = next((c for c in (*POWERS, "energy_j") if c in self.info.channels), "")
+        before = self._last.get(channel)
         end_s = clock.now_s() + UPDATE_WAIT_S
         while clock.now_s() < end_s:
-            if [self._last.get(channel) for channel in channels] != before:
+            if self._last.get(channel) != before:
                 return
             clock.sleep(UPDATE_POLL_S)
 

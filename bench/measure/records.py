@@ -28,6 +28,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, Valida
 from pydantic.dataclasses import dataclass
 
 from bench.analysis.energy import Rules
+from bench.analysis.joules import Key
 from bench.analysis.traces import CHANNELS, Load, Trace, Window
 from bench.measure.devices import Float16, Mode
 from bench.measure.power import Sampling, SensorInfo
@@ -191,25 +192,32 @@ class Readings(Record):
         )
 
 
-class SquareRecord(Record):
-    """Bursts of an arm with rests between them, and what the sensor said: how it behaves is in there."""
+class LoadRecord(Record):
+    """Base of what is of one arm on the whole layer."""
 
-    record: Literal["square"] = "square"
     format: str
     batch: int
     kernel: Implementation
+
+    @property
+    def key(self) -> Key:
+        """Which arm."""
+        return (self.format, self.batch, self.kernel)
+
+
+class SquareRecord(LoadRecord):
+    """Bursts of an arm with rests between them, and what the sensor said: how it behaves is in there."""
+
+    record: Literal["square"] = "square"
     loads: tuple[Load, ...]
     readings: Readings
     sampling: Sampling
 
 
-class WindowRecord(Record):
+class WindowRecord(LoadRecord):
     """One energy window: an arm of the layer, and what the sensor said around it."""
 
     record: Literal["window"] = "window"
-    format: str
-    batch: int
-    kernel: Implementation
     trial: int
     load: Load
     idle_s: float
@@ -223,13 +231,10 @@ class WindowRecord(Record):
         return Window(self.load, self.readings.trace(), self.idle_s, self.idle_s)
 
 
-class FailedWindowsRecord(Record):
+class FailedWindowsRecord(LoadRecord):
     """An arm has no further energy windows. Its times stand: they were taken before."""
 
     record: Literal["failed_windows"] = "failed_windows"
-    format: str
-    batch: int
-    kernel: Implementation
     reason: str
 
 

@@ -64,8 +64,6 @@ from kernels.formats import WeightFormat
 from profiles.schema import DeviceInfo, Workload
 from profiles.sensors import published_traits
 
-__all__ = ["Plan", "Progress", "Result", "Run", "samples_table"]
-
 CELL_S = 15.0  # the fresh blocks of a format and batch take about this long at most
 MAX_DEATHS = 50  # of workers, each with a kernel to blame
 MAX_UNEXPLAINED_DEATHS = 3
@@ -408,8 +406,7 @@ class Run:
         return [
             (trial, load)
             for trial, load in in_order(found, self.plan.seed, plan.rules.trials)
-            if (load.format, load.batch, load.kernel) not in ledger.failed_windows
-            and (load.format, load.batch, load.kernel, trial) not in ledger.windows
+            if load.key not in ledger.failed_windows and (*load.key, trial) not in ledger.windows
         ]
 
     def _windows(

@@ -240,9 +240,8 @@ class Session:
         """
         arms = self._of_layer(layer)
         self.announce(layer[0])
-        counts = {o.name: o.count for o in self.operators}
         self.device.ready(
-            [(arm.prepared, counts[arm.state.name.operator]) for arm in arms],
+            [(arm.prepared, self._count(arm)) for arm in arms],
             self._layers_of(arms),
             self.mode,
         )
@@ -274,12 +273,14 @@ class Session:
         return math.ceil(CACHE_MULTIPLE * self.device.cache_bytes / self._layer_bytes(arms)) + 1
 
     def _layer_bytes(self, arms: Sequence[_Arm]) -> int:
-        counts = {o.name: o.count for o in self.operators}
-        return sum(counts[a.state.name.operator] * a.prepared.copy_bytes for a in arms)
+        return sum(self._count(arm) * arm.prepared.copy_bytes for arm in arms)
+
+    def _count(self, arm: _Arm) -> int:
+        """How often a layer has the arm's operator."""
+        return next(o.count for o in self.operators if o.name == arm.state.name.operator)
 
     def _rotate_layers(self, layers: Collection[Layer]) -> None:
         """Gives the pools of each layer enough copies, or notes why it cannot."""
-        counts = {o.name: o.count for o in self.operators}
         copies: dict[PoolKey, int] = {}
         size: dict[PoolKey, int] = {}
         distances = []
@@ -294,7 +295,7 @@ class Session:
             distances.append((needed - 1) * self._layer_bytes(arms))
             for arm in arms:
                 pool = arm.prepared.pool
-                count = needed * counts[arm.state.name.operator]
+                count = needed * self._count(arm)
                 copies[pool] = max(copies.get(pool, 1), count)
                 size[pool] = arm.prepared.copy_bytes
         total = sum(count * size[pool] for pool, count in copies.items())

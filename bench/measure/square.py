@@ -18,7 +18,7 @@ from bench.measure.meters import Meter, NoMeter, find_meter
 from bench.measure.power import SensorInfo
 from bench.measure.worker import Setup, Worker
 from kernels.formats import WeightFormat
-from profiles.schema import DeviceInfo, Kind, Operator
+from profiles.schema import DeviceInfo, Operator
 
 IDLE_S = 3.0
 
@@ -93,7 +93,5 @@ def characterise_here(
                 meter.close()
     finally:
         worker.close()
-    kind: Kind = "simulated" if device.kind == "simulated" else "measured"
-    return Found(
-        device, meter.info, characterise(recording.trace, switched_s(recording.loads), kind)
-    )
+    switched = switched_s(recording.loads)
+    return Found(device, meter.info, characterise(recording.trace, switched, device.evidence))

@@ -15,7 +15,6 @@ from math import ceil
 from typing import Literal
 
 TENSOR_ROWS = 16  # rows of the smallest tensor-core tile (m16n8k16)
-TENSOR_COLUMNS = 8  # the same when W is the left operand
 
 Origin = Literal["seen", "assumed"]
 

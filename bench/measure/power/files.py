@@ -183,47 +183,19 @@ class _WrongError(ValueError):
 
 def _table(path: Path, content: bytes) -> pa.Table:
     """The table in the file, when it has the columns of such a file and is modest."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+    from profiles.pages import WordLimits, checked_parquet, unpacked
 
-    from profiles.pages import MAXIMUM_FOOTER_BYTES, checked_parquet
-
-    limits = dict.fromkeys(("string", "container"), MAXIMUM_FOOTER_BYTES)
-    try:
-        claimed = pq.ParquetFile(
-            pa.BufferReader(content), **{f"thrift_{k}_size_limit": v for k, v in limits.items()}
-        )
-        rows = claimed.metadata.num_rows
-    except Exception:  # what follows says more about it
-        rows = 0
-    found = checked_parquet(path, content, rows)
+    found = checked_parquet(path, content)
     if not found.schema_arrow.remove_metadata().equals(_schema()):
         raise _WrongError("it has other columns")
     if _METADATA not in (found.schema_arrow.metadata or {}):
         raise _WrongError("it does not say which sensor and windows it holds")
+    too_long = f"an error has more than {MAXIMUM_ERROR_BYTES} bytes"
+    limits = WordLimits("errors", MAXIMUM_ERROR_BYTES, MAXIMUM_ERRORS_BYTES, too_long)
     try:
-        file = pq.ParquetFile(
-            pa.BufferReader(content), metadata=found.metadata, read_dictionary=["error"]
-        )
-        table = file.read(use_threads=False)
-        table.validate(full=True)
-        total = 0
-        for chunk in table.column(
-            "error"
-        ).chunks:  # written out only once it is known how long it gets
-            lengths = pc.binary_length(chunk.dictionary)
-            if (pc.max(lengths).as_py() or 0) > MAXIMUM_ERROR_BYTES:
-                raise ValueError(f"an error has more than {MAXIMUM_ERROR_BYTES} bytes")
-            total += pc.sum(pc.take(lengths, chunk.indices)).as_py() or 0
-        if total > MAXIMUM_ERRORS_BYTES:
-            raise ValueError(f"its errors take {total} bytes")
-        table = table.cast(_schema().with_metadata(table.schema.metadata))
-        table.validate(full=True)
-    except Exception as error:  # Arrow raises a dozen types for what it cannot decode
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise _WrongError(lines[0].rstrip(".")) from None
-    return table
+        return unpacked(found, content, _schema(), ["error"], limits)
+    except ValueError as error:
+        raise _WrongError(str(error)) from None
 
 
 def _info(about: dict[str, Any]) -> SensorInfo:

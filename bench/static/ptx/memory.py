@@ -36,7 +36,6 @@ GUARD_BYTES = 256
 UNWRITTEN, WRITTEN, IN_FLIGHT = 0, 1, 2
 POISON = 0xFF  # in bytes that nobody may read
 NEVER_WRITTEN = "shared memory that nothing has written"
-SEVERAL = -1  # readers
 
 
 class GlobalMemory:
