@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
+from bench.usage import UsageError, exit_codes
 from kernels.formats import FORMATS, WeightFormat, find_format, formats_with_bits
 
 if TYPE_CHECKING:
@@ -40,10 +41,6 @@ CPU_MODEL = "Qwen3-0.6B"
 GPU_MODEL = "Llama-3.1-8B"
 Energy = Literal["default", "full", "smoke", "off"]
 JOURNAL_SUFFIX = ".journal.jsonl"
-
-
-class UsageError(ValueError):
-    """The command line asks for something that does not exist; the message is one sentence."""
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
@@ -366,7 +363,7 @@ def main(
     if show_formats:
         list_formats()
         return
-    try:
+    with exit_codes():
         if resume is not None:
             given = [
                 option.opts[0]
@@ -379,9 +376,6 @@ def main(
                 gpu, bits, formats, model, batches, activation, launch, output, seed, energy
             )
         )
-    except UsageError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 def was_given(context: typer.Context, option: str | None) -> bool:

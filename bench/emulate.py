@@ -16,11 +16,9 @@ from typing import Annotated
 
 import typer
 
+from bench.usage import UsageError, exit_codes
+
 TARGETS = ("sm_80", "sm_90")  # two generations whose compiled code differs
-
-
-class UsageError(ValueError):
-    """The command line asks for something that does not exist; the message is one sentence."""
 
 
 def parse_kernel(text: str) -> tuple[Path, str]:
@@ -111,14 +109,8 @@ def main(
     """Check a kernel without a GPU: compile it, run its PTX in an emulator, compare with a reference."""
     from bench.static.build import SourceError
 
-    try:
+    with exit_codes(SourceError):
         code = check(kernel, target or list(TARGETS), problem, seed, race, strict, machine)
-    except (UsageError, SourceError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
-        raise typer.Exit(130) from None
     raise typer.Exit(code)
 
 

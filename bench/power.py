@@ -37,6 +37,7 @@ from bench.measure.power.look import SECONDS, Look, look
 from bench.measure.power.nvml import NvmlSensor
 from bench.measure.power.rapl import RaplSensor
 from bench.report import cell_of, plain_table
+from bench.usage import UsageError, exit_codes
 from profiles.files import printable
 from profiles.schema import EnergyRow, Kind, Quantity
 from profiles.sensors import Traits, published_traits
@@ -46,10 +47,6 @@ if TYPE_CHECKING:
 
 SLOW_S = 0.1  # a reading that takes longer misses updates of most boards
 UNITS = {"j": "J", "w": "W", "mhz": "MHz", "c": "°C"}
-
-
-class UsageError(ValueError):
-    """The command line asks for something that is not there; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -432,19 +429,13 @@ def main(
     ] = None,
 ) -> None:
     """Show which energy sensors there are, and why others are not. Exit code 1 if none is usable."""
-    try:
+    with exit_codes():
         if replay is not None:
             code = show_replay(replay)
         elif characterise:
             code = show_characterisation(gpu, model)
         else:
             code = show(gpu, seconds)
-    except UsageError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
-        raise typer.Exit(130) from None
     raise typer.Exit(code)
 
 

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.usage import UsageError, exit_codes
+
 if TYPE_CHECKING:
     from bench.static.audit import Audit, Job
     from bench.static.audit_cache import Cache
@@ -39,10 +41,6 @@ FORMATS = "int4-g128,int8-ch,nf4-b64,fp8_e4m3-ch,fp16"  # one of each encoding a
 ARMS = "bypass,fused,dequantize,native"
 EVERY_ARM = ("stream", "unpack", "scale", "bypass", "fused", "dequantize", "native")
 ACTIVATIONS = ("fp16", "bf16")
-
-
-class UsageError(ValueError):
-    """The command line asks for something that does not exist; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -349,16 +347,10 @@ def main(
     from bench.static.audit_gate import GateError
 
     ask = Ask(gpu, format, arm, activation, everything, source, cubin, so, regex, weights)
-    try:
+    with exit_codes(GateError, FileNotFoundError):
         if weights is not None and weights < 1:
             raise UsageError(f"--weights takes a number from 1 up, not {weights}.")
         code = run(ask, as_json, gate)
-    except (UsageError, GateError, FileNotFoundError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
-        raise typer.Exit(130) from None
     raise typer.Exit(code)
 
 
