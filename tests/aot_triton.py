@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.static import sass
+from bench.static.audit import weights_per_pass
 from bench.static.compile import CompiledKernel, compile_kernel
-from bench.static.counts import weights_per_pass
 from bench.static.occupancy import resident_warps
 
 if TYPE_CHECKING:

@@ -13,13 +13,17 @@ from bench.static import counts, sass
 from kernels.formats import find_format
 
 CODE = """
-from dataclasses import asdict
 import json, sys
-from bench.static import counts
-from kernels.formats import find_format
-for arm, regime, name, activation in json.load(sys.stdin):
-    case = counts.Case(arm, regime, find_format(name), activation, 1, 90)
-    print(json.dumps(asdict(counts.count_case(case))))
+from bench.static import counts, sass
+from bench.static.audit import Job, audit_job
+for arm, variant, name, activation in json.load(sys.stdin):
+    audit = audit_job(Job(arm, variant, name, activation, 1, 90))
+    print(json.dumps({
+        "weights": audit.weights, "widths": counts.widths(audit), "spills": audit.spills,
+        "classes": [audit.classes.get(name, 0) for name in sass.CLASS_NAMES],
+        "instructions": audit.instructions, "integer_to_float": audit.slow_conversions,
+        "warps": audit.resident_warps,
+    }))
 """
 
 

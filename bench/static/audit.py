@@ -18,16 +18,17 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from bench.static import sass
+from bench.static.compile import WARP_LANES, CompiledKernel, compile_kernel
 from bench.static.cost import KernelCost, counts_of_classes
-from bench.static.counts import K, N, weights_per_pass
 from bench.static.occupancy import MULTIPROCESSORS, resident_warps
 from kernels.formats import WeightFormat, find_format
 
 if TYPE_CHECKING:
-    from bench.static.compile import CompiledKernel
     from kernels.kernel import Arm
     from kernels.packing import Float16
+    from kernels.triton.plan import Plan
 
+N, K = 4096, 14336  # the wide side of an 8-billion-parameter model
 FAST_CONVERSIONS = ("I2FP", "F2FP", "I2IP")  # of class "cvt", yet not on the slow unit
 ACTIVATION_BITS = 16
 DIFFERENCE = "fused-bypass"
@@ -133,6 +134,14 @@ class Row:
         return self.per_weight.get(measure) if self.weights else None
 
 
+def weights_per_pass(plan: Plan, weight_format: WeightFormat, num_warps: int) -> int:
+    """Weights that one lane handles in one pass of the loop (dequantize: in all)."""
+    block_k = cast("int | None", plan.constexprs.get("BLOCK_K"))
+    if block_k is None:
+        block_k = cast("int", plan.constexprs["BLOCK_W"]) * weight_format.weights_per_word
+    return cast("int", plan.constexprs["BLOCK_N"]) * block_k // (WARP_LANES * num_warps)
+
+
 def audit_code(
     name: str, capability: int, code: sass.Code, weights: int | None = None, **found: Any
 ) -> Audit:
@@ -178,7 +187,6 @@ def audit_kernel(name: str, compiled: CompiledKernel, weights: int | None) -> Au
 
 def audit_job(job: Job) -> Audit:
     """Compile one of our kernels and count; only in a process that does not interpret Triton."""
-    from bench.static.compile import compile_kernel
     from kernels import triton
 
     weight_format = find_format(job.format)

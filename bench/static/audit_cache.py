@@ -23,7 +23,7 @@ from bench.static.audit import Audit, Job, from_data, to_data
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "build" / "sass"
-PROGRAMS = ("audit", "compile", "counts", "occupancy", "sass")
+PROGRAMS = ("audit", "compile", "occupancy", "sass")
 DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError)  # of an entry
 
 

@@ -14,8 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.static.audit import Row, bytes_moved, cost_of
-from bench.static.counts import K, N
+from bench.static.audit import K, N, Row, bytes_moved, cost_of
 from bench.static.limits import Ratio, supply_demand
 from bench.static.limits_table import STYLES
 from bench.static.model import rate
