@@ -1,13 +1,19 @@
-"""What the codes of non-integer formats stand for: sixteen levels of NF4, 256 numbers of each FP8.
+"""What the codes of non-integer formats stand for: the levels of NF4 and FP4, the numbers of small floats.
 
 NF4: levels of a normal distribution, scaled so that the largest is 1 (QLoRA, arXiv 2305.14314, appendix E;
 the constants are those of bitsandbytes, `functional.py: get_4bit_type("nf4")` and `csrc/kernels.cu`,
 read in version 0.50). Code 7 is zero.
 
-FP8 (OCP 8-bit Floating Point Specification, revision 1.0): sign, exponent, mantissa.
+FP4 of bitsandbytes (same files): sign, and eight magnitudes in no order, 0, 1/192, 2/3, 1, 1/3, 1/2, 1/6, 1/4.
 
-    e4m3   s eeee mmm     bias 7;  no infinities, S.1111.111 is NaN; largest 448
+Small floats (OCP 8-bit Floating Point Specification, revision 1.0; Microscaling Formats, revision 1.0): sign,
+exponent, mantissa.
+
     e5m2   s eeeee mm     bias 15; infinities and NaNs as in IEEE 754; largest 57344
+    e4m3   s eeee mmm     bias 7;  no infinities, S.1111.111 is NaN; largest 448
+    e3m2   s eee mm       bias 3;  all codes finite, as in those below; largest 28
+    e2m3   s ee mmm       bias 1;  largest 7.5
+    e2m1   s ee m         bias 1;  largest 6: 0, 0.5, 1, 1.5, 2, 3, 4, 6
 
 Policy: weights are finite, so quantization saturates at the largest number and never writes a NaN or an
 infinity. Kernels are not asked what they would make of one.
@@ -15,13 +21,14 @@ infinity. Kernels are not asked what they would make of one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Encoding = Literal["int", "nf4", "e4m3", "e5m2"]
+Encoding = Literal["int", "nf4", "fp4", "e5m2", "e4m3", "e3m2", "e2m3", "e2m1"]
 
 NF4 = (
     -1.0,
@@ -41,7 +48,30 @@ NF4 = (
     0.7229568362236023,
     1.0,
 )
-FP8 = {"e4m3": (3, 7), "e5m2": (2, 15)}  # bits of the mantissa, bias of the exponent
+FP4_TWELFTHS = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class SmallFloat:
+    """Widths in bits of a small float's exponent and mantissa, and the exponent's bias."""
+
+    exponent: int
+    mantissa: int
+    bias: int
+
+    @property
+    def bits(self) -> int:
+        """Width of a code, the sign included."""
+        return 1 + self.exponent + self.mantissa
+
+
+SMALL_FLOATS: dict[Encoding, SmallFloat] = {
+    "e5m2": SmallFloat(5, 2, 15),
+    "e4m3": SmallFloat(4, 3, 7),
+    "e3m2": SmallFloat(3, 2, 3),
+    "e2m3": SmallFloat(2, 3, 1),
+    "e2m1": SmallFloat(2, 1, 1),
+}
 
 
 @cache
@@ -55,40 +85,72 @@ def codebook(encoding: Encoding) -> NDArray[np.float32]:
         raise ValueError("integer codes stand for code - zero; they have no codebook.")
     if encoding == "nf4":
         return np.array(NF4, np.float32)
-    mantissa_bits, bias = FP8[encoding]
-    codes = np.arange(256)
-    exponent = codes >> mantissa_bits & 0x7F >> mantissa_bits
-    mantissa = codes & (1 << mantissa_bits) - 1
-    fraction = mantissa / (1 << mantissa_bits) + (exponent > 0)
-    numbers = np.ldexp(fraction, np.maximum(exponent, 1) - bias)
+    if encoding == "fp4":
+        magnitudes = np.array(FP4_TWELFTHS) / 12
+        return np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
+    layout = SMALL_FLOATS[encoding]
+    codes = np.arange(1 << (layout.bits - 1))
+    exponent = codes >> layout.mantissa
+    mantissa = codes & (1 << layout.mantissa) - 1
+    fraction = mantissa / (1 << layout.mantissa) + (exponent > 0)
+    numbers = np.ldexp(fraction, np.maximum(exponent, 1) - layout.bias)
     if encoding == "e4m3":
-        numbers[codes & 0x7F == 0x7F] = np.nan
-    else:
+        numbers[-1] = np.nan
+    elif encoding == "e5m2":
         special = exponent == 31
         numbers[special] = np.where(mantissa[special] == 0, np.inf, np.nan)
-    signed: NDArray[np.float32] = np.where(codes & 0x80, -numbers, numbers).astype(np.float32)
-    return signed
+    return np.concatenate([numbers, -numbers]).astype(np.float32)
 
 
 def full_scale(encoding: Encoding) -> float:
-    """The number that quantization lets stand for a group's largest magnitude: 1, or 448.
+    """The number that quantization lets stand for a group's largest magnitude: 1, 6 (e2m1) or 448 (FP8).
 
     e5m2 reaches 57344, but gains nothing by it: its numbers are equally fine everywhere above 2^-14, and
     near 57344 their products, and scales near 2^-20, would leave fp16.
+
+    Raises:
+        KeyError: an encoding that only microscaling uses, whose scales are chosen by `largest_exponent`.
     """
-    return 1.0 if encoding == "nf4" else 448.0
+    return {"nf4": 1.0, "fp4": 1.0, "e2m1": 6.0, "e4m3": 448.0, "e5m2": 448.0}[encoding]
 
 
-def nearest_nf4(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Codes of the nearest levels, uint8; of two that are equally near the lower, as bitsandbytes has it."""
-    levels = codebook("nf4").astype(np.float64)
-    middles = (levels[1:] + levels[:-1]) / 2
+def largest_exponent(encoding: Encoding) -> int:
+    """The exponent of an encoding's largest number: emax of the OCP specification; of int8, 6 (64 to 127)."""
+    if encoding == "int":
+        return 6
+    numbers = codebook(encoding)
+    return int(np.frexp(numbers[np.isfinite(numbers)].max())[1]) - 1
+
+
+def nearest_code(values: NDArray[np.floating], encoding: Encoding) -> NDArray[np.uint8]:
+    """Codes of the nearest numbers, uint8, for every encoding but integers. Ties: see below."""
+    if encoding == "nf4":
+        return nearest_level(values, codebook("nf4"))
+    if encoding == "fp4":
+        return _nearest_fp4(values)
+    return nearest_float(values, encoding)
+
+
+def nearest_level(values: NDArray[np.floating], levels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Indices of the nearest of ascending levels, uint8; of two equally near the lower (as bitsandbytes)."""
+    exact = levels.astype(np.float64)
+    middles = (exact[1:] + exact[:-1]) / 2
     return np.searchsorted(middles, values, side="left").astype(np.uint8)
 
 
-def nearest_fp8(values: NDArray[np.floating], encoding: Encoding) -> NDArray[np.uint8]:
-    """Codes of the nearest numbers, uint8, ties to even, saturated at the largest; the sign of zero stays."""
-    numbers = codebook(encoding)[:128].astype(np.float64)
+def _nearest_fp4(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Codes of FP4, uint8; of two magnitudes equally near the lower. A small negative number is -0, code 8."""
+    magnitudes = codebook("fp4")[:8]
+    order = np.argsort(magnitudes).astype(np.uint8)
+    codes = order[nearest_level(np.abs(values), magnitudes[order])]
+    signed: NDArray[np.uint8] = codes | np.where(np.asarray(values) < 0, 8, 0).astype(np.uint8)
+    return signed
+
+
+def nearest_float(values: NDArray[np.floating], encoding: Encoding) -> NDArray[np.uint8]:
+    """Codes of a small float, uint8, ties to even, saturated at the largest; the sign of zero stays."""
+    half = 1 << (SMALL_FLOATS[encoding].bits - 1)
+    numbers = codebook(encoding)[:half].astype(np.float64)
     finite = numbers[np.isfinite(numbers)]
     middles = (finite[1:] + finite[:-1]) / 2
     magnitude = np.abs(np.asarray(values, np.float64))
@@ -96,5 +158,5 @@ def nearest_fp8(values: NDArray[np.floating], encoding: Encoding) -> NDArray[np.
     at = np.minimum(code, len(middles) - 1)
     code += (magnitude == middles[at]) & (code % 2 == 1)
     signed: NDArray[np.uint8] = code.astype(np.uint8)
-    signed[np.signbit(values)] |= 0x80
+    signed[np.signbit(values)] |= half
     return signed

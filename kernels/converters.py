@@ -117,7 +117,7 @@ def _asymmetric(
     if not found:
         raise ValueError(
             f"there is no 4-bit format with zero points and groups of {group_size}; "
-            f"quantize with groups of 128."
+            f"quantize with groups of 32, 64 or 128, or per channel."
         )
     contiguous = [np.ascontiguousarray(a) for a in (codes, zeros)]
     return Weights(found[0], "fp16", contiguous[0], scales.T.astype(np.float32), contiguous[1])

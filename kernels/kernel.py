@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kernels.formats import WeightFormat, find_format
 from kernels.packing import BypassReading, Weights
+from kernels.scales import second_level_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +123,8 @@ def traffic(arm: Arm, reads: WeightFormat, n: int, k: int, batch: int) -> Traffi
     """
     weights = n * k
     groups = n * reads.groups(k) if reads.quantized else 0
-    stored = (weights * reads.bits + groups * reads.group_bits) // 8
+    second_level = second_level_numbers(reads.scale_type, groups)
+    stored = (weights * reads.bits + groups * reads.group_bits) // 8 + 4 * second_level
     x, y, flops = 2 * batch * k, 2 * batch * n, 2 * batch * weights
     if arm in ("stream", "unpack", "scale"):
         return Traffic(stored, 4 * n, 0)

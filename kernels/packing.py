@@ -8,6 +8,9 @@ one all others:
 
 `zero` is the stored zero point, or the middle code (8 for 4 bits, 128 for 8) where a format has none.
 
+`zero` is the stored zero point, or the middle code (8 for 4 bits, 128 for 8) where a format has none;
+`scale` is what the stored scale stands for (scales.py).
+
 W[n, k] is stored row by row. Along k, `32 / bits` codes share one little-endian 32-bit word:
 
     int8   bit 31                                     0
@@ -17,14 +20,22 @@ W[n, k] is stored row by row. Along k, `32 / bits` codes share one little-endian
            [ w7 | w5 | w3 | w1 | w6 | w4 | w2 | w0 ]      nibble 0 is the lowest
 
 The int4 order 0,2,4,6,1,3,5,7 puts neighbours 16 bits apart, so `(word >> 4 * i) & 0x000f000f` is the
-pair (w[2i], w[2i+1]), each in its own half: one mask serves two weights of a packed half2.
+pair (w[2i], w[2i+1]), each in its own half: one mask serves two weights of a packed half2. One and two bits
+are stored likewise: weight i of a word starts at bit 16 * (i % 2) + bits * (i // 2).
 
-Scales are [n, k / group_size] in the activation dtype, or fp32 where the format says so; zero points are
-bytes of the same shape. What others store in another order becomes this in converters.py.
+Other widths are cut into *planes* of 4, 2 and 1 bits, the most significant bits first (7 = 4 + 2 + 1). A row
+holds its planes one after another, each packed as a matrix of its own width: no code crosses a word, and every
+plane of 128 weights fills whole loads of 16 bytes.
+
+    int6   row: [ k / 8 words of bits 5..2 | k / 16 words of bits 1..0 ]
+
+Scales are [n, k / group_size] in the activation dtype, fp32, or bytes where the format says so; zero points
+are bytes of the same shape. What others store in another order becomes this in converters.py.
 
 The `bypass` arm reads words of its own: each 16-bit half is +-0x3C00..0x3CFF, which is a finite, normal
 number near 1 as fp16, and near 1/64 as bf16 and as the upper half of an fp32. A kernel may then use the
-bits as numbers at no cost, whatever its arithmetic.
+bits as numbers at no cost, whatever its arithmetic. 32 weights along k share `bits` words, a few of each
+plane; every pair of them takes one, in order, so that all are used.
 """
 
 from __future__ import annotations
@@ -36,39 +47,57 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.codebooks import codebook, full_scale, nearest_fp8, nearest_nf4
-from kernels.formats import WeightFormat
+from kernels import scales as stored_scales
+from kernels.codebooks import codebook, full_scale, largest_exponent, nearest_code
+from kernels.formats import PLANES, WeightFormat
 
 Float = Literal["fp16", "bf16", "fp32"]
 Float16 = Literal["fp16", "bf16"]
 BypassReading = Literal["fp32", "halves"]
 
 NIBBLE_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word holds weight NIBBLE_ORDER[i]
+SEGMENT = 32  # weights whose words are whole in every plane
 WEIGHT_STD = 0.02  # W ~ N(0, 0.02^2), METHOD section 2
 
 
-def code_order(bits: int) -> tuple[int, ...]:
-    """Which of a word's weights sits in each of its fields, lowest field first."""
-    return NIBBLE_ORDER if bits == 4 else tuple(range(32 // bits))
+def code_order(width: int) -> tuple[int, ...]:
+    """Which of a word's weights sits in each of its fields of a plane, lowest field first."""
+    fields = range(32 // width)
+    return tuple(fields) if width == 8 else (*fields[::2], *fields[1::2])
 
 
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
-    """Codes [n, k] into words [n, k * bits / 32]."""
-    n = codes.shape[0]
-    fields = codes.reshape(n, -1, 32 // bits)[:, :, code_order(bits)].astype(np.uint32)
-    shifts = np.arange(0, 32, bits, dtype=np.uint32)
+    """Codes [n, k] into words [n, k * bits / 32], plane after plane."""
+    planes, left = [], bits
+    for width in PLANES[bits]:
+        left -= width
+        planes.append(_pack_plane((codes >> left & (1 << width) - 1).astype(np.uint8), width))
+    return np.concatenate(planes, axis=1)
+
+
+def _pack_plane(codes: NDArray[np.uint8], width: int) -> NDArray[np.uint32]:
+    fields = codes.reshape(len(codes), -1, 32 // width)[:, :, code_order(width)].astype(np.uint32)
+    shifts = np.arange(0, 32, width, dtype=np.uint32)
     words: NDArray[np.uint32] = np.bitwise_or.reduce(fields << shifts, axis=2)
     return words
 
 
+def split_planes(words: NDArray[np.uint32], bits: int) -> list[NDArray[np.uint32]]:
+    """The planes of words [n, k * bits / 32], each [n, k * width / 32]."""
+    ends = np.cumsum(PLANES[bits]) * words.shape[1] // bits
+    return np.split(words, ends[:-1], axis=1)
+
+
 def unpack(words: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
     """Words [n, k * bits / 32] back into codes [n, k]."""
-    n, words_per_row = words.shape
-    shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    fields = (words[:, :, None] >> shifts) & np.uint32((1 << bits) - 1)
-    codes = np.empty((n, words_per_row, 32 // bits), np.uint8)
-    codes[:, :, code_order(bits)] = fields
-    return codes.reshape(n, -1)
+    codes = np.zeros((len(words), words.shape[1] * 32 // bits), np.uint8)
+    for width, plane in zip(PLANES[bits], split_planes(words, bits), strict=True):
+        shifts = np.arange(0, 32, width, dtype=np.uint32)
+        fields = (plane[:, :, None] >> shifts) & np.uint32((1 << width) - 1)
+        ordered = np.empty(fields.shape, np.uint8)
+        ordered[:, :, code_order(width)] = fields
+        codes = codes << width | ordered.reshape(codes.shape)
+    return codes
 
 
 def round_to(values: NDArray[np.floating], dtype: Float) -> NDArray[np.float32]:
@@ -91,9 +120,12 @@ class Weights:
         format: how it is stored.
         activation: dtype of the activations, "fp16" or "bf16".
         codes: uint8 [n, k].
-        scales: float32 [n, groups], already rounded to their dtype (`scale_dtype`).
+        scales: float32 [n, groups], what weights are multiplied by: already rounded to their dtype
+            (`scale_dtype`), or decoded.
         zeros: uint8 [n, groups], or None where the format stores no zero point.
         seed: seed of the bypass words.
+        scale_codes: uint8 [n, groups], where scales are stored in eight bits.
+        second_level: float32, what such scales need besides their codes (scales.py), or None.
     """
 
     format: WeightFormat
@@ -102,6 +134,8 @@ class Weights:
     scales: NDArray[np.float32]
     zeros: NDArray[np.uint8] | None
     seed: int = 0
+    scale_codes: NDArray[np.uint8] | None = None
+    second_level: NDArray[np.float32] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -131,7 +165,7 @@ class Weights:
     def values(self) -> NDArray[np.float64]:
         """The dequantized weights, exact in float64 [n, k]."""
         if self.format.encoding == "int":
-            zero = self.format.zero_code if self.zeros is None else self.per_weight(self.zeros)
+            zero = self.format.zero if self.zeros is None else self.per_weight(self.zeros)
             steps = self.codes.astype(np.float64) - zero
         else:
             steps = codebook(self.format.encoding).astype(np.float64)[self.codes]
@@ -150,21 +184,36 @@ class Weights:
             reading: "fp32" takes the whole word as one fp32 for every weight of the word;
                 "halves" takes its 16-bit halves in turn, as numbers of the activation dtype.
         """
-        per_word = self.format.weights_per_word
+        words = self.bypass_words[:, words_of_pairs(self.codes.shape[1], self.format.bits)]
         if reading == "fp32":
-            return np.repeat(
-                self.bypass_words.view(np.float32).astype(np.float64), per_word, axis=1
-            )
-        halves = self.bypass_words.view(np.uint16).reshape(*self.bypass_words.shape, 2)
+            return np.repeat(words.view(np.float32).astype(np.float64), 2, axis=1)
+        halves = np.ascontiguousarray(words).view(np.uint16)
         if self.activation == "fp16":
-            pair = halves.view(np.float16).astype(np.float64)
-        else:
-            pair = (halves.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-        return np.tile(pair, (1, 1, per_word // 2)).reshape(self.codes.shape)
+            return halves.view(np.float16).astype(np.float64)
+        return (halves.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
-def scale_dtype(weight_format: WeightFormat, activation: Float) -> Float:
-    """The dtype that scales are stored in."""
+def words_of_pairs(k: int, bits: int) -> NDArray[np.int64]:
+    """Which word of a row the bypass arm takes for each pair of neighbouring weights, int64 [k / 2].
+
+    One plane: the word that holds the pair. Several: the words of 32 weights, plane after plane, in turn.
+    """
+    first = np.arange(0, k, 2)
+    planes = PLANES[bits]
+    if len(planes) == 1:
+        return first * bits // 32
+    starts = np.cumsum((0, *planes))  # of 32 weights, `width` words lie in each plane
+    place = first % SEGMENT * bits // 32
+    plane = np.searchsorted(starts, place, side="right") - 1
+    within = first // SEGMENT * np.array(planes)[plane] + place - starts[plane]
+    words: NDArray[np.int64] = starts[plane] * k // 32 + within
+    return words
+
+
+def scale_dtype(weight_format: WeightFormat, activation: Float) -> Float | Literal["u8"]:
+    """The dtype that scales are stored in; "u8" where they are codes."""
+    if weight_format.scale_bits == 8:
+        return "u8"
     return "fp32" if weight_format.scale_bits == 32 else activation
 
 
@@ -175,7 +224,10 @@ def quantize(
 
     Symmetric formats scale by the group's largest magnitude, so that the codes are
     middle +- (middle - 1). With a zero point the range [min(w, 0), max(w, 0)] maps to 0 .. 2^bits - 1.
-    Of a codebook one number stands for the group's largest magnitude (`full_scale`).
+    Of a codebook one number stands for the group's largest magnitude (`full_scale`). One bit keeps the
+    sign, and the mean magnitude, which is the nearest matrix of that kind (XNOR-Net, arXiv 1603.05279).
+    A power of two is the largest whose largest number has the exponent of the group's largest magnitude
+    (OCP Microscaling, section 6.3): what lies above saturates.
 
     Raises:
         ValueError: k does not divide into whole groups.
@@ -183,22 +235,62 @@ def quantize(
     n, k = weights.shape
     groups = weight_format.groups(k)
     grouped = np.asarray(weights, np.float64).reshape(n, groups, k // groups)
-    stored = scale_dtype(weight_format, activation)
     if weight_format.zero_point:
         return _quantize_with_zero_points(grouped, weight_format, activation, seed)
-    encoding = weight_format.encoding
-    most = weight_format.zero_code - 1 if encoding == "int" else full_scale(encoding)
-    scales = round_to(np.abs(grouped).max(axis=2) / most, stored)
-    scales = np.where(scales > 0, scales, np.float32(1.0))
-    steps = grouped / scales[:, :, None]
-    if encoding == "int":
-        middle = weight_format.zero_code
-        codes = np.clip(np.rint(steps) + middle, 0, 2 * middle - 1).astype(np.uint8)
-    elif encoding == "nf4":
-        codes = nearest_nf4(steps)
+    scales, scale_codes, second_level = _scales(grouped, weight_format, activation)
+    steps = grouped / np.where(scales > 0, scales, 1)[:, :, None]
+    if weight_format.encoding == "int":
+        codes = _nearest_integer(steps, weight_format.bits)
     else:
-        codes = nearest_fp8(steps, encoding)
-    return Weights(weight_format, activation, codes.reshape(n, k), scales, None, seed)
+        codes = nearest_code(steps, weight_format.encoding)
+    return Weights(
+        weight_format,
+        activation,
+        codes.reshape(n, k),
+        scales,
+        None,
+        seed,
+        scale_codes,
+        second_level,
+    )
+
+
+def _nearest_integer(steps: NDArray[np.float64], bits: int) -> NDArray[np.uint8]:
+    """Codes of symmetric integers. The lowest has no opposite and stays unused; one bit is the sign."""
+    if bits == 1:
+        return (steps >= 0).astype(np.uint8)
+    middle = 1 << (bits - 1)
+    codes: NDArray[np.uint8] = np.clip(np.rint(steps) + middle, 1, 2 * middle - 1).astype(np.uint8)
+    return codes
+
+
+def _scales(
+    grouped: NDArray[np.float64], weight_format: WeightFormat, activation: Float
+) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None, NDArray[np.float32] | None]:
+    """Scales of groups [n, groups, size]: as numbers, and where they are stored in bytes, those."""
+    encoding, scale_type = weight_format.encoding, weight_format.scale_type
+    largest = np.abs(grouped).max(axis=2)
+    second_level = None
+    if scale_type == "e8m0":
+        exponents = np.frexp(largest)[1] - 1 - largest_exponent(encoding)
+        codes = stored_scales.encode_e8m0(np.where(largest > 0, exponents, 0))
+    elif scale_type == "e4m3":
+        most = weight_format.zero - 1 if encoding == "int" else full_scale(encoding)
+        of_matrix = np.float32(largest.max() / most / stored_scales.E4M3_LARGEST) or np.float32(1)
+        codes, second_level = stored_scales.encode_e4m3(largest / most, of_matrix)
+    elif scale_type == "nested":
+        absmax = (largest / full_scale(encoding)).astype(np.float32)
+        codes, second_level = stored_scales.encode_nested(absmax)
+    else:
+        if weight_format.bits == 1:
+            scales = 2 * np.abs(grouped).mean(axis=2)
+        else:
+            scales = largest / (
+                weight_format.zero - 1 if encoding == "int" else full_scale(encoding)
+            )
+        rounded = round_to(scales, "fp32" if scale_type == "fp32" else activation)
+        return rounded, None, None
+    return stored_scales.decode(scale_type, codes, second_level), codes, second_level
 
 
 def _quantize_with_zero_points(
@@ -234,6 +326,8 @@ def random_activations(batch: int, k: int, activation: Float, seed: int) -> NDAr
 def bits_of_scales(weights: Weights) -> NDArray[np.int64]:
     """The stored bits of each scale as a signed integer, int64 [n, groups]."""
     stored = scale_dtype(weights.format, weights.activation)
+    if weights.scale_codes is not None:
+        return weights.scale_codes.astype(np.int64)
     if stored == "fp16":
         return weights.scales.astype(np.float16).view(np.int16).astype(np.int64)
     bits = weights.scales.view(np.int32)

@@ -1,4 +1,4 @@
-"""NF4 and FP8 against what others make of them: bitsandbytes' recorded constants, ml_dtypes, torch."""
+"""Codebooks against what others make of them: bitsandbytes' recorded constants, ml_dtypes, torch."""
 
 from __future__ import annotations
 
@@ -10,25 +10,33 @@ import torch
 from kernels import codebooks
 from kernels.codebooks import codebook
 
-FP8 = ("e4m3", "e5m2")
-ML_DTYPES = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
+ML_DTYPES = {
+    "e5m2": ml_dtypes.float8_e5m2,
+    "e4m3": ml_dtypes.float8_e4m3fn,
+    "e3m2": ml_dtypes.float6_e3m2fn,
+    "e2m3": ml_dtypes.float6_e2m3fn,
+    "e2m1": ml_dtypes.float4_e2m1fn,
+}
 TORCH = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 EVERY = np.arange(256, dtype=np.uint8)
 
 
-@pytest.mark.parametrize("encoding", FP8)
+@pytest.mark.parametrize("encoding", ML_DTYPES)
 def test_every_code_is_the_number_that_others_read(encoding: codebooks.Encoding) -> None:
     ours = codebook(encoding)
-    np.testing.assert_array_equal(ours, EVERY.view(ML_DTYPES[encoding]).astype(np.float32))
-    np.testing.assert_array_equal(ours, torch.from_numpy(EVERY).view(TORCH[encoding]).float())
-    signs = np.signbit(ours)
-    np.testing.assert_array_equal(signs[~np.isnan(ours)], (EVERY >= 0x80)[~np.isnan(ours)])
+    theirs = EVERY[: len(ours)].view(ML_DTYPES[encoding]).astype(np.float32)
+    np.testing.assert_array_equal(ours, theirs)
+    finite = ~np.isnan(ours)
+    np.testing.assert_array_equal(np.signbit(ours)[finite], np.signbit(theirs)[finite])
+    if encoding in TORCH:
+        np.testing.assert_array_equal(ours, torch.from_numpy(EVERY).view(TORCH[encoding]).float())
 
 
-@pytest.mark.parametrize("encoding", FP8)
+@pytest.mark.parametrize("encoding", ML_DTYPES)
 def test_rounding_is_that_of_others(encoding: codebooks.Encoding) -> None:
-    """Every number, every tie, both its neighbours in float32, and a million in between."""
-    numbers = codebook(encoding)[:128]
+    """Every number, every tie, both its neighbours in float32, both zeros, and a million in between."""
+    numbers = codebook(encoding)
+    numbers = numbers[: len(numbers) // 2]
     finite = numbers[np.isfinite(numbers)]
     ties = (finite[1:] + finite[:-1]) / 2
     near = [np.nextafter(ties, np.float32(side)) for side in (-np.inf, np.inf)]
@@ -36,16 +44,19 @@ def test_rounding_is_that_of_others(encoding: codebooks.Encoding) -> None:
     some = np.exp2(rng.uniform(-20, np.log2(finite[-1]), 1 << 20)).astype(np.float32)
     magnitudes = np.concatenate([finite, ties, *near, some])
     values = np.concatenate([magnitudes, -magnitudes])
-    ours = codebooks.nearest_fp8(values, encoding)
+    ours = codebooks.nearest_code(values, encoding)
     np.testing.assert_array_equal(ours, values.astype(ML_DTYPES[encoding]).view(np.uint8))
 
 
-@pytest.mark.parametrize(("encoding", "largest"), [("e4m3", 448), ("e5m2", 57344)])
+@pytest.mark.parametrize(
+    ("encoding", "largest"),
+    [("e5m2", 57344), ("e4m3", 448), ("e3m2", 28), ("e2m3", 7.5), ("e2m1", 6)],
+)
 def test_what_is_too_large_becomes_the_largest(
     encoding: codebooks.Encoding, largest: float
 ) -> None:
     """As the GPU's cvt.rn.satfinite has it, where ml_dtypes writes a NaN or an infinity."""
-    codes = codebooks.nearest_fp8(np.array([largest * 1.2, -1e30, 1e300]), encoding)
+    codes = codebooks.nearest_code(np.array([largest * 1.2, -1e30, 1e300]), encoding)
     assert codebook(encoding)[codes].tolist() == [largest, -largest, largest]
 
 
@@ -69,8 +80,25 @@ def test_levels_of_nf4() -> None:
 def test_ties_of_nf4_go_down() -> None:
     levels = codebook("nf4").astype(np.float64)
     middles = (levels[1:] + levels[:-1]) / 2
-    assert codebooks.nearest_nf4(middles).tolist() == list(range(15))
-    assert codebooks.nearest_nf4(np.nextafter(middles, 2)).tolist() == list(range(1, 16))
+    assert codebooks.nearest_code(middles, "nf4").tolist() == list(range(15))
+    assert codebooks.nearest_code(np.nextafter(middles, 2), "nf4").tolist() == list(range(1, 16))
+
+
+def test_fp4_of_bitsandbytes() -> None:
+    """Its tree of decisions, csrc/kernels.cu: dQuantizeFP4 and dDequantizeFP4Tree, as printed there."""
+    tree = [0.0, 5.208333333e-03, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25]
+    printed = np.array([*tree, *(-np.array(tree))], np.float32)
+    np.testing.assert_array_equal(codebook("fp4"), printed)
+    pivots = [0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333]
+    steps = [0b000, 0b001, 0b110, 0b111, 0b100, 0b101, 0b010, 0b011]
+    below = codebooks.nearest_code(np.array(pivots) - 1e-6, "fp4")
+    above = codebooks.nearest_code(np.array(pivots) + 1e-6, "fp4")
+    assert below.tolist() == steps[:-1]
+    assert above.tolist() == steps[1:]
+    assert codebooks.nearest_code(-np.array(pivots) - 1e-6, "fp4").tolist() == [
+        8 + code for code in steps[1:]
+    ]
+    assert codebooks.nearest_code(np.array([-1e-9, 0.0, -0.0]), "fp4").tolist() == [8, 0, 0]
 
 
 def test_integers_have_no_codebook() -> None:

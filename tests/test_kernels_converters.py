@@ -79,8 +79,8 @@ def test_awq(stored: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
 
 def test_other_groups_are_refused(stored: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     words = np.zeros((K, N // 8), np.int32)
-    with pytest.raises(ValueError, match="zero points and groups of 64; quantize with groups of"):
-        converters.from_awq(words, np.zeros((4, N // 8), np.int32), np.ones((4, N), np.float16))
+    with pytest.raises(ValueError, match="zero points and groups of 16; quantize with groups of"):
+        converters.from_awq(words, np.zeros((16, N // 8), np.int32), np.ones((16, N), np.float16))
 
 
 def recorded() -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from kernels import packing
 from kernels.codebooks import codebook
 from kernels.formats import FORMATS, find_format, formats_with_bits
+from kernels.kernel import traffic
 
 QUANTIZED = [f.name for f in FORMATS if f.quantized]
 
@@ -35,16 +36,46 @@ def test_int8_word_is_little_endian() -> None:
     assert words.astype("<u4").tobytes() == codes.tobytes()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", range(1, 9))
 def test_every_code_in_every_place_survives_packing(bits: int) -> None:
-    per_word, top = 32 // bits, 1 << bits
-    codes = np.zeros((top * per_word, 2 * per_word), np.uint8)
-    for code in range(top):
-        for place in range(per_word):
-            codes[code * per_word + place, per_word + place] = code
+    """One code in each of 64 places, all others zero; no bit of it in another 32 weights' words."""
+    places, top = 2 * packing.SEGMENT, 1 << bits
+    codes = np.zeros((top, places, places), np.uint8)
+    codes[:, range(places), range(places)] = np.arange(top)[:, None]
+    codes = codes.reshape(-1, places)
     words = packing.pack(codes, bits)
+    assert words.shape == (len(codes), 2 * bits)
     np.testing.assert_array_equal(packing.unpack(words, bits), codes)
-    assert (words[:, 0] == 0).all(), "a code leaked into the neighbouring word"
+    first = np.concatenate([p[:, : p.shape[1] // 2] for p in packing.split_planes(words, bits)], 1)
+    in_second = codes[:, packing.SEGMENT :].any(axis=1)
+    assert (first[in_second] == 0).all(), "a code leaked into other weights' words"
+
+
+def test_six_bits_by_hand() -> None:
+    """Weight 9 of a row holds 0b110110: its four high bits in the second word, its low two in the fifth."""
+    codes = np.zeros((1, 32), np.uint8)
+    codes[0, 9] = 0b110110
+    at_nibble, at_crumb = 16 * (1 % 2) + 4 * (1 // 2), 16 * (9 % 2) + 2 * (9 // 2)
+    expected = [0, 0b1101 << at_nibble, 0, 0, 0b10 << at_crumb, 0]
+    assert packing.pack(codes, 6).tolist() == [expected]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_a_pair_of_neighbours_is_sixteen_bits_apart_in_every_plane(bits: int) -> None:
+    """What lets one mask take two weights, of any plane narrower than a byte."""
+    codes = np.random.default_rng(bits).integers(0, 1 << bits, (3, 64), dtype=np.uint8)
+    planes = packing.split_planes(packing.pack(codes, bits), bits)
+    taken = np.zeros((3, 2, 32), np.uint32)  # half, pair
+    for plane in planes:
+        width = 64 // 32 and plane.shape[1] * 32 // 64
+        if width == 8:
+            return
+        mask = np.uint32(0x0001_0001 * ((1 << width) - 1))
+        fields = [plane >> np.uint32(width * i) & mask for i in range(16 // width)]
+        pairs = np.stack(fields, axis=2).reshape(3, -1)
+        taken[:, 0] = taken[:, 0] << np.uint32(width) | pairs & 0xFFFF
+        taken[:, 1] = taken[:, 1] << np.uint32(width) | pairs >> 16
+    np.testing.assert_array_equal(taken.transpose(0, 2, 1).reshape(3, 64), codes)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
@@ -73,17 +104,22 @@ def test_quantization_is_the_nearest_code(name: str, activation: packing.Float) 
     if weight_format.encoding != "int":
         numbers = codebook(weight_format.encoding).astype(np.float64)
     elif weights.zeros is None:
-        zero = weight_format.zero_code
+        zero = weight_format.zero
     numbers = numbers[np.isfinite(numbers)]
     candidates = (numbers[:, None, None] - zero) * scale
     best = np.abs(candidates - original).min(axis=0)
     np.testing.assert_allclose(np.abs(weights.values - original), best, rtol=1e-12, atol=1e-15)
-    top = np.abs(original).max()
-    assert np.abs(weights.values - original).max() <= top * LARGEST_STEP[weight_format.encoding]
+    error = np.abs(weights.values - original).max() / np.abs(original).max()
+    rounded = 2**-8 if activation == "bf16" else 0  # a scale rounded down saturates
+    assert error <= LARGEST_STEP[name.split("-")[0]] + rounded
 
 
-# Half of the widest step between codes, of the largest magnitude; int4's is 1 / 14, NF4's at -1.
-LARGEST_STEP = {"int": 0.08, "nf4": 0.16, "e4m3": 2**-4, "e5m2": 2**-3}
+# The largest error, of the largest magnitude: half of the widest step between codes, or what saturates
+# above the largest number where the scale is a power of two (2 of 8 for mxfp4) or rounded (nv).
+LARGEST_STEP = {f"int{bits}": 0.51 / (2 ** (bits - 1) - 1) for bits in range(2, 9)}
+LARGEST_STEP |= {"int1": 1.0, "nf4": 0.16, "fp4": 0.17, "fp8_e4m3": 2**-4, "fp8_e5m2": 2**-3}
+LARGEST_STEP |= {"mxfp8_e4m3": 2**-3, "mxfp8_e5m2": 2**-3, "mxint8": 2**-7, "mxfp6_e2m3": 2**-4}
+LARGEST_STEP |= {"mxfp6_e3m2": 2**-3, "mxfp4": 2**-2, "nvfp4": 0.23, "nvint4": 0.14}
 
 
 def test_symmetric_scale_and_zero_point_by_hand() -> None:
@@ -140,6 +176,32 @@ def test_bypass_readings_by_hand() -> None:
     assert weights.bypass_values("fp32")[0, :8].tolist() == [single] * 8
 
 
+def test_bypass_takes_every_word_of_every_plane_by_hand() -> None:
+    """Six bits, 64 weights: 8 words of the high plane, then 4 of the low one. Pairs take them in turn."""
+    first = [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+        3,
+        8,
+        8,
+        8,
+        9,
+        9,
+    ]  # pair i of 16: place 12 * i // 32 of 6
+    second = [4, 4, 4, 5, 5, 5, 6, 6, 7, 7, 7, 10, 10, 10, 11, 11]
+    assert packing.words_of_pairs(64, 6).tolist() == first + second
+    for bits in range(1, 9):
+        assert set(packing.words_of_pairs(256, bits)) == set(range(8 * bits))
+
+
 def test_stored_bits_count_scales_and_zero_points() -> None:
     stored = {f.name: f.bits_stored(4096) for f in FORMATS}
     assert stored["nf4-b64"] == 4.5
@@ -150,6 +212,11 @@ def test_stored_bits_count_scales_and_zero_points() -> None:
     assert stored["int4-g128-zp"] == 4 + 16 / 128 + 8 / 128
     assert stored["int8-g128"] == 8.125
     assert stored["int8-ch"] == 8 + 16 / 4096
+    assert stored["int3-g128"] == 3.125
+    assert stored["int4-g32-zp"] == 4 + 16 / 32 + 8 / 32
+    assert stored["nf4-b64-dq"] == 4 + 8 / 64 + 32 / (64 * 256)  # QLoRA: 0.127 bits of constants
+    assert (stored["mxfp4"], stored["mxfp6_e2m3"], stored["mxint8"]) == (4.25, 6.25, 8.25)
+    assert stored["nvfp4"] == stored["nvint4"] == 4.5
     assert stored["bf16"] == 16
 
 
@@ -158,15 +225,21 @@ def test_stored_bits_are_the_bytes_that_are_there() -> None:
         weights = packing.random_weights(4, 256, find_format(name), "fp16", seed=0)
         stored = weights.words.nbytes + weights.scales.size * find_format(name).scale_bits // 8
         stored += 0 if weights.zeros is None else weights.zeros.nbytes
-        assert stored * 8 == find_format(name).bits_stored(256) * 4 * 256
+        constant = 0
+        if weights.second_level is not None:
+            constant = 4 * {"e4m3": 1, "nested": 257 + 1}[find_format(name).scale_type]
+            assert weights.second_level.nbytes == constant
+        assert traffic("stream", find_format(name), 4, 256, 1).bytes_read == stored + constant
+        if find_format(name).scale_type != "nested":  # which counts a 256th of a number per scale
+            assert stored * 8 == find_format(name).bits_stored(256) * 4 * 256
 
 
 def test_unknown_formats_and_widths_are_named() -> None:
-    with pytest.raises(ValueError, match=r"no weight format named 'int3'; choose one of fp16"):
-        find_format("int3")
-    with pytest.raises(ValueError, match=r"has 17 bits; choose --bits from 4, 8"):
+    with pytest.raises(ValueError, match=r"no weight format named 'int9'; choose one of fp16"):
+        find_format("int9")
+    with pytest.raises(ValueError, match=r"has 17 bits; choose --bits from 1, 2, 3, 4, 5, 6, 7, 8"):
         formats_with_bits(17)
-    assert [f.name for f in formats_with_bits(8)][:3] == ["int8-ch", "int8-g128", "fp8_e4m3-ch"]
+    assert [f.name for f in formats_with_bits(6)] == ["int6-g128", "mxfp6_e2m3", "mxfp6_e3m2"]
 
 
 def test_k_must_divide_into_groups() -> None:

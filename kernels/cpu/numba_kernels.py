@@ -17,7 +17,7 @@ from kernels.cpu import dequantize, gemm, gemv, gemv_batch, native
 from kernels.cpu.activations import to_columns, to_fields
 from kernels.cpu.simd import LANES
 from kernels.cpu.torch_ops import pack_bf16
-from kernels.formats import FORMATS
+from kernels.formats import FORMATS, plain
 from kernels.kernel import LADDER, Kernel, Launch, Tensors
 from kernels.packing import Weights
 
@@ -172,7 +172,7 @@ def _bind_dequantize(encoding: int, tensors: Tensors, x: torch.Tensor, out: torc
 
 def _encoded(encoding: Encoding) -> tuple[str, ...]:
     """The names of the formats of an encoding."""
-    return tuple(f.name for f in FORMATS if f.quantized and f.encoding == encoding)
+    return tuple(f.name for f in FORMATS if plain(f) and f.encoding == encoding)
 
 
 KERNELS = (

@@ -10,7 +10,7 @@ from functools import partial
 
 from kernels.codebooks import Encoding
 from kernels.cuda_vendor import VENDOR
-from kernels.formats import FORMATS, WeightFormat
+from kernels.formats import FORMATS, WeightFormat, plain
 from kernels.kernel import LADDER, Arm, Kernel
 from kernels.packing import BypassReading, Float16
 from kernels.triton import dequantize, gemm, gemv, native, tuned
@@ -48,7 +48,7 @@ def reading_of(variant: str, activation: str, encoding: Encoding) -> BypassReadi
 
 def encoded(encoding: Encoding) -> tuple[str, ...]:
     """The names of the formats of an encoding."""
-    return tuple(f.name for f in FORMATS if f.quantized and f.encoding == encoding)
+    return tuple(f.name for f in FORMATS if plain(f) and f.encoding == encoding)
 
 
 def dequantizer(variant: str, encoding: Encoding) -> Kernel:
