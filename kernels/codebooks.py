@@ -15,8 +15,8 @@ exponent, mantissa.
     e2m3   s ee mmm       bias 1;  largest 7.5
     e2m1   s ee m         bias 1;  largest 6: 0, 0.5, 1, 1.5, 2, 3, 4, 6
 
-Policy: weights are finite, so quantization saturates at the largest number and never writes a NaN or an
-infinity. Kernels are not asked what they would make of one.
+Policy: weights are finite (quantize.py refuses others), so quantization saturates at the largest number and
+never writes a NaN or an infinity. Kernels are not asked what they would make of one.
 """
 
 from __future__ import annotations
@@ -123,40 +123,57 @@ def largest_exponent(encoding: Encoding) -> int:
 
 
 def nearest_code(values: NDArray[np.floating], encoding: Encoding) -> NDArray[np.uint8]:
-    """Codes of the nearest numbers, uint8, for every encoding but integers. Ties: see below."""
+    """Codes of the nearest numbers to values rounded to fp32, uint8, for every encoding but integers."""
+    single = np.asarray(values, np.float32)
     if encoding == "nf4":
-        return nearest_level(values, codebook("nf4"))
+        return nearest_level(single, codebook("nf4"))
     if encoding == "fp4":
-        return _nearest_fp4(values)
-    return nearest_float(values, encoding)
+        return _nearest_fp4(single)
+    return _nearest_float(single, encoding)
 
 
-def nearest_level(values: NDArray[np.floating], levels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Indices of the nearest of ascending levels, uint8; of two equally near the lower (as bitsandbytes)."""
-    exact = levels.astype(np.float64)
-    middles = (exact[1:] + exact[:-1]) / 2
-    return np.searchsorted(middles, values, side="left").astype(np.uint8)
+def nearest_level(values: NDArray[np.float32], levels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Indices of the nearest of at most 256 ascending levels, uint8; of two equally near the lower.
+
+    What lies halfway is the mean of two levels in fp32, as in bitsandbytes. Counting the middles below a
+    value is several times faster than searching them, since it needs no branch.
+    """
+    codes = np.zeros(values.shape, np.uint8)
+    for middle in (levels[1:] + levels[:-1]) / np.float32(2):
+        codes += values > middle
+    return codes
 
 
-def _nearest_fp4(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Codes of FP4, uint8; of two magnitudes equally near the lower. A small negative number is -0, code 8."""
+def _nearest_fp4(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Codes of FP4, uint8; of two magnitudes equally near the lower. A small negative number is -0, code 8.
+
+    So does the tree of bitsandbytes' CUDA kernel, whose printed thresholds 0.00260417, 0.4166667 and 0.583333
+    lie up to 4e-7 beside the middles. Its CPU path gives a tie of negative numbers to the larger magnitude,
+    and chooses between 0 and -0 by another rule.
+    """
     magnitudes = codebook("fp4")[:8]
     order = np.argsort(magnitudes).astype(np.uint8)
     codes = order[nearest_level(np.abs(values), magnitudes[order])]
-    signed: NDArray[np.uint8] = codes | np.where(np.asarray(values) < 0, 8, 0).astype(np.uint8)
+    signed: NDArray[np.uint8] = codes | (values < 0).view(np.uint8) << np.uint8(3)
     return signed
 
 
-def nearest_float(values: NDArray[np.floating], encoding: Encoding) -> NDArray[np.uint8]:
-    """Codes of a small float, uint8, ties to even, saturated at the largest; the sign of zero stays."""
-    half = 1 << (SMALL_FLOATS[encoding].bits - 1)
-    numbers = codebook(encoding)[:half].astype(np.float64)
-    finite = numbers[np.isfinite(numbers)]
-    middles = (finite[1:] + finite[:-1]) / 2
-    magnitude = np.abs(np.asarray(values, np.float64))
-    code = np.searchsorted(middles, magnitude, side="left")
-    at = np.minimum(code, len(middles) - 1)
-    code += (magnitude == middles[at]) & (code % 2 == 1)
-    signed: NDArray[np.uint8] = code.astype(np.uint8)
-    signed[np.signbit(values)] |= half
+def _nearest_float(values: NDArray[np.float32], encoding: Encoding) -> NDArray[np.uint8]:
+    """Codes of a small float, uint8, ties to even, saturated at the largest; the sign of zero stays.
+
+    A magnitude is counted in steps of its binade, 2^mantissa steps to a power of two. Every operation but
+    the rounding is exact, and since codes ascend by one from step to step, even steps are even codes.
+    """
+    layout = SMALL_FLOATS[encoding]
+    numbers = codebook(encoding)
+    largest = numbers[np.isfinite(numbers)].max()
+    magnitude = np.minimum(np.abs(values), largest)
+    subnormal = np.float32(2.0 ** (1 - layout.bias)).view(
+        np.uint32
+    )  # their binade has the steps of this
+    power = np.maximum(magnitude.view(np.uint32) & np.uint32(0xFF << 23), subnormal)
+    steps = np.rint(magnitude * np.float32(1 << layout.mantissa) / power.view(np.float32))
+    code = steps.astype(np.uint32) + (power - subnormal >> np.uint32(23 - layout.mantissa))
+    negative = np.signbit(values).view(np.uint8)
+    signed: NDArray[np.uint8] = code.astype(np.uint8) | negative << np.uint8(layout.bits - 1)
     return signed

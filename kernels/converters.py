@@ -1,32 +1,45 @@
-"""Weights as others store them, turned into ours: GPTQ, AWQ and bitsandbytes checkpoints.
+"""Weights as others store them, turned into ours: GPTQ, AWQ, bitsandbytes, microscaling and NVFP4.
 
 Nothing is rounded: codes, scales and zero points are moved, never recomputed. W has n rows (outputs) and k
-columns (inputs) throughout; these formats store it transposed or flat.
+columns (inputs) throughout, in groups of g along k; GPTQ and AWQ store it transposed, bitsandbytes flat.
 
-    GPTQ           qweight int32 [k / 8, n]    eight codes of a column of W^T, the first in the lowest nibble
-                   qzeros int32 [k / g, n / 8] eight rows' zero points minus 1 (as it is in "gptq_v2")
+    GPTQ           qweight int32 [k * bits / 32, n]  codes of a column of W^T, the first in the lowest bits
+                   qzeros int32 [k / g, n * bits / 32]  a zero point per row of W, less 1 ("gptq_v2": less 0)
                    scales fp16 [k / g, n]; g_idx must be in order (desc_act=False)
+                   weight = (code - (stored + 1)) * scale; the sum is not cut to its bits: 16 stays 16
     AWQ            qweight int32 [k, n / 8]    eight rows of W, nibble i holds row 0, 2, 4, 6, 1, 3, 5, 7
                    qzeros int32 [k / g, n / 8] in the same order; scales fp16 [k / g, n]
+                   weight = (code - zero) * scale
     bitsandbytes   uint8 [n * k / 2]           row after row, two codes a byte, the first in the upper nibble
                    absmax fp32 [n * k / 64], or itself quantized: uint8 codes of blocks of 256
+                   weight = codebook[code] * absmax; no zero point
+    MX (torchao)   codes [n, k], one a byte; of mxfp4 [n, k / 2], two a byte, the first in the lower nibble
+                   e8m0 codes [n, k / 32], not swizzled
+                   weight = codebook[code] * 2^(scale - 127); no zero point
+    MXINT8 (OCP)   int8 [n, k], two's complement, which counts in 64ths: weight = q / 64 * 2^(scale - 127).
+                   Here the code is q + 128, its zero 128, and the stored scale OCP's less 6
+    NVFP4          codes as of mxfp4; e4m3 codes [n, k / 16], not swizzled; one fp32
+                   weight = codebook[code] * (e4m3 * fp32); no zero point
 
 Sources: the packing loops of AutoGPTQ (`qlinear_*.py: pack`, with its `zeros -= 1`) and AutoAWQ (`order_map`),
-and `functional.py` of bitsandbytes 0.50.
+`functional.py` of bitsandbytes 0.50, `mx_tensor.py` and `nvfp4_tensor.py` of torchao 0.18, and section 5.3 of
+the OCP Microscaling specification, revision 1.0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.formats import FORMATS, WeightFormat
+from kernels import scales as stored_scales
+from kernels.formats import FORMATS, WeightFormat, find_format
 from kernels.packing import NIBBLE_ORDER, Weights
 
-IN_ORDER = tuple(range(8))
-NESTED_BLOCK = 256  # absmax values that share a scale of the second level
+NestedType = Literal["nf4", "fp4"]
+MXINT8_FRACTION = 6  # bits of OCP's int8 behind the point
 
 
 @dataclass(frozen=True)
@@ -45,26 +58,23 @@ class NestedAbsmax:
     absmax: NDArray[np.float32]
     offset: float
 
-    def values(self) -> NDArray[np.float32]:
-        """The absmax of every block of 64, float32, rounded after each operation as theirs is."""
-        scales = np.repeat(self.absmax, NESTED_BLOCK)[: len(self.codes)]
-        return self.numbers[self.codes] * scales + np.float32(self.offset)
-
 
 def from_gptq(
     qweight: NDArray[np.int32],
     qzeros: NDArray[np.int32],
     scales: NDArray[np.float16],
+    bits: Literal[4, 8] = 4,
     stored_minus: int = 1,
 ) -> Weights:
     """A GPTQ matrix. `stored_minus` is what its zero points were lowered by: 1, or 0 for "gptq_v2".
 
     Raises:
-        ValueError: no format has such groups.
+        ValueError: no format has such groups; a zero point is 256, which no byte holds.
     """
-    codes = nibbles(qweight.T, IN_ORDER)
-    zeros = nibbles(qzeros, IN_ORDER).T + np.uint8(stored_minus)
-    return _asymmetric(codes, zeros, scales)
+    in_order = tuple(range(32 // bits))
+    codes = fields(qweight.T, bits, in_order)
+    zeros = fields(qzeros, bits, in_order).T.astype(np.uint16) + stored_minus
+    return _asymmetric(codes, zeros, scales, bits)
 
 
 def from_awq(
@@ -75,7 +85,8 @@ def from_awq(
     Raises:
         ValueError: no format has such groups.
     """
-    return _asymmetric(nibbles(qweight, NIBBLE_ORDER).T, nibbles(qzeros, NIBBLE_ORDER).T, scales)
+    codes, zeros = (fields(words, 4, NIBBLE_ORDER).T for words in (qweight, qzeros))
+    return _asymmetric(codes, zeros, scales, 4)
 
 
 def from_bitsandbytes(
@@ -83,41 +94,120 @@ def from_bitsandbytes(
     absmax: NDArray[np.float32] | NestedAbsmax,
     n: int,
     k: int,
+    quant_type: NestedType = "nf4",
 ) -> Weights:
-    """An NF4 matrix of bitsandbytes, blocks of 64.
+    """An NF4 or FP4 matrix of bitsandbytes, blocks of 64; a nested absmax stays nested.
 
     Raises:
         ValueError: rows of k do not divide into blocks, which would then cross them.
     """
-    weight_format = next(f for f in FORMATS if f.name == "nf4-b64")
-    groups = weight_format.groups(k)
+    nested = isinstance(absmax, NestedAbsmax)
+    weight_format = find_format(f"{quant_type}-b64-dq" if nested else f"{quant_type}-b64")
+    shape = n, weight_format.groups(k)
     flat = packed.reshape(-1)
     codes = np.stack([flat >> 4, flat & 15], axis=1).reshape(n, k)
-    levels = absmax.values() if isinstance(absmax, NestedAbsmax) else absmax
-    return Weights(weight_format, "fp16", codes, levels.reshape(n, groups), None)
+    if isinstance(absmax, NestedAbsmax):
+        second = np.concatenate([absmax.numbers, [absmax.offset], absmax.absmax])
+        return _coded(weight_format, codes, absmax.codes.reshape(shape), second.astype(np.float32))
+    return Weights(weight_format, "fp16", codes, absmax.reshape(shape), None)
 
 
-def nibbles(words: NDArray[np.int32], order: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Codes uint8 [rows, 8 * columns] of words [rows, columns]; nibble i holds number order[i]."""
-    shifts = np.arange(0, 32, 4, dtype=np.uint32)
-    fields = np.ascontiguousarray(words).view(np.uint32)[:, :, None] >> shifts & np.uint32(15)
-    codes = np.empty(fields.shape, np.uint8)
-    codes[:, :, order] = fields
+def from_mx(
+    format_name: str, qdata: NDArray[np.uint8 | np.int8], scales: NDArray[np.uint8]
+) -> Weights:
+    """A microscaling matrix: codes as their bytes, e8m0 scales as theirs.
+
+    Raises:
+        ValueError: not a format of microscaling; a code or a scale stands for no finite number; a scale of
+            mxint8 is below 2^-121, where ours ends.
+    """
+    weight_format = find_format(format_name)
+    if weight_format.scale_type != "e8m0":
+        raise ValueError(f"{format_name} is not a microscaling format (mxfp4, mxfp6_e2m3, ...).")
+    if format_name == "mxint8":
+        codes = qdata.view(np.uint8) ^ np.uint8(128)
+        empty = (qdata.reshape(*scales.shape, 32) == 0).all(axis=2)
+        if (~empty & (scales <= MXINT8_FRACTION)).any():
+            raise ValueError("mxint8 is kept in units of 1/64: its e8m0 codes must exceed 6.")
+        finite = (scales < 255) & ~empty
+        lowered = scales - np.where(finite, MXINT8_FRACTION, 0).astype(np.uint8)
+        return _coded(weight_format, codes, np.where(empty, np.uint8(0), lowered), None)
+    codes = _two_per_byte(qdata) if weight_format.bits == 4 else qdata.view(np.uint8)
+    return _coded(weight_format, codes, scales, None)
+
+
+def from_nvfp4(
+    qdata: NDArray[np.uint8], scales: NDArray[np.uint8], per_tensor_scale: float = 1.0
+) -> Weights:
+    """An NVFP4 matrix; torchao's `per_tensor_scale` is 1 where it is None.
+
+    Raises:
+        ValueError: a scale stands for no finite number.
+    """
+    second = np.array([per_tensor_scale], np.float32)
+    return _coded(find_format("nvfp4"), _two_per_byte(qdata), scales, second)
+
+
+def fields(words: NDArray[np.int32], bits: int, order: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Codes uint8 [rows, columns * 32 / bits] of words [rows, columns]; field i holds number order[i]."""
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)
+    found = np.ascontiguousarray(words).view(np.uint32)[:, :, None] >> shifts
+    codes = np.empty(found.shape, np.uint8)
+    codes[:, :, order] = found & np.uint32((1 << bits) - 1)
     return codes.reshape(len(words), -1)
 
 
+def _two_per_byte(qdata: NDArray[np.uint8 | np.int8]) -> NDArray[np.uint8]:
+    """Codes [n, k] of bytes [n, k / 2] that hold the first of two codes in the lower nibble."""
+    pairs = qdata.view(np.uint8)
+    return np.stack([pairs & 15, pairs >> 4], axis=2).reshape(len(pairs), -1)
+
+
+def _coded(
+    weight_format: WeightFormat,
+    codes: NDArray[np.uint8],
+    scale_codes: NDArray[np.uint8],
+    second: NDArray[np.float32] | None,
+) -> Weights:
+    """Codes [n, k] with scales [n, groups] stored in eight bits.
+
+    Raises:
+        ValueError: a code or a scale stands for no finite number.
+    """
+    expected = len(codes), weight_format.groups(codes.shape[1])
+    if scale_codes.shape != expected:
+        raise ValueError(
+            f"{weight_format.name} of shape {codes.shape} has {expected} scales, "
+            f"but these are {scale_codes.shape}; swizzled ones must be put in order first."
+        )
+    numbers = stored_scales.decode(weight_format.scale_type, scale_codes, second)
+    weights = Weights(
+        weight_format, "fp16", codes, numbers, None, scale_codes=scale_codes, second_level=second
+    )
+    if not np.isfinite(weights.values).all():
+        row, column = np.argwhere(~np.isfinite(weights.values))[0]
+        raise ValueError(
+            f"row {row}, column {column} of {weight_format.name} is no finite number: code "
+            f"{codes[row, column]}, scale {weights.per_weight(numbers)[row, column]}."
+        )
+    return weights
+
+
 def _asymmetric(
-    codes: NDArray[np.uint8], zeros: NDArray[np.uint8], scales: NDArray[np.float16]
+    codes: NDArray[np.uint8], zeros: NDArray[np.integer], scales: NDArray[np.float16], bits: int
 ) -> Weights:
     """Codes [n, k] and zero points [n, groups] with scales [groups, n]."""
-    group_size = codes.shape[1] // zeros.shape[1]
-    found: list[WeightFormat] = [
-        f for f in FORMATS if f.bits == 4 and f.zero_point and f.group_size == group_size
-    ]
+    groups = zeros.shape[1]
+    group_size = codes.shape[1] // groups
+    candidates = [f for f in FORMATS if f.bits == bits and f.zero_point]
+    found = [f for f in candidates if f.group_size == group_size]
+    found += [f for f in candidates if f.group_size is None and groups == 1]
     if not found:
         raise ValueError(
-            f"there is no 4-bit format with zero points and groups of {group_size}; "
+            f"there is no {bits}-bit format with zero points and groups of {group_size}; "
             f"quantize with groups of 32, 64 or 128, or per channel."
         )
-    contiguous = [np.ascontiguousarray(a) for a in (codes, zeros)]
-    return Weights(found[0], "fp16", contiguous[0], scales.T.astype(np.float32), contiguous[1])
+    if zeros.max() > 255:
+        raise ValueError("a zero point of 256 does not fit in the byte that is kept of it.")
+    kept = np.ascontiguousarray(codes), np.ascontiguousarray(zeros, np.uint8)
+    return Weights(found[0], "fp16", kept[0], scales.T.astype(np.float32), kept[1])

@@ -1,4 +1,4 @@
-"""Quantize, pack, unpack and dequantize in NumPy: the definition of every bit layout and every reference.
+"""Pack, unpack and dequantize in NumPy: the definition of every bit layout and every reference.
 
 Nothing here is fast; everything here is what "right" means. One equation serves all integer formats, and
 one all others:
@@ -6,10 +6,8 @@ one all others:
     weight = (code - zero) * scale          code in 0 .. 2^bits - 1
     weight = codebook[code] * scale         codebooks.py
 
-`zero` is the stored zero point, or the middle code (8 for 4 bits, 128 for 8) where a format has none.
-
 `zero` is the stored zero point, or the middle code (8 for 4 bits, 128 for 8) where a format has none;
-`scale` is what the stored scale stands for (scales.py).
+`scale` is what the stored scale stands for (scales.py). Which codes and scales weights get: quantize.py.
 
 W[n, k] is stored row by row. Along k, `32 / bits` codes share one little-endian 32-bit word:
 
@@ -47,11 +45,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import scales as stored_scales
-from kernels.codebooks import codebook, full_scale, largest_exponent, nearest_code
+from kernels import quantize as quantization
+from kernels.codebooks import codebook
 from kernels.formats import PLANES, WeightFormat
+from kernels.scales import Float as Float  # "as": for those who import it from here
+from kernels.scales import round_to as round_to
 
-Float = Literal["fp16", "bf16", "fp32"]
 Float16 = Literal["fp16", "bf16"]
 BypassReading = Literal["fp32", "halves"]
 
@@ -98,18 +97,6 @@ def unpack(words: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
         ordered[:, :, code_order(width)] = fields
         codes = codes << width | ordered.reshape(codes.shape)
     return codes
-
-
-def round_to(values: NDArray[np.floating], dtype: Float) -> NDArray[np.float32]:
-    """Values rounded to nearest even in `dtype`, returned as float32 (which holds all three exactly)."""
-    single = np.asarray(values, np.float32)
-    if dtype == "fp16":
-        return single.astype(np.float16).astype(np.float32)
-    if dtype == "bf16":
-        bits = single.view(np.uint32)
-        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-        return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
-    return single
 
 
 @dataclass(frozen=True)
@@ -220,92 +207,14 @@ def scale_dtype(weight_format: WeightFormat, activation: Float) -> Float | Liter
 def quantize(
     weights: NDArray[np.floating], weight_format: WeightFormat, activation: Float, seed: int = 0
 ) -> Weights:
-    """Round-to-nearest quantization of W[n, k].
-
-    Symmetric formats scale by the group's largest magnitude, so that the codes are
-    middle +- (middle - 1). With a zero point the range [min(w, 0), max(w, 0)] maps to 0 .. 2^bits - 1.
-    Of a codebook one number stands for the group's largest magnitude (`full_scale`). One bit keeps the
-    sign, and the mean magnitude, which is the nearest matrix of that kind (XNOR-Net, arXiv 1603.05279).
-    A power of two is the largest whose largest number has the exponent of the group's largest magnitude
-    (OCP Microscaling, section 6.3): what lies above saturates.
+    """W[n, k] rounded to the nearest codes (quantize.py); `seed` is that of the bypass words.
 
     Raises:
-        ValueError: k does not divide into whole groups.
+        ValueError: k does not divide into whole groups; a weight or a scale is not finite.
     """
-    n, k = weights.shape
-    groups = weight_format.groups(k)
-    grouped = np.asarray(weights, np.float64).reshape(n, groups, k // groups)
-    if weight_format.zero_point:
-        return _quantize_with_zero_points(grouped, weight_format, activation, seed)
-    scales, scale_codes, second_level = _scales(grouped, weight_format, activation)
-    steps = grouped / np.where(scales > 0, scales, 1)[:, :, None]
-    if weight_format.encoding == "int":
-        codes = _nearest_integer(steps, weight_format.bits)
-    else:
-        codes = nearest_code(steps, weight_format.encoding)
-    return Weights(
-        weight_format,
-        activation,
-        codes.reshape(n, k),
-        scales,
-        None,
-        seed,
-        scale_codes,
-        second_level,
-    )
-
-
-def _nearest_integer(steps: NDArray[np.float64], bits: int) -> NDArray[np.uint8]:
-    """Codes of symmetric integers. The lowest has no opposite and stays unused; one bit is the sign."""
-    if bits == 1:
-        return (steps >= 0).astype(np.uint8)
-    middle = 1 << (bits - 1)
-    codes: NDArray[np.uint8] = np.clip(np.rint(steps) + middle, 1, 2 * middle - 1).astype(np.uint8)
-    return codes
-
-
-def _scales(
-    grouped: NDArray[np.float64], weight_format: WeightFormat, activation: Float
-) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None, NDArray[np.float32] | None]:
-    """Scales of groups [n, groups, size]: as numbers, and where they are stored in bytes, those."""
-    encoding, scale_type = weight_format.encoding, weight_format.scale_type
-    largest = np.abs(grouped).max(axis=2)
-    second_level = None
-    if scale_type == "e8m0":
-        exponents = np.frexp(largest)[1] - 1 - largest_exponent(encoding)
-        codes = stored_scales.encode_e8m0(np.where(largest > 0, exponents, 0))
-    elif scale_type == "e4m3":
-        most = weight_format.zero - 1 if encoding == "int" else full_scale(encoding)
-        of_matrix = np.float32(largest.max() / most / stored_scales.E4M3_LARGEST) or np.float32(1)
-        codes, second_level = stored_scales.encode_e4m3(largest / most, of_matrix)
-    elif scale_type == "nested":
-        absmax = (largest / full_scale(encoding)).astype(np.float32)
-        codes, second_level = stored_scales.encode_nested(absmax)
-    else:
-        if weight_format.bits == 1:
-            scales = 2 * np.abs(grouped).mean(axis=2)
-        else:
-            scales = largest / (
-                weight_format.zero - 1 if encoding == "int" else full_scale(encoding)
-            )
-        rounded = round_to(scales, "fp32" if scale_type == "fp32" else activation)
-        return rounded, None, None
-    return stored_scales.decode(scale_type, codes, second_level), codes, second_level
-
-
-def _quantize_with_zero_points(
-    grouped: NDArray[np.float64], weight_format: WeightFormat, activation: Float, seed: int
-) -> Weights:
-    """Integers whose range [0, 2^bits - 1] is that of the group, zero included and exact."""
-    top = (1 << weight_format.bits) - 1
-    low = np.minimum(grouped.min(axis=2), 0.0)
-    high = np.maximum(grouped.max(axis=2), 0.0)
-    scales = round_to((high - low) / top, activation)
-    scales = np.where(scales > 0, scales, np.float32(1.0))
-    zeros = np.clip(np.rint(-low / scales), 0, top).astype(np.uint8)
-    steps = np.rint(grouped / scales[:, :, None]) + zeros[:, :, None]
-    codes = np.clip(steps, 0, top).astype(np.uint8).reshape(len(grouped), -1)
-    return Weights(weight_format, activation, codes, scales, zeros, seed)
+    codes, scales = quantization.quantize(weights, weight_format, activation)
+    stored = scales.zeros, seed, scales.codes, scales.second_level
+    return Weights(weight_format, activation, codes, scales.numbers, *stored)
 
 
 def random_weights(

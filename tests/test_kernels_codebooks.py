@@ -56,7 +56,7 @@ def test_what_is_too_large_becomes_the_largest(
     encoding: codebooks.Encoding, largest: float
 ) -> None:
     """As the GPU's cvt.rn.satfinite has it, where ml_dtypes writes a NaN or an infinity."""
-    codes = codebooks.nearest_code(np.array([largest * 1.2, -1e30, 1e300]), encoding)
+    codes = codebooks.nearest_code(np.array([largest * 1.2, -1e30, np.inf]), encoding)
     assert codebook(encoding)[codes].tolist() == [largest, -largest, largest]
 
 
@@ -78,10 +78,17 @@ def test_levels_of_nf4() -> None:
 
 
 def test_ties_of_nf4_go_down() -> None:
-    levels = codebook("nf4").astype(np.float64)
-    middles = (levels[1:] + levels[:-1]) / 2
+    """At the thresholds of bitsandbytes' CUDA kernel, dQuantizeNF4, as printed there."""
+    thresholds = [
+        -0.8480964004993439, -0.6106329262256622, -0.4599952697753906, -0.33967943489551544,
+        -0.23460740596055984, -0.13791173323988914, -0.045525018125772476, 0.03979014977812767,
+        0.1202552504837513, 0.2035212516784668, 0.2920137718319893, 0.3893125355243683,
+        0.5016634166240692, 0.6427869200706482, 0.8614784181118011,
+    ]  # fmt: skip
+    middles = np.array(thresholds, np.float32)
+    above = np.nextafter(middles, np.float32(2))
     assert codebooks.nearest_code(middles, "nf4").tolist() == list(range(15))
-    assert codebooks.nearest_code(np.nextafter(middles, 2), "nf4").tolist() == list(range(1, 16))
+    assert codebooks.nearest_code(above, "nf4").tolist() == list(range(1, 16))
 
 
 def test_fp4_of_bitsandbytes() -> None:
