@@ -88,7 +88,7 @@ def encode_e8m0(largest: NDArray[np.float32], emax: int) -> NDArray[np.uint8]:
 
 def decode_e8m0(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The powers of two that codes stand for, float32; NaN for 255."""
-    powers = np.ldexp(1.0, codes.astype(np.int64) - E8M0_BIAS).astype(np.float32)
+    powers = np.ldexp(np.float32(1), np.minimum(codes, 254).astype(np.int64) - E8M0_BIAS)
     return np.where(codes == 255, np.float32(np.nan), powers)
 
 

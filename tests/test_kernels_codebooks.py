@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import codebooks
+from kernels import codebooks, packing, scales
 from kernels.codebooks import codebook
+from kernels.formats import FORMATS, find_format
 
 ML_DTYPES = {
     "e5m2": ml_dtypes.float8_e5m2,
@@ -106,6 +107,54 @@ def test_fp4_of_bitsandbytes() -> None:
         8 + code for code in steps[1:]
     ]
     assert codebooks.nearest_code(np.array([-1e-9, 0.0, -0.0]), "fp4").tolist() == [8, 0, 0]
+
+
+def test_every_power_of_two_is_the_one_that_others_read() -> None:
+    """All 256 codes of e8m0, and the code of every power, of its neighbour below, and of zero."""
+    theirs = EVERY.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
+    np.testing.assert_array_equal(scales.decode_e8m0(EVERY), theirs)
+    powers = np.ldexp(np.float32(1), np.arange(-126, 128))
+    np.testing.assert_array_equal(scales.encode_e8m0(powers, 0), np.arange(1, 255))
+    below = np.nextafter(powers, np.float32(0))
+    np.testing.assert_array_equal(scales.encode_e8m0(below, 0), np.maximum(np.arange(254), 1))
+    assert scales.encode_e8m0(np.array([0, 1e-45, 3.4e38], np.float32), 0).tolist() == [0, 1, 254]
+
+
+def test_numbers_of_nested_scales() -> None:
+    """By hand: the decades of one, two and four numbers, and both ends (bitsandbytes' own: peers)."""
+    numbers = scales.dynamic_map()
+    assert numbers.shape == (256,)
+    assert (np.diff(numbers) > 0).all()
+    np.testing.assert_allclose(
+        numbers[127:135],
+        [0, 0.55e-6, 3.25e-6, 7.75e-6, 21.25e-6, 43.75e-6, 66.25e-6, 88.75e-6],
+        rtol=1e-6,
+    )
+    np.testing.assert_array_equal(numbers[:127], -numbers[254:127:-1])
+    assert numbers[255] == 1
+
+
+@pytest.mark.parametrize("name", [f.name for f in FORMATS if f.quantized])
+def test_every_code_through_words_to_its_weight(name: str) -> None:
+    """A row for each code, in every place of a group: packed, unpacked, dequantized with another scale each."""
+    weight_format = find_format(name)
+    codes = np.repeat(np.arange(1 << weight_format.bits, dtype=np.uint8)[:, None], 128, axis=1)
+    groups = weight_format.groups(128)
+    scale = np.ldexp(np.float32(1), np.arange(len(codes)) % 16 - 8)[:, None].repeat(groups, 1)
+    zeros = np.full(scale.shape, 5, np.uint8) if weight_format.zero_point else None
+    weights = packing.Weights(weight_format, "fp16", codes, scale, zeros)
+    again = packing.unpack(weights.words, weight_format.bits)
+    np.testing.assert_array_equal(again, codes)
+    if weight_format.encoding == "int":
+        middle = 0.5 if weight_format.bits == 1 else 1 << weight_format.bits - 1
+        numbers = np.arange(len(codes)) - (5 if weight_format.zero_point else middle)
+    elif weight_format.encoding in ML_DTYPES:
+        stored = EVERY[: len(codes)].view(ML_DTYPES[weight_format.encoding])
+        numbers = stored.astype(np.float64)
+    else:
+        numbers = codebook(weight_format.encoding).astype(np.float64)
+    expected = np.repeat((numbers * scale[:, 0])[:, None], 128, axis=1)
+    np.testing.assert_array_equal(weights.values, expected)
 
 
 def test_integers_have_no_codebook() -> None:
