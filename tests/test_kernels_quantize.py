@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -158,3 +159,34 @@ def test_no_number_is_nearer(value: float, encoding: codebooks.Encoding) -> None
     assert distance[code] == distance.min()
     assert code % 2 == 0 or (distance == distance.min()).sum() == 1
     assert np.signbit(numbers[code]) == np.signbit(value)
+
+
+def test_a_scale_rounded_down_saturates_and_leaves_the_lowest_code_unused() -> None:
+    """1.4 of fp16's smallest number is kept as 1: nearly 10 steps of it end at 7, on both sides."""
+    row = np.zeros((1, 128), np.float32)
+    row[0, :2] = np.array([-7, 7]) * 1.4 * 2.0**-24
+    weights = packing.quantize(row, find_format("int4-g128"), "fp16")
+    assert weights.scales.tolist() == [[2.0**-24]]
+    assert weights.codes[0, :3].tolist() == [1, 15, 8]
+
+
+def test_nvfp4_is_multiplied_by_the_reciprocal_of_both_scales() -> None:
+    """As torchao has it, which decides ties: here rounded by ml_dtypes, and other than a division."""
+    rows = np.random.default_rng(4).integers(-48, 49, (64, K)).astype(np.float32) / np.float32(8)
+    weights = packing.quantize(rows, find_format("nvfp4"), "fp16")
+    assert weights.scale_codes is not None
+    assert weights.second_level is not None
+    blocks = weights.scale_codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    reciprocals = np.float32(1) / weights.second_level[0] / blocks
+    at_once = np.float32(1) / (weights.second_level[0] * blocks)
+    codes = [
+        np.clip(scaled, -6, 6).astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
+        for scaled in (
+            rows * weights.per_weight(reciprocals),
+            rows * weights.per_weight(at_once),
+            rows / weights.per_weight(weights.scales),
+        )
+    ]
+    np.testing.assert_array_equal(weights.codes, codes[0])
+    assert (codes[1] != codes[0]).any()
+    assert (codes[2] != codes[0]).any()
