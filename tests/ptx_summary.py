@@ -6,12 +6,12 @@ Tests record what they ran; the lines come last in pytest's output, for `make te
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kernels.formats import FORMATS
-from kernels.kernel import Kernel
-from tests.aot_triton import Job
-from tests.ptx_cells import Outcome
+if TYPE_CHECKING:
+    from kernels.kernel import Kernel
+    from tests.aot_triton import Job
+    from tests.ptx_cells import Outcome
 
 EXECUTED, REFUSED, PROGRAMS, INTERPRETED = "executed", "refused", "programs", "interpreted"
 
@@ -59,6 +59,7 @@ def lines(recorded: Iterable[Properties]) -> list[str]:
 
 def emulated_lines(found: dict[str, set[str]]) -> list[str]:
     """A line per target, and one for all."""
+    from kernels.formats import FORMATS
     from tests.ptx_kernels import BATCHES, TARGETS, WIDE, product_jobs
 
     product = {emulated_cell(job) for job in product_jobs()}

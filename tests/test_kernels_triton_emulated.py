@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from bench.static.ptx import UnsupportedError
 from kernels import packing
 from kernels.formats import find_format
 from kernels.triton import KERNELS
-from tests import ptx_summary
+from tests import ptx_cells, ptx_summary
 from tests.aot_ptx import Ptx, compile_ptx, execute, job_arguments, packed_format, run_job
 from tests.aot_triton import Job
-from tests.ptx_builds import code_of
+from tests.ptx_builds import Build, code_of
 from tests.ptx_cells import AUDITED, Outcome, run_all
 from tests.ptx_kernels import (
     covering_jobs,
@@ -39,6 +40,7 @@ INTERPRETED = [
     Job("fused", "gemv", "fp8_e4m3-b128", "fp16", 41, 1280, 2, 80),
     Job("native", "gemm", "fp16", "fp16", 41, 1280, 33, 80),
 ]
+AUDITED_JOB = Job("scale", "gemv", "int4-g128", "fp16", *AUDITED, 1, 80)
 SAME = [  # with the inline PTX and without: it is not used
     Job(arm, variant, "int4-g128-zp", "fp16", 64, 512, 16, 80)
     for arm, plain in (("stream", "gemv"), ("unpack", "gemm"), ("bypass", "gemm"))
@@ -56,7 +58,9 @@ def name(job: Job) -> str:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[Job, Ptx]:
-    return compile_ptx([*INTERPRETED, *SAME, WGMMA, STREAM], tmp_path_factory.mktemp("triton"))
+    return compile_ptx(
+        [*INTERPRETED, *SAME, WGMMA, STREAM, AUDITED_JOB], tmp_path_factory.mktemp("triton")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +131,65 @@ def test_every_compiled_kernel_matches_reference(
     assert {job: problem for job, problem in wrong.items() if problem} == {}
     assert [name(job) for job in compiled_only if not found[job].registers] == []
     assert spilling(found) == {s: size for s, size in SPILLS.items() if s[2] == format_name}
+
+
+@pytest.fixture
+def audited(compiled: dict[Job, Ptx]) -> Build:
+    """A kernel of the audited size."""
+    rows_per_program = AUDITED[0] // compiled[AUDITED_JOB].grid[0]
+    return Build(compiled[AUDITED_JOB], rows_per_program, registers=0, stack_bytes=0)
+
+
+def test_first_programs_and_steps_of_an_audited_kernel_are_right(audited: Build) -> None:
+    assert ptx_cells.run(AUDITED_JOB, audited) <= TOLERANCES["fp16"]
+
+
+def test_one_step_too_many_meets_no_number(audited: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    def longer(job: Job) -> tuple[list[object], np.ndarray, np.ndarray]:
+        arguments, out, expected = job_arguments(job)
+        return [*arguments[:-1], 2 * job.k], out, expected
+
+    monkeypatch.setattr(ptx_cells, "job_arguments", longer)
+    outcome = ptx_cells.outcome(AUDITED_JOB, audited)
+    assert (outcome.error, outcome.problem) == (None, "its output holds what is no number")
+
+
+def test_a_program_too_many_is_out_of_bounds(audited: Build) -> None:
+    outcome = ptx_cells.outcome(AUDITED_JOB, replace(audited, block_n=audited.block_n // 2))
+    assert outcome.error is None
+    assert "out of bounds" in outcome.problem
+
+
+def test_what_is_written_past_the_rows_is_seen(
+    audited: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch that writes where another program would."""
+
+    def stray(ptx: Ptx, arguments: list[np.ndarray]) -> None:
+        execute(ptx, arguments)
+        arguments[-2][-1] = 0  # the output, in its last row
+
+    monkeypatch.setattr(ptx_cells, "execute", stray)
+    assert ptx_cells.outcome(AUDITED_JOB, audited).problem == "it wrote past its rows"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (Outcome(1e-3, "", False, "p", 32, 0), ""),
+        (Outcome(3e-3, "", False, "p", 32, 0), "its error is 3.0e-03"),
+        (Outcome(None, "race", False, "p", 32, 0), "race"),
+        (Outcome(None, "wgmma", True, "p", 32, 0), "wgmma"),  # on a target that has none
+    ],
+)
+def test_what_is_wrong_is_said(outcome: Outcome, said: str) -> None:
+    assert complaint(AUDITED_JOB, outcome) == said
+
+
+def test_a_refusal_is_in_order_for_wgmma_only() -> None:
+    refused = Outcome(None, "wgmma", True, "p", 32, 0)
+    assert complaint(WGMMA, refused) == ""
+    assert complaint(WGMMA, replace(refused, error=0.0, refused=False)) != ""
 
 
 @pytest.mark.parametrize("plain", SAME[::2], ids=name)
