@@ -115,13 +115,16 @@ def report(job: Job) -> Report:
     )
 
 
-def in_workers(module: str, jobs: list[Job], cache: Path) -> dict[Job, dict[str, Any]]:
+def in_workers(
+    module: str, jobs: list[Job], cache: Path, workers: int = WORKERS
+) -> dict[Job, dict[str, Any]]:
     """What a module prints for every job, from worker processes that do not interpret.
 
     Args:
         module: run with the jobs as JSON on its input; prints a line of JSON for each.
         jobs: what to compile.
         cache: an empty folder; Triton would otherwise reuse a stale binary.
+        workers: processes that share the jobs.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(cache)
@@ -138,8 +141,8 @@ def in_workers(module: str, jobs: list[Job], cache: Path) -> dict[Job, dict[str,
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    shares = [jobs[i::WORKERS] for i in range(WORKERS)]
-    with ThreadPoolExecutor(WORKERS) as pool:
+    shares = [jobs[i::workers] for i in range(workers)]
+    with ThreadPoolExecutor(workers) as pool:
         results = list(pool.map(work, shares))
     return {
         job: answer

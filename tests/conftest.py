@@ -33,3 +33,14 @@ def own_locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("locks")
     monkeypatch.setenv("DEQUANT_BENCH_LOCKS", str(folder))
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many cells of the product of formats, kernels, batches and targets this run executed."""
+    from tests import ptx_summary
+
+    ended = [r for result in ("passed", "failed") for r in terminalreporter.getreports(result)]
+    if table := ptx_summary.lines(report.user_properties for report in ended):
+        terminalreporter.section("cells that were executed")
+        for line in table:
+            terminalreporter.line(line)

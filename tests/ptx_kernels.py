@@ -1,121 +1,204 @@
 """The suite's Triton kernels, emulated: which, on which targets and shapes, and a table of them.
 
+A *cell* is one kernel (arm and variant), format, batch and target. All of them are the product; what
+`make test` runs covers it, `make proof` runs it whole. So that this fits into an hour for any number of
+formats, a cell is run with one of the two activations: they alternate, such that every kernel, format and
+batch meets both, each on two targets.
+
+The product is compiled for the size that is audited, 4096 x 14336: what is executed is what is counted, and
+no more is compiled to see that nothing spills. Shapes that fill no tile are a second, smaller product: every
+kernel, batch and *kind* of format, each on one target in turn. Formats of one kind differ only in the size
+of their groups.
+
 python -m tests.ptx_kernels          the covering subset that `make test` runs
 python -m tests.ptx_kernels --all    everything that `make proof` runs
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
-import time
 from collections import Counter
 from functools import cache
-from itertools import product
 from pathlib import Path
 
-from kernels import formats
-from kernels.kernel import LADDER
-from tests.aot_ptx import compile_ptx, run_job
+from kernels.formats import FORMATS, WeightFormat, find_format
+from kernels.kernel import PRODUCTS, Kernel
+from kernels.triton import KERNELS
+from kernels.triton.plan import ACTIVATIONS
 from tests.aot_triton import Job
+from tests.ptx_cells import AUDITED, Outcome, run_all
 
-FORMATS = tuple(f.name for f in formats.FORMATS if formats.plain(f))
-ACTIVATIONS = ("fp16", "bf16")
-SMALL, RAGGED = (64, 512), (41, 1280)  # n, k: whole tiles; rows and a last step that are not
-SHAPES = ((*SMALL, 80), (*RAGGED, 80), (*SMALL, 89), (*SMALL, 90), (*RAGGED, 90), (*RAGGED, 120))
-BATCHES = {"gemv": (1, 2, 5, 16), "gemm": (16, 33, 64)}
-BATCHES |= {f"{regime}-ptx": batches for regime, batches in BATCHES.items()}
-WIDEST_WITHOUT_WGMMA = 32  # rows of x; wider sm_90 builds of gemm use wgmma
+TARGETS = (80, 89, 90, 120)
+COMPILED_ONLY = 100  # tensor cores with a memory of their own, which is not emulated
+BATCHES = (1, 3, 16, 17)
+WIDE = 72  # rows of x: two tiles of the widest that gemm has, the second not full
+ODD = (2, 5)  # rows of x: tiles of gemv that BATCHES leave out
+RAGGED = {"gemv": (9, 5248), "gemm": (41, 1280)}  # n, k: last rows and steps that are not whole
+WGMMA_ROWS = 17  # of x: from here on sm_90 builds of gemm use wgmma
 
-
-def all_jobs() -> list[Job]:
-    """Every arm, variant, format, activation, batch and target, at one or both shapes."""
-    problems = [*product(ACTIVATIONS, SHAPES)]
-    ladder = [
-        Job(arm, regime, name, activation, n, k, batch, capability)
-        for arm, regime, name in product(LADDER, BATCHES, FORMATS)
-        if not (regime.endswith("-ptx") and arm in ("stream", "unpack"))  # the same as without
-        for activation, (n, k, capability) in problems
-        for batch in BATCHES[regime]
-        if batch == BATCHES[regime][0] or arm in ("fused", "bypass")
-    ]
-    others = [
-        Job("dequantize", variant, name, activation, n, k, 1, capability)
-        for variant, name in product(("default", "ptx"), FORMATS)
-        for activation, (n, k, capability) in problems
-    ]
-    native = [
-        Job("native", regime, activation, activation, n, k, batch, capability)
-        for regime in ("gemv", "gemm")
-        for activation, (n, k, capability) in problems
-        for batch in BATCHES[regime]
-    ]
-    return [*ladder, *others, *native]
+Stage = tuple[str, str]  # arm and variant
+Cell = tuple[str, str, str, int, int]  # arm, variant, format, batch, target
 
 
 @cache
-def pairs(job: Job) -> list[tuple[str, object]]:
+def kind(format_name: str) -> WeightFormat:
+    """What a format is but for its name and the size of its groups."""
+    weight_format = find_format(format_name)
+    grouped = 1 if weight_format.group_size else None
+    return WeightFormat(**vars(weight_format) | {"name": "", "alias": "", "group_size": grouped})
+
+
+def formats_of(stage: Stage) -> tuple[str, ...]:
+    """Names of the formats that a kernel reads, in the order of FORMATS."""
+    named = {n for k in triton_kernels() if (k.arm, k.variant) == stage for n in k.formats}
+    return tuple(f.name for f in FORMATS if f.name in named)
+
+
+def triton_kernels() -> list[Kernel]:
+    return [kernel for kernel in KERNELS if kernel.implementation == "triton"]
+
+
+def same_without_ptx(arm: str, variant: str) -> bool:
+    """Whether the inline PTX is not used, so that this is the program of the plain variant."""
+    return variant.endswith("-ptx") and (
+        arm in ("stream", "unpack") or (arm, variant) == ("bypass", "gemm-ptx")
+    )
+
+
+def stages() -> tuple[Stage, ...]:
+    """Every kernel that is a program of its own."""
+    found = dict.fromkeys((k.arm, k.variant) for k in triton_kernels())
+    return tuple(stage for stage in found if not same_without_ptx(*stage))
+
+
+def activations(stage: Stage, format_name: str, batch: int) -> tuple[str, ...]:
+    """The activations with which a kernel has a row."""
+    weight_format = find_format(format_name)
+    return tuple(
+        activation
+        for activation in ACTIVATIONS
+        if (weight_format.quantized or activation == format_name)
+        and any(
+            kernel.accepts(weight_format, activation, batch)
+            for kernel in triton_kernels()
+            if (kernel.arm, kernel.variant) == stage
+        )
+    )
+
+
+def batches(stage: Stage) -> tuple[int, ...]:
+    """Rows of x of a kernel's cells; one where x is not read."""
+    arm, variant = stage
+    if arm == "dequantize":
+        return (1,)
+    wide = (WIDE,) if variant.startswith("gemm") and arm in PRODUCTS else ()
+    return (*BATCHES, *wide)
+
+
+def cell_of(job: Job) -> Cell:
+    """The cell that a job is about."""
+    return job.arm, job.regime, job.format_name, job.batch, job.capability
+
+
+@cache
+def product_jobs(capabilities: tuple[int, ...] = TARGETS) -> tuple[Job, ...]:
+    """Every cell, with activations in turn."""
+    jobs = []
+    for stage in stages():
+        for place, name in enumerate(formats_of(stage)):
+            for row, batch in enumerate(batches(stage)):
+                able = activations(stage, name, batch)
+                for column, capability in enumerate(capabilities if able else ()):
+                    activation = able[(place + row + column) % len(able)]
+                    jobs.append(Job(*stage, name, activation, *AUDITED, batch, capability))
+    return tuple(jobs)
+
+
+@cache
+def ragged_jobs() -> tuple[Job, ...]:
+    """Every kernel, batch and kind of format at shapes that fill no tile, on targets in turn."""
+    jobs = []
+    for stage in stages():
+        arm, variant = stage
+        kinds = {kind(name): name for name in reversed(formats_of(stage))}
+        odd = ODD if arm in PRODUCTS else ()
+        for place, name in enumerate(kinds.values()):
+            for row, batch in enumerate((*batches(stage), *odd)):
+                if able := activations(stage, name, batch):
+                    capability = TARGETS[(place + row) % len(TARGETS)]
+                    activation = able[(place + row // len(TARGETS)) % len(able)]
+                    shape = RAGGED["gemv" if variant.startswith("gemv") else "gemm"]
+                    jobs.append(Job(*stage, name, activation, *shape, batch, capability))
+    return tuple(jobs)
+
+
+def spill_jobs() -> tuple[Job, ...]:
+    """Kernels that multiply, for a target that is compiled for and not emulated."""
+    return tuple(job for job in product_jobs((COMPILED_ONLY,)) if job.arm in PRODUCTS)
+
+
+def everything() -> tuple[Job, ...]:
+    """What `make proof` emulates."""
+    return (*product_jobs(), *ragged_jobs())
+
+
+def emulated(job: Job) -> bool:
+    """Whether all instructions of the job's build are emulated; else its other targets are."""
+    wgmma = job.regime.startswith("gemm") and job.arm in PRODUCTS
+    return not (wgmma and job.capability == 90 and job.batch >= WGMMA_ROWS)
+
+
+@cache
+def pairs(job: Job) -> frozenset[tuple[str, object]]:
     """What a job covers: its target, with each of its other values."""
-    return [(f"sm_{job.capability} {field}", value) for field, value in vars(job).items()]
+    values = vars(job) | {"format_name": kind(job.format_name)}
+    return frozenset((f"sm_{job.capability} {field}", value) for field, value in values.items())
 
 
-def covering_jobs() -> list[Job]:
+@cache
+def covering_jobs() -> tuple[Job, ...]:
     """One job for every kernel and kind of code, of fused at every batch: the one that adds the most.
 
     What no such choice covers is added at the end.
     """
     choices: dict[tuple[object, ...], list[Job]] = {}
-    everything = [*filter(emulated, all_jobs())]
-    for job in everything:
-        batch = job.batch if job.arm == "fused" else None
-        choices.setdefault((job.arm, job.regime, kind(job), batch), []).append(job)
+    jobs = [*filter(emulated, everything())]
+    for job in jobs:
+        code = kind(job.format_name)
+        choices.setdefault((job.arm, job.regime, code.bits, code.encoding), []).append(job)
+        if job.arm == "fused":
+            choices.setdefault((job.regime, job.batch), []).append(job)
     seen: Counter[tuple[str, object]] = Counter()
-    chosen = []
-    for jobs in choices.values():
-        chosen.append(max(jobs, key=lambda job: news(job, seen)))
-        seen.update(pairs(chosen[-1]))
-    for job in everything:
+    chosen: dict[Job, None] = {}
+    for among in choices.values():
+        best = max(among, key=lambda job: sum(1 / (1 + seen[pair]) for pair in pairs(job)))
+        chosen[best] = None
+        seen.update(pairs(best))
+    for job in jobs:
         if any(pair not in seen for pair in pairs(job)):
-            chosen.append(job)
+            chosen[job] = None
             seen.update(pairs(job))
-    return chosen
+    return tuple(chosen)
 
 
-def news(job: Job, seen: Counter[tuple[str, object]]) -> float:
-    """How much a job adds to those that were chosen."""
-    return sum(1 / (1 + seen[pair]) for pair in pairs(job))
-
-
-def kind(job: Job) -> tuple[int, str]:
-    """What a job's codes are: formats that share it differ in groups, scales and zero points."""
-    weight_format = formats.find_format(job.format_name)
-    return weight_format.bits, weight_format.encoding
-
-
-def emulated(job: Job) -> bool:
-    """Whether all instructions of the job's build are emulated; else its other targets are."""
-    wgmma = job.regime.startswith("gemm") and job.arm in ("fused", "bypass", "native")
-    return not (wgmma and job.capability == 90 and job.batch > WIDEST_WITHOUT_WGMMA)
-
-
-def print_table(jobs: list[Job]) -> None:
-    """Error, time and counts of every job, in Markdown."""
-    with tempfile.TemporaryDirectory() as cache:
-        compiled = compile_ptx(jobs, Path(cache))
+def print_table(jobs: tuple[Job, ...]) -> None:
+    """What became of every job, in Markdown."""
+    with tempfile.TemporaryDirectory() as folder:
+        found: dict[Job, Outcome] = run_all([*jobs], Path(folder), workers=2)
     print("Executed in our PTX emulator, not on hardware. Error: of the largest |reference|.\n")
-    print("| kernel | format | act. | n x k | B | sm | error | s | PTX/weight | conflicts |")
+    print(
+        "| kernel | format | act. | n x k | B | sm | error | registers | stack, bytes | program |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for job, ptx in compiled.items():
-        row = f"| {job.arm} {job.regime} | {job.format_name} | {job.activation} "
-        row += f"| {job.n} x {job.k} | {job.batch} | {job.capability} "
-        start = time.perf_counter()
-        error, report = run_job(job, ptx)
-        seconds = time.perf_counter() - start
-        per_weight = report.per_weight(job.n * job.k)
-        print(f"{row}| {error:.1e} | {seconds:.2f} | {per_weight:.1f} | {report.bank_conflicts} |")
+    for job, outcome in found.items():
+        error = outcome.problem if outcome.error is None else f"{outcome.error:.1e}"
+        print(
+            f"| {job.arm} {job.regime} | {job.format_name} | {job.activation} | {job.n} x {job.k} "
+            f"| {job.batch} | {job.capability} | {error} | {outcome.registers} "
+            f"| {outcome.stack_bytes} | {outcome.program} |"
+        )
 
 
 if __name__ == "__main__":
-    os.environ.pop("TRITON_INTERPRET", None)
-    print_table([*filter(emulated, all_jobs())] if "--all" in sys.argv[1:] else covering_jobs())
+    print_table(everything() if "--all" in sys.argv[1:] else covering_jobs())

@@ -99,6 +99,7 @@ def test_stages_are_different_programs(
 # take n in multiples of 16 and are left out where it is not.
 SHAPES = ((37, 256), (131, 384), (64, 128))
 BATCHES = (1, 2, 3, 4, 5, 8, 15, 16, 17, 32, 33, 256)
+FEWER_BATCHES = (1, 3, 16, 17, 256)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -123,7 +124,7 @@ def test_every_arm_is_right(name: str, batch: int) -> None:
 
 @pytest.mark.proof
 @pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("batch", FEWER_BATCHES)
 def test_every_arm_is_right_elsewhere(name: str, batch: int) -> None:
     """Formats that differ from those above by their groups and scales only."""
     test_every_arm_is_right(name, batch)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,13 +12,25 @@ from bench.static.ptx import UnsupportedError
 from kernels import packing
 from kernels.formats import find_format
 from kernels.triton import KERNELS
+from tests import ptx_cells, ptx_summary
 from tests.aot_ptx import Ptx, compile_ptx, execute, job_arguments, packed_format, run_job
 from tests.aot_triton import Job
-from tests.ptx_kernels import all_jobs, covering_jobs, emulated, pairs
+from tests.ptx_builds import Build, code_of
+from tests.ptx_cells import AUDITED, Outcome, run_all
+from tests.ptx_kernels import (
+    covering_jobs,
+    emulated,
+    everything,
+    pairs,
+    product_jobs,
+    same_without_ptx,
+    spill_jobs,
+)
 from tests.triton_cases import TOLERANCES, run
 
 EXACT = ("stream", "unpack", "dequantize")
 WGMMA = Job("fused", "gemm", "int4-g128", "fp16", 64, 512, 64, 90)
+STREAM = Job("stream", "gemv", "int4-g128", "fp16", 64, 512, 1, 80)
 INTERPRETED = [
     Job("fused", "gemv", "int4-g128", "fp16", 41, 1280, 5, 80),
     Job("fused", "gemv", "int4-g128-zp", "fp16", 64, 512, 1, 90),
@@ -25,9 +40,16 @@ INTERPRETED = [
     Job("fused", "gemv", "fp8_e4m3-b128", "fp16", 41, 1280, 2, 80),
     Job("native", "gemm", "fp16", "fp16", 41, 1280, 33, 80),
 ]
+AUDITED_JOB = Job("scale", "gemv", "int4-g128", "fp16", *AUDITED, 1, 80)
+SAME = [  # with the inline PTX and without: it is not used
+    Job(arm, variant, "int4-g128-zp", "fp16", 64, 512, 16, 80)
+    for arm, plain in (("stream", "gemv"), ("unpack", "gemm"), ("bypass", "gemm"))
+    for variant in (plain, f"{plain}-ptx")
+]
 ONE_ROUNDING = 1e-3  # of the largest |y|: two results in fp16, one unit in the last place apart
 COVERING = covering_jobs()
-PROOF = [job for job in filter(emulated, all_jobs()) if job not in COVERING]
+FORMATS = tuple(dict.fromkeys(job.format_name for job in product_jobs()))
+SPILLS: dict[tuple[str, str, str, str, int, int], int] = {}  # see spilling: bytes of the stack
 
 
 def name(job: Job) -> str:
@@ -36,37 +58,147 @@ def name(job: Job) -> str:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[Job, Ptx]:
-    jobs = [*COVERING, *INTERPRETED, WGMMA]
-    return compile_ptx(jobs, tmp_path_factory.mktemp("triton"))
+    return compile_ptx(
+        [*INTERPRETED, *SAME, WGMMA, STREAM, AUDITED_JOB], tmp_path_factory.mktemp("triton")
+    )
 
 
 @pytest.fixture(scope="module")
-def compiled_for_proof(tmp_path_factory: pytest.TempPathFactory) -> dict[Job, Ptx]:
-    return compile_ptx(PROOF, tmp_path_factory.mktemp("triton"))
+def covering(tmp_path_factory: pytest.TempPathFactory) -> dict[Job, Outcome]:
+    return run_all([*COVERING], tmp_path_factory.mktemp("triton"), workers=2)
 
 
-def check(job: Job, ptx: Ptx) -> None:
-    """Fail unless the job's PTX runs without a fault and its output is right."""
-    error, _ = run_job(job, ptx)
-    assert error <= (0 if job.arm in EXACT else TOLERANCES[job.activation])
+def complaint(job: Job, outcome: Outcome) -> str:
+    """What is wrong with a job; "" if it ran without a fault and its output is right."""
+    if outcome.error is None:
+        return "" if outcome.refused and not emulated(job) else outcome.problem
+    if outcome.refused or not emulated(job):
+        return "it is said not to be emulated"
+    most = 0 if job.arm in EXACT else TOLERANCES[job.activation]
+    return "" if outcome.error <= most else f"its error is {outcome.error:.1e}"
+
+
+def spilling(outcomes: dict[Job, Outcome]) -> dict[tuple[str, str, str, str, int, int], int]:
+    """Bytes of stack by arm, variant, format, activation, batch and target."""
+    return {
+        (j.arm, j.regime, j.format_name, j.activation, j.batch, j.capability): outcome.stack_bytes
+        for j, outcome in outcomes.items()
+        if outcome.stack_bytes and (j.n, j.k) == AUDITED
+    }
 
 
 def test_the_subset_covers_every_value_on_every_target() -> None:
-    everything = {pair for job in filter(emulated, all_jobs()) for pair in pairs(job)}
-    assert {pair for job in COVERING for pair in pairs(job)} == everything
+    jobs = [*filter(emulated, everything())]
+    wanted = {pair for job in jobs for pair in pairs(job)}
+    assert {pair for job in COVERING for pair in pairs(job)} == wanted
+
+
+def test_every_kernel_format_and_batch_of_the_product_meets_both_activations() -> None:
+    met: dict[tuple[object, ...], list[str]] = {}
+    for job in product_jobs():
+        cell = (job.arm, job.regime, job.format_name, job.batch)
+        met.setdefault(cell, []).append(job.activation)
+    for cell, activations in met.items():
+        both = 4 if cell[0] == "native" else 2
+        assert [activations.count(a) for a in set(activations)] == [both] * (4 // both), cell
 
 
 @pytest.mark.parametrize("job", COVERING, ids=name)
-def test_compiled_kernel_matches_reference(job: Job, compiled: dict[Job, Ptx]) -> None:
-    check(job, compiled[job])
+def test_compiled_kernel_matches_reference(
+    job: Job, covering: dict[Job, Outcome], record_property: Callable[[str, object], None]
+) -> None:
+    assert complaint(job, covering[job]) == ""
+    for key, value in ptx_summary.emulated_properties({job: covering[job]}).items():
+        record_property(key, value)
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("job", PROOF, ids=name)
+@pytest.mark.parametrize("format_name", FORMATS)
 def test_every_compiled_kernel_matches_reference(
-    job: Job, compiled_for_proof: dict[Job, Ptx]
+    format_name: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    check(job, compiled_for_proof[job])
+    """The whole product and all ragged shapes; and no kernel spills that is not known to."""
+    wanted = [job for job in everything() if job.format_name == format_name]
+    compiled_only = [job for job in spill_jobs() if job.format_name == format_name]
+    found = run_all([*wanted, *compiled_only], tmp_path_factory.mktemp("triton"), workers=1)
+    ran = {job: found[job] for job in wanted}
+    wrong = {name(job): complaint(job, outcome) for job, outcome in ran.items()}
+    right = {job: outcome for job, outcome in ran.items() if not wrong[name(job)]}
+    for key, value in ptx_summary.emulated_properties(right).items():
+        record_property(key, value)
+    assert {job: problem for job, problem in wrong.items() if problem} == {}
+    assert [name(job) for job in compiled_only if not found[job].registers] == []
+    assert spilling(found) == {s: size for s, size in SPILLS.items() if s[2] == format_name}
+
+
+@pytest.fixture
+def audited(compiled: dict[Job, Ptx]) -> Build:
+    """A kernel of the audited size."""
+    rows_per_program = AUDITED[0] // compiled[AUDITED_JOB].grid[0]
+    return Build(compiled[AUDITED_JOB], rows_per_program, registers=0, stack_bytes=0)
+
+
+def test_first_programs_and_steps_of_an_audited_kernel_are_right(audited: Build) -> None:
+    assert ptx_cells.run(AUDITED_JOB, audited) <= TOLERANCES["fp16"]
+
+
+def test_one_step_too_many_meets_no_number(audited: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    def longer(job: Job) -> tuple[list[object], np.ndarray, np.ndarray]:
+        arguments, out, expected = job_arguments(job)
+        return [*arguments[:-1], 2 * job.k], out, expected
+
+    monkeypatch.setattr(ptx_cells, "job_arguments", longer)
+    outcome = ptx_cells.outcome(AUDITED_JOB, audited)
+    assert (outcome.error, outcome.problem) == (None, "its output holds what is no number")
+
+
+def test_a_program_too_many_is_out_of_bounds(audited: Build) -> None:
+    outcome = ptx_cells.outcome(AUDITED_JOB, replace(audited, block_n=audited.block_n // 2))
+    assert outcome.error is None
+    assert "out of bounds" in outcome.problem
+
+
+def test_what_is_written_past_the_rows_is_seen(
+    audited: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch that writes where another program would."""
+
+    def stray(ptx: Ptx, arguments: list[np.ndarray]) -> None:
+        execute(ptx, arguments)
+        arguments[-2][-1] = 0  # the output, in its last row
+
+    monkeypatch.setattr(ptx_cells, "execute", stray)
+    assert ptx_cells.outcome(AUDITED_JOB, audited).problem == "it wrote past its rows"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (Outcome(1e-3, "", False, "p", 32, 0), ""),
+        (Outcome(3e-3, "", False, "p", 32, 0), "its error is 3.0e-03"),
+        (Outcome(None, "race", False, "p", 32, 0), "race"),
+        (Outcome(None, "wgmma", True, "p", 32, 0), "wgmma"),  # on a target that has none
+    ],
+)
+def test_what_is_wrong_is_said(outcome: Outcome, said: str) -> None:
+    assert complaint(AUDITED_JOB, outcome) == said
+
+
+def test_a_refusal_is_in_order_for_wgmma_only() -> None:
+    refused = Outcome(None, "wgmma", True, "p", 32, 0)
+    assert complaint(WGMMA, refused) == ""
+    assert complaint(WGMMA, replace(refused, error=0.0, refused=False)) != ""
+
+
+@pytest.mark.parametrize("plain", SAME[::2], ids=name)
+def test_what_the_product_leaves_out_is_the_same_program(
+    plain: Job, compiled: dict[Job, Ptx]
+) -> None:
+    other = SAME[SAME.index(plain) + 1]
+    assert same_without_ptx(other.arm, other.regime)
+    assert code_of(compiled[plain]) == code_of(compiled[other])
 
 
 @pytest.mark.parametrize("job", INTERPRETED, ids=name)
@@ -95,9 +227,8 @@ def test_wgmma_is_refused_with_advice(compiled: dict[Job, Ptx]) -> None:
 
 def test_bytes_and_sectors_of_a_stream(compiled: dict[Job, Ptx]) -> None:
     """Each lane loads 16 bytes beside its neighbour's; every word is read once, no byte in vain."""
-    job = next(j for j in COVERING if (j.arm, j.regime, j.n) == ("stream", "gemv", 64))
-    _, report = run_job(job, compiled[job])
+    _, report = run_job(STREAM, compiled[STREAM])
     words = [a for a in report.accesses if a.space == "global" and a.opcode.endswith("v4.b32")]
-    stored = find_format(job.format_name).bits * job.n * job.k // 8
+    stored = find_format(STREAM.format_name).bits * STREAM.n * STREAM.k // 8
     assert sum(access.bytes for access in words) == stored
     assert {access.sector_efficiency for access in words} == {1.0}

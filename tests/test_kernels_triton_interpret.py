@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -10,6 +11,8 @@ from kernels.formats import find_format
 from kernels.kernel import Kernel
 from kernels.triton import KERNELS
 from kernels.triton.plan import ACTIVATIONS
+from tests import ptx_summary
+from tests.ptx_kernels import formats_of, kind
 from tests.triton_cases import check
 
 pytestmark = pytest.mark.skipif(
@@ -17,8 +20,9 @@ pytestmark = pytest.mark.skipif(
     reason="with a GPU the kernels are compiled, not interpreted",
 )
 
-FORMATS = ("int4-g128", "int4-g128-zp", "int8-ch", "int8-g128", "nf4-b64", "fp8_e4m3-ch")
-FORMATS += ("fp8_e5m2-b128",)
+QUANTIZED = formats_of(("fused", "gemv"))
+KINDS = tuple({kind(name): name for name in reversed(QUANTIZED)}.values())[::-1]
+REFERENCE = "int4-g128"  # the format that is interpreted in every way; the others share its code
 
 # One (n, k) per batch; n never fills its last tile. Of gemv's steps along k (1024 to 4096 weights)
 # 384 is a part and 2304 one or more and a part; of gemm's (128) all are whole.
@@ -40,22 +44,76 @@ def name(kernel: Kernel) -> str:
     return f"{kernel.arm}-{kernel.variant}"
 
 
-def cases(shapes: dict[int, tuple[int, int]]) -> list[object]:
+Case = tuple[Kernel, str, str, int, int, int]  # kernel, format, activation, batch, n, k
+
+
+def all_cases(formats: tuple[str, ...]) -> list[Case]:
+    """Every kernel, format, activation and batch, at the batch's shape."""
     return [
-        pytest.param(kernel, f, a, batch, n, k, id=f"{name(kernel)}-{f}-{a}-{batch}x{n}x{k}")
-        for batch, (n, k) in shapes.items()
+        (kernel, f, a, batch, n, k)
+        for batch, (n, k) in SHAPES.items()
         for a in ACTIVATIONS
-        for f in FORMATS
+        for f in formats
         for kernel in accepting(f, a, batch)
-        if kernel.arm != "native" or f == FORMATS[0]
+        if kernel.arm != "native" or f == REFERENCE
     ]
 
 
-@pytest.mark.parametrize(("kernel", "format_name", "activation", "batch", "n", "k"), cases(SHAPES))
+def covering_cases() -> list[Case]:
+    """All of one format; of every other kind each kernel, at batches and activations in turn."""
+    chosen = all_cases((REFERENCE,))
+    for place, format_name in enumerate(KINDS):
+        found: dict[tuple[str, str], list[Case]] = {}
+        for case in all_cases((format_name,)) if format_name != REFERENCE else ():
+            found.setdefault((case[0].arm, case[0].variant), []).append(case)
+        chosen += [same[(place + i) % len(same)] for i, same in enumerate(found.values())]
+    return chosen
+
+
+def elsewhere() -> list[Case]:
+    """Other batches and shapes: every kernel and kind of format, at one of four shapes in turn."""
+    cases = [
+        (kernel, f, a, batch)
+        for batch in (2, 7, 31, 200)
+        for a in ACTIVATIONS
+        for f in KINDS
+        for kernel in accepting(f, a, batch)
+        if kernel.arm != "native" or f == REFERENCE
+    ]
+    shapes = ((1, 128), (66, 2176), (66, 128), (1, 2176))
+    return [(*case, *shapes[i % len(shapes)]) for i, case in enumerate(cases)]
+
+
+def named(cases: list[Case]) -> list[object]:
+    """Parameters of a test, which say what they are."""
+    return [
+        pytest.param(*case, id=f"{name(case[0])}-{case[1]}-{case[2]}-{case[3]}x{case[4]}x{case[5]}")
+        for case in cases
+    ]
+
+
+COVERING = covering_cases()
+CASE = ("kernel", "format_name", "activation", "batch", "n", "k")
+
+
+def check_and_record(case: Case, record_property: Callable[[str, object], None]) -> None:
+    kernel, format_name, activation, batch, _, _ = case
+    check(*case, "cpu")
+    cell = ptx_summary.kernel_cell(kernel, format_name, activation, batch)
+    record_property(ptx_summary.INTERPRETED, cell)
+
+
+@pytest.mark.parametrize(CASE, named(COVERING))
 def test_kernel_matches_reference(
-    kernel: Kernel, format_name: str, activation: str, batch: int, n: int, k: int
+    kernel: Kernel,
+    format_name: str,
+    activation: str,
+    batch: int,
+    n: int,
+    k: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    check(kernel, format_name, activation, batch, n, k, "cpu")
+    check_and_record((kernel, format_name, activation, batch, n, k), record_property)
 
 
 @pytest.mark.parametrize("batch", [1, 16, 17])
@@ -66,8 +124,9 @@ def test_row_scaled_format_takes_k_that_fills_no_load(batch: int, k: int) -> Non
         check(kernel, "int8-ch", "fp16", batch, 7, k, "cpu")
 
 
-@pytest.mark.parametrize("k", [4096, 6144])
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize(
+    ("format_name", "k"), [(f, (4096, 6144)[i % 2]) for i, f in enumerate(KINDS)]
+)
 def test_whole_steps_along_k(format_name: str, k: int) -> None:
     """Shapes whose last step is whole, one step and several: the code without masks."""
     for kernel in accepting(format_name, "fp16", 1):
@@ -80,16 +139,14 @@ def test_both_regimes_have_a_row_at_batch_16() -> None:
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize(
-    ("kernel", "format_name", "activation", "batch", "n", "k"),
-    [
-        case
-        for n in (1, 66)
-        for k in (128, 2176)
-        for case in cases(dict.fromkeys((2, 7, 31, 200), (n, k)))
-    ],
-)
+@pytest.mark.parametrize(CASE, named([*all_cases(QUANTIZED), *elsewhere()]))
 def test_kernel_matches_reference_everywhere(
-    kernel: Kernel, format_name: str, activation: str, batch: int, n: int, k: int
+    kernel: Kernel,
+    format_name: str,
+    activation: str,
+    batch: int,
+    n: int,
+    k: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    check(kernel, format_name, activation, batch, n, k, "cpu")
+    check_and_record((kernel, format_name, activation, batch, n, k), record_property)

@@ -1,0 +1,140 @@
+"""Compile kernels and run their PTX in the emulator, in processes that do not interpret.
+
+A kernel of the size that is audited (bench/static/audit.py: 4096 x 14336) is too large to emulate whole. Its
+first programs run, along the first steps of k: the trip count of its loop is known only at run time. What
+they must not read is not there, or no number; what they must not write is checked.
+
+    python -m tests.ptx_cells <<< '[["fused", "gemv", "int4-g128", "fp16", 4096, 14336, 1, 90]]'
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.static.audit import K, N
+from bench.static.ptx import PtxError, UnsupportedError
+from tests.aot_ptx import execute, from_bits, job_arguments, output_shape
+from tests.aot_triton import Job, in_workers
+from tests.ptx_builds import Build, build
+
+AUDITED = (N, K)
+PROGRAMS = 2  # along n, of an audited kernel
+COLUMNS = {"gemv": 4096, "gemm": 640}  # of k: one step or two of gemv, five or ten of gemm
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        error: the largest, relative to the largest |reference|; None if it did not run to its end.
+        problem: what the compiler or the emulator said instead; "" if it ran.
+        refused: whether an instruction is not emulated.
+        program: digest of what ran; targets may share it.
+        registers: per thread.
+        stack_bytes: per thread.
+    """
+
+    error: float | None
+    problem: str
+    refused: bool
+    program: str
+    registers: int
+    stack_bytes: int
+
+
+def executed(job: Job, block_n: int) -> tuple[int, int]:
+    """Rows and columns of W that are multiplied."""
+    if (job.n, job.k) != AUDITED:
+        return job.n, job.k
+    return PROGRAMS * block_n, COLUMNS.get(job.regime.removesuffix("-ptx"), job.k)
+
+
+def widened(array: np.ndarray, columns: int) -> np.ndarray:
+    """An array with columns after its own whose bits are all ones: no numbers, where it has floats."""
+    bytes_ = np.full((*array.shape[:-1], columns), -1, f"i{array.itemsize}")
+    bytes_[..., : array.shape[-1]] = array.view(bytes_.dtype)
+    return bytes_.view(array.dtype)
+
+
+def run(job: Job, made: Build) -> float:
+    """Launch with race checks.
+
+    Returns:
+        the largest error relative to the largest |reference|.
+
+    Raises:
+        PtxError: the program did something wrong, or cannot be emulated.
+        AssertionError: it wrote where it should not.
+    """
+    n, k = executed(job, made.block_n)
+    arguments, out, expected = job_arguments(replace(job, n=n, k=k))
+    result = out
+    if (n, k) != (job.n, job.k):
+        wide: list[Any] = []
+        for argument in arguments:
+            if argument is out:
+                columns = job.k if job.arm == "dequantize" else job.n
+                result = widened(out, columns)
+                wide.append(result)
+            elif np.ndim(argument) == 2 and argument.shape[1] > 1:  # else one scale per row
+                wide.append(widened(argument, argument.shape[1] * job.k // k))
+            else:
+                wide.append(argument)
+        arguments = wide
+    grid = (min(n // made.block_n, made.ptx.grid[0]), *made.ptx.grid[1:])
+    whole = made.ptx.grid if (n, k) == (job.n, job.k) else grid
+    execute(replace(made.ptx, grid=whole), arguments)
+    beyond = result[..., out.shape[-1] :]
+    assert (beyond.view(f"i{out.itemsize}") == -1).all(), "it wrote past its rows"
+    _, written = output_shape(job.arm, n, k, job.batch)
+    got = from_bits(np.ascontiguousarray(result[..., : out.shape[-1]]), written)
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+def outcomes(jobs: Iterable[Job]) -> Iterable[Outcome]:
+    """What becomes of every job; a program runs once for all targets that share it."""
+    seen: dict[tuple[str, Job], Outcome] = {}
+    for job in jobs:
+        try:
+            made = build(job)
+        except Exception as error:  # a compiler's own kinds
+            yield Outcome(None, f"it does not compile: {error}", False, "", 0, 0)
+            continue
+        key = (made.program, replace(job, capability=0))
+        if key not in seen:
+            seen[key] = outcome(job, made)
+        yield replace(seen[key], registers=made.registers, stack_bytes=made.stack_bytes)
+
+
+def outcome(job: Job, made: Build) -> Outcome:
+    """What becomes of one build."""
+    error, problem, refused = None, "", False
+    try:
+        error = run(job, made)
+        if np.isnan(error):
+            error, problem = None, "its output holds what is no number"
+    except UnsupportedError as unsupported:
+        problem, refused = str(unsupported), True
+    except (PtxError, AssertionError) as wrong:
+        problem = str(wrong)
+    return Outcome(error, problem, refused, made.program, made.registers, made.stack_bytes)
+
+
+def run_all(jobs: list[Job], folder: Path, workers: int) -> dict[Job, Outcome]:
+    """The outcome of every job, from worker processes."""
+    answers = in_workers("tests.ptx_cells", jobs, folder, workers)
+    return {job: Outcome(**answer) for job, answer in answers.items()}
+
+
+if __name__ == "__main__":
+    given = [Job(*fields) for fields in json.load(sys.stdin)]
+    for found in outcomes(given):
+        print(json.dumps(asdict(found)), flush=True)
