@@ -87,10 +87,14 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _stored(
+def stored(
     tensors: Tensors, k: int, encoding: Encoding, scale_type: ScaleType
 ) -> tuple[Storage, tuple[NDArray[Any], ...]]:
-    """How the weights are stored, and the kernels' first arguments: flat words, scales, second level, zeros."""
+    """How the weights are stored, and the kernels' first arguments: flat words, scales, second level, zeros.
+
+    Raises:
+        ValueError: k, or the layout or dtype of the tensors, is not what the kernels take.
+    """
     words, scales = tensors["words"], tensors["scales"]
     _require(
         k % gemm.CHUNK == 0,
@@ -133,7 +137,7 @@ def _bind_stage(
     """Checks once, reserves the reordered activations, and returns the launch."""
     _check_activations(x)
     batch, k = x.shape
-    storage, stored = _stored(tensors, k, encoding, scale_type)
+    storage, weights = stored(tensors, k, encoding, scale_type)
     lane_bits = 32 // weights_of_lane(storage.bits)
     x_bits = _bits(x)
     multiplies = stage > SCALE
@@ -149,7 +153,7 @@ def _bind_stage(
         def launch_gemm() -> None:
             if multiplies:
                 to_columns(x_bits, lane_bits, padded, columns)
-            kernel(*stored, columns, k, padded, sums, y)
+            kernel(*weights, columns, k, padded, sums, y)
 
         return launch_gemm
     tile = 1 if batch == 1 else gemv_batch.BATCH_TILE
@@ -159,7 +163,7 @@ def _bind_stage(
     def launch() -> None:
         if multiplies:
             to_fields(x_bits, lane_bits, tile, fields)
-        kernel(*stored, fields, sums, y)
+        kernel(*weights, fields, sums, y)
 
     return launch
 
@@ -199,10 +203,10 @@ def _bind_dequantize(
     x: torch.Tensor,
     out: torch.Tensor,
 ) -> Launch:
-    storage, stored = _stored(tensors, x.shape[1], encoding, scale_type)
+    storage, weights = stored(tensors, x.shape[1], encoding, scale_type)
     matrix = _bits(out).reshape(-1).view(np.int32)
     kernel = dequantize.build(storage)
-    return lambda: kernel(*stored, matrix)
+    return lambda: kernel(*weights, matrix)
 
 
 def _kernels_of(encoding: Encoding, scale_type: ScaleType) -> tuple[Kernel, ...]:

@@ -77,7 +77,7 @@ def _padded(builder, vector, count):
 
 @intrinsic(prefer_literal=True)
 def load_spread(typingctx, array, index, count, left):
-    """load_spread(unsigned array, index, count, left) -> i32x16: `count` elements << left, each in 16 / count."""
+    """load_spread(unsigned array, index, count, left) -> i32x16: elements << left, 16 / count lanes each."""
     shift, some = left.literal_value, count.literal_value
 
     def codegen(context, builder, signature, args):
