@@ -178,10 +178,11 @@ def how_long(plan: Plan) -> str:
     from bench.measure.run import longest_s
 
     minutes = math.ceil(longest_s(plan) / 60)
+    fewer = f", or --batches {plan.batches[0]},{plan.batches[-1]}" if len(plan.batches) > 2 else ""
     return (
         f"{len(plan.formats)} formats x {len(plan.batches)} batches: up to {minutes} min of timing; what is "
         f"measured for the first time is compiled before that. For less: --format "
-        f"{plan.formats[0].name}, or --batches {','.join(map(str, plan.batches[:2]))}."
+        f"{plan.formats[0].name}{fewer}."
     )
 
 
