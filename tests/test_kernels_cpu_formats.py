@@ -123,7 +123,6 @@ def all_codes(encoding: str) -> packing.Weights:
     )
 
 
-@pytest.mark.parametrize("wide", [True, False], ids=["here", "without AVX-512"])
 @pytest.mark.parametrize(
     ("encoding", "permutes"),
     [(e, True) for e in sorted(set(OF_ENCODING) - {"int"})] + [("nf4", False), ("e3m2", False)],
