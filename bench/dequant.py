@@ -15,18 +15,20 @@ Every block is on disk before the next one begins. A run that ended too early, h
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import shlex
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
 from bench.usage import UsageError, exit_codes
-from kernels.formats import FORMATS, WeightFormat, find_format, formats_with_bits
+from kernels.formats import FORMATS, WeightFormat, formats_called, formats_with_bits
 
 if TYPE_CHECKING:
     from bench.measure.devices import Mode
@@ -41,6 +43,7 @@ CPU_MODEL = "Qwen3-0.6B"
 GPU_MODEL = "Llama-3.1-8B"
 Energy = Literal["default", "full", "smoke", "off"]
 JOURNAL_SUFFIX = ".journal.jsonl"
+NAMED = 4  # formats in the name of a profile; it must fit into 255 bytes
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
@@ -68,9 +71,10 @@ def choose_formats(bits: int | None, names: str | None) -> tuple[WeightFormat, .
     try:
         if names is None:
             return formats_with_bits(4 if bits is None else bits)
-        formats = tuple(dict.fromkeys(find_format(name.strip()) for name in names.split(",")))
+        called = [formats_called(name.strip()) for name in names.split(",")]
     except ValueError as error:
         raise UsageError(str(error)) from None
+    formats = tuple(dict.fromkeys(chain.from_iterable(called)))
     for weight_format in formats:
         if not weight_format.quantized:
             raise UsageError(
@@ -86,15 +90,22 @@ def choose_formats(bits: int | None, names: str | None) -> tuple[WeightFormat, .
 
 
 def list_formats() -> None:
-    """Prints every format with the bits it moves per weight."""
+    """Prints every format by width, with the bits it moves per weight and what they are."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("format", "alias", "bits", "stored bits per weight (k = 4096)", box=None)
-    for weight_format in FORMATS:
-        stored = f"{weight_format.bits_stored(4096):.4g}"
-        table.add_row(weight_format.name, weight_format.alias, str(weight_format.bits), stored)
+    table = Table("format", "alias", "bits", "stored per weight (of rows of 4096)", box=None)
+    for index, (_, alike) in enumerate(groupby(sorted(FORMATS, key=_width), key=_width)):
+        if index:
+            table.add_row()
+        for weight_format in alike:
+            stored = f"{weight_format.bits_stored(4096):.4g}"
+            table.add_row(weight_format.name, weight_format.alias, stored, weight_format.meaning)
     Console().print(table)
+
+
+def _width(weight_format: WeightFormat) -> int:
+    return -weight_format.bits
 
 
 def make_plan(
@@ -162,10 +173,24 @@ def plan_energy(energy: Energy, batches: tuple[int, ...]) -> EnergyPlan | None:
     return EnergyPlan("default", chosen, SMOKE if energy == "smoke" else Rules())
 
 
+def how_long(plan: Plan) -> str:
+    """What a run of several formats may take at most, and how to take less."""
+    from bench.measure.run import longest_s
+
+    minutes = math.ceil(longest_s(plan) / 60)
+    fewer = f", or --batches {plan.batches[0]},{plan.batches[-1]}" if len(plan.batches) > 2 else ""
+    return (
+        f"{len(plan.formats)} formats x {len(plan.batches)} batches: up to {minutes} min of timing; what is "
+        f"measured for the first time is compiled before that. For less: --format "
+        f"{plan.formats[0].name}{fewer}."
+    )
+
+
 def default_output(gpu: str, model: str, formats: tuple[WeightFormat, ...]) -> Path:
-    """results/<device>-<model>-<formats>-<UTC time>.json below the current folder."""
+    """results/<device>-<model>-<formats>-<UTC time>.json below the current folder; of many, their aliases."""
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    words = "-".join((gpu, model, *(f.name for f in formats)))
+    named = [f.name for f in formats] if len(formats) <= NAMED else {f.alias: 0 for f in formats}
+    words = "-".join((gpu, model, *named))
     return Path("results") / f"{re.sub(r'[^A-Za-z0-9.]+', '-', words).lower()}-{now}.json"
 
 
@@ -323,7 +348,10 @@ def main(
         int | None, typer.Option(help="Measure all formats of this width; 4 by default.")
     ] = None,
     formats: Annotated[
-        str | None, typer.Option("--format", help="Formats by name, comma-separated; see --list.")
+        str | None,
+        typer.Option(
+            "--format", help="Formats by name or alias (W4A16), comma-separated; see --list."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -429,6 +457,8 @@ def run_command(
             f"{kept} holds the samples of a run that was not finished; go on with it by "
             f"{how_to_resume(kept)}, or choose another --output."
         )
+    if len(formats) > 1:
+        typer.echo(how_long(plan), err=True)
     with guarded(path, journal_of(path)), Journal(journal_of(path)) as journal:
         return measure(plan, journal, path)
 

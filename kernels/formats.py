@@ -46,6 +46,28 @@ class WeightFormat:
     scale_type: ScaleType = "activation"
 
     @property
+    def meaning(self) -> str:
+        """What is stored of a weight, in a line of words."""
+        if not self.quantized:
+            return "a 16-bit weight" if self.bits == 16 else "an upcast weight"
+        codes = {
+            "int": "integers" if self.bits > 1 else "signs",
+            "nf4": "levels of NF4",
+            "fp4": "FP4 of bitsandbytes",
+        }.get(self.encoding, f"{self.encoding} floats")
+        scale = {
+            "activation": "16-bit scale",
+            "fp32": "fp32 scale",
+            "e8m0": "power of two",
+            "e4m3": "e4m3 scale",
+            "nested": "quantized scale",
+        }[self.scale_type]
+        zero = " and zero point" if self.zero_point else ""
+        weights = f"per {self.group_size}" if self.group_size else "per row"
+        matrix = ", fp32 per matrix" if self.scale_type == "e4m3" else ""
+        return f"{codes}, {scale}{zero} {weights}{matrix}"
+
+    @property
     def quantized(self) -> bool:
         """Whether there is anything to dequantize."""
         return self.bits < 16
@@ -166,6 +188,17 @@ def find_format(name: str) -> WeightFormat:
             return weight_format
     known = ", ".join(f.name for f in FORMATS)
     raise ValueError(f"there is no weight format named {name!r}; choose one of {known}.")
+
+
+def formats_called(name: str) -> tuple[WeightFormat, ...]:
+    """The format of that name, or every quantized format of an alias such as W4A16.
+
+    Raises:
+        ValueError: there is neither; the message lists those that exist.
+    """
+    return tuple(f for f in FORMATS if f.alias == name.upper() and f.quantized) or (
+        find_format(name),
+    )
 
 
 def plain(weight_format: WeightFormat) -> bool:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import fake_device
@@ -17,7 +19,10 @@ from typer.testing import CliRunner, Result
 import bench.measure.devices
 import bench.measure.run
 from bench import dequant
+from bench.dequant import choose_formats, default_output, how_long, make_plan
 from bench.measure.devices import DeviceError, names_gpu
+from bench.measure.run import longest_s
+from kernels.formats import FORMATS, find_format, formats_with_bits
 from profiles.reader import load_profile, load_samples
 from profiles.schema import Profile
 
@@ -55,7 +60,10 @@ def use(monkeypatch: pytest.MonkeyPatch, opener: object) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--bits", "17"], "no quantized weight format has 17 bits; choose --bits from 4, 8."),
+        (
+            ["--bits", "17"],
+            "no quantized weight format has 17 bits; choose --bits from 1, 2, 3, 4, 5, 6, 7, 8.",
+        ),
         (["--batches", "0"], "--batches takes numbers from 1 to 256, not 0."),
         (["--batches", "100000"], "--batches takes numbers from 1 to 256, not 100000."),
         (["--batches", "1,x"], "--batches takes whole numbers such as 1,4,16, not '1,x'."),
@@ -233,9 +241,44 @@ def test_ctrl_c_keeps_the_finished_blocks(tmp_path: Path) -> None:
 def test_list_names_every_format_with_its_stored_bits() -> None:
     result = command("--list")
     assert result.exit_code == 0
-    rows = [line.split() for line in result.stdout.splitlines()]
-    assert ["int4-g128", "W4A16", "4", "4.125"] in rows
-    assert ["int8-ch", "W8A16", "8", "8.004"] in rows
+    lines = result.stdout.splitlines()
+    rows = [line.split(maxsplit=3) for line in lines if line.strip()]
+    assert [*rows[0][:3]] == ["format", "alias", "bits"]
+    assert sorted(row[0] for row in rows[1:]) == sorted(f.name for f in FORMATS)
+    said = {row[0]: [row[1], row[2], row[3].rstrip()] for row in rows}
+    assert said["int4-g128"] == ["W4A16", "4.125", "integers, 16-bit scale per 128"]
+    assert said["int8-ch-zp"] == ["W8A16", "8.006", "integers, 16-bit scale and zero point per row"]
+    assert said["nvfp4"] == ["W4A16", "4.5", "e2m1 floats, e4m3 scale per 16, fp32 per matrix"]
+    assert said["int1-g128"] == ["W1A16", "1.125", "signs, 16-bit scale per 128"]
+    assert max(map(len, lines)) <= 80
+    widths = [row[1] for row in rows[1:]]
+    assert len([1 for a, b in pairwise(widths) if a != b]) == len(set(widths)) - 1, "not in groups"
+
+
+def test_formats_by_alias_and_name() -> None:
+    four = [f for f in FORMATS if f.bits == 4]
+    assert choose_formats(None, None) == choose_formats(4, None) == tuple(four)
+    assert choose_formats(None, "w4a16, int4-g128,int8-ch") == (*four, find_format("int8-ch"))
+    assert choose_formats(4, "W4A16") == tuple(four)
+    assert choose_formats(None, "nvint4") == (find_format("nvint4"),)
+
+
+def test_many_formats_do_not_make_a_name_too_long() -> None:
+    for formats in (choose_formats(None, "int4-g128,nf4-b64"), *map(formats_with_bits, (4, 8))):
+        name = default_output("simulated:h100", "Llama-3.1-70B", formats).with_suffix("").name
+        assert len(f"{name}.01234567.power.parquet") <= 255
+        assert ("int4-g128-nf4-b64-" in name) == (len(formats) == 2)
+
+
+def test_how_long_many_formats_take_is_said_first() -> None:
+    """Two formats, one batch: at most 15 s of fresh blocks each, and a pilot of 10 lean blocks for 21."""
+    plan = make_plan(
+        "simulated:h100", choose_formats(None, "int8-ch,nvfp4"), None, (1,), None, None, 0
+    )
+    assert longest_s(plan) == pytest.approx(2 * 15 * (1 + 10 / 21 / 2))
+    said = how_long(replace(plan, batches=(1, 4, 16)))
+    assert said.startswith("2 formats x 3 batches: up to 2 min of timing;")
+    assert said.endswith("For less: --format int8-ch, or --batches 1,16.")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from fake_device import COPY_BYTES, TIMES_S, FakeDevice
 
 from bench.measure.devices import Problem
@@ -147,3 +148,14 @@ def test_a_stage_that_runs_the_code_of_another_fails_verification(
     right = device.verify(device.prepare(problem, stages[arm]))
     wrong = device.verify(device.prepare(problem, replace(stages[arm], bind=stages[stale].bind)))
     assert right <= stages[arm].tolerance < wrong
+
+
+def test_memory_of_one_format_serves_the_next() -> None:
+    """What is too small for the next format makes room for it: sixteen formats must not pile up."""
+    from bench.measure.devices.cpu import CpuDevice
+
+    device = CpuDevice()
+    for size in (1 << 20, 3 << 20, 2 << 20, 5 << 20):
+        device._reserve((size,), torch.uint8)
+        device.release()
+    assert [len(memory) for memory in device._free] == [5 << 20]

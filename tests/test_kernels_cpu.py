@@ -13,13 +13,14 @@ from kernels import find_kernels, formats, packing
 from kernels.codebooks import codebook
 from kernels.cpu import gemm, gemv, gemv_batch
 from kernels.cpu.activations import field_weight
+from kernels.cpu.weights import BF16, INTEGER, STAGES, Storage
 from kernels.formats import find_format
 from kernels.kernel import PRODUCTS, Kernel, output_shape, traffic
 from kernels.unfused import compose
 
 FORMATS = ("int4-g128", "int4-g128-zp", "int8-ch", "int8-g128", "nf4-b64", "fp8_e4m3-ch")
 FORMATS += ("fp8_e5m2-b128",)
-OTHERS = tuple(f.name for f in formats.FORMATS if formats.plain(f) and f.name not in FORMATS)
+OTHERS = tuple(f.name for f in formats.FORMATS if f.quantized and f.name not in FORMATS)
 DTYPES = {"int32": torch.int32, "fp32": torch.float32, "activation": torch.bfloat16}
 TOLERANCE = 5e-3  # bf16 keeps 8 bits of y: half a unit of its last place is 2^-9 of |y|
 
@@ -64,9 +65,9 @@ def compile_stages() -> dict[tuple[str, str], list[str]]:
     for regime, module, batch in (("gemv", gemv, 1), ("batch", gemv_batch, 4), ("gemm", gemm, 16)):
         x = packing.random_activations(batch, 128, "bf16", seed=0)
         for kernel in find_kernels("cpu", weights.format, "bf16", batch):
-            if kernel.arm in gemv.STAGES:
+            if kernel.arm in STAGES:
                 run(kernel, weights, x)
-                stage = module.build(4, gemv.INTEGER, False, gemv.STAGES[kernel.arm])
+                stage = module.build(Storage(4, INTEGER, BF16, 1, False), STAGES[kernel.arm])
                 code[regime, kernel.arm] = instructions(stage)
     return code
 
@@ -126,7 +127,7 @@ def test_every_arm_is_right(name: str, batch: int) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("batch", FEWER_BATCHES)
 def test_every_arm_is_right_elsewhere(name: str, batch: int) -> None:
-    """Formats that differ from those above by their groups and scales only."""
+    """Every other format."""
     test_every_arm_is_right(name, batch)
 
 

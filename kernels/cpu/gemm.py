@@ -15,16 +15,13 @@ from functools import cache
 import numpy as np
 from numba import njit, prange
 
-from kernels.cpu.gemv import (
-    BYPASS,
-    HALVES,
-    SCALE,
-    STREAM,
-    UNPACK,
+from kernels.cpu.planes import (
+    add_planes,
     code_of,
-    scale_checksum,
-    scale_of,
-    weight_of,
+    load_padded,
+    load_planes,
+    load_spread,
+    weights_of_lane,
 )
 from kernels.cpu.simd import (
     LANES,
@@ -38,8 +35,8 @@ from kernels.cpu.simd import (
     load_i32,
     load_tile,
     mul_f32,
+    or_i32,
     prefetch,
-    splat_f32,
     splat_i32,
     store_f32,
     store_i32,
@@ -47,6 +44,7 @@ from kernels.cpu.simd import (
     sum_f32,
     sum_i32,
 )
+from kernels.cpu.weights import BYPASS, SCALE, STREAM, UNPACK, Storage, scale_of, weight_of
 
 CHUNK = 128  # weights of a row in the buffer: ROWS x CHUNK x 4 bytes = 4 KiB
 PANEL = 64  # rows that share a pass over the activations, a multiple of ROWS
@@ -56,12 +54,17 @@ PANEL = 64  # rows that share a pass over the activations, a multiple of ROWS
 def fill_row(
     words,
     scales,
+    second,
     zeros,
     row,
     chunk,
     bits,
     encoding,
+    scale_type,
+    parts,
     has_zero,
+    middle,
+    fields,
     stage,
     buffer,
     at,
@@ -70,41 +73,38 @@ def fill_row(
     slot,
 ):
     """Dequantize CHUNK weights of one row into buffer[at:], or do the part of it that a stage names."""
-    fields = 32 // bits
-    halves = HALVES[encoding]
-    groups = scales.shape[1] // halves
-    vectors = words.shape[0] // scales.shape[0] // LANES  # of one row
+    n = scales.shape[0]
+    groups = scales.shape[1] // parts
+    vectors = words.shape[0] * 32 // (n * bits * LANES * fields)  # of one row
     in_chunk = CHUNK // (LANES * fields)
-    per_group = vectors // groups
+    per_group = vectors // groups if parts == 1 else 1
+    ahead = in_chunk * LANES
     for i in range(in_chunk):
         vector = chunk * in_chunk + i
-        first = (row * vectors + vector) * LANES
-        prefetch(words, first + in_chunk * LANES)
-        packed = load_i32(words, first)
-        group = vector // per_group
-        scale = scale_of(scales, row, group, halves)
-        zero_point = np.int32(1 << (bits - 1))
+        planes = load_planes(words, row, vectors, vector, bits, ahead)
+        at_group = (row * groups + vector // per_group) * parts
+        scale = scale_of(scales, second, at_group, parts, scale_type)
+        zero = splat_i32(np.int32(middle))
         if has_zero:
-            zero_point = np.int32(zeros[row, group])
-            if stage == BYPASS and zero_point == 255:
-                scale = splat_f32(np.float32(0))  # never so: keeps the zero points' load alive
-        zero = splat_i32(zero_point)
+            zero = load_spread(zeros, at_group, parts, 0)
+        count = load_i32(counts, slot * LANES)
+        if stage == BYPASS and has_zero:
+            store_i32(counts, slot * LANES, or_i32(count, zero))
         if stage < SCALE:
-            count = load_i32(counts, slot * LANES)
             if stage == STREAM:
-                count = add_i32(count, packed)
+                count = add_planes(count, planes)
             for field in range(fields):
                 if stage == UNPACK:
-                    count = add_i32(count, code_of(packed, field, bits))
-            store_i32(counts, slot * LANES, count)
+                    count = add_i32(count, code_of(planes, field, bits))
             if vector % per_group == 0:
-                counts[slot * LANES] += scale_checksum(scales, row, group, halves)
+                count = add_i32(count, load_padded(scales, at_group, parts))
                 if has_zero:
-                    counts[slot * LANES] += zero_point
+                    count = add_i32(count, load_padded(zeros, at_group, parts))
+            store_i32(counts, slot * LANES, count)
         else:
             total = load_f32(totals, slot * LANES)
             for field in range(fields):
-                w = mul_f32(weight_of(packed, field, bits, encoding, zero, stage), scale)
+                w = mul_f32(weight_of(planes, field, bits, encoding, zero, stage), scale)
                 store_f32(buffer, at + (i * fields + field) * LANES, w)
                 if stage == SCALE:
                     total = add_f32(total, w)
@@ -146,17 +146,18 @@ def multiply(buffer, x, padded, k, chunk, partial, at):
 
 
 @cache
-def build(bits: int, encoding: int, has_zero: bool, stage: int):
-    """The compiled kernel of one packed width (or 16, for bf16 weights) and stage.
+def build(storage: Storage, stage: int):
+    """The compiled kernel of one way of storing weights (bits 16: as bf16), and stage.
 
-    Its arguments: words int32 [n * words_per_row] (uint16 [n * k] for bf16 weights); scales uint16 (bf16)
-    or uint32 (fp32) [n, groups]; zeros uint8 [n, groups], or [0, 0] without zero points; x float32
-    [k * padded] from to_columns; k; padded, the batch in whole vectors; sums float32 [n] (scale) or int32 [n];
-    y uint16 (bf16) [batch, n].
+    Its arguments: words int32 [n * words_per_row] (uint16 [n * k] for bf16 weights); scales, second, zeros as
+    gemv.build; x float32 [k * padded] from to_columns; k; padded, the batch in whole vectors; sums float32 [n]
+    (scale) or int32 [n]; y uint16 (bf16) [batch, n].
     """
+    bits, encoding, scale_type, parts, has_zero = storage
+    fields, middle = weights_of_lane(bits), storage.zero
 
     @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
-    def gemm(words, scales, zeros, x, k, padded, sums, y):
+    def gemm(words, scales, second, zeros, x, k, padded, sums, y):
         batch, n = y.shape
         for first in prange((n + PANEL - 1) // PANEL):
             buffer = np.zeros(ROWS * CHUNK, np.float32)
@@ -172,18 +173,22 @@ def build(bits: int, encoding: int, has_zero: bool, stage: int):
                             copy_row(words, row, k, chunk, buffer, r * CHUNK)
                         else:
                             fill_row(
-                                words, scales, zeros, row, chunk, bits, encoding, has_zero, stage,
+                                words, scales, second, zeros, row, chunk,
+                                bits, encoding, scale_type, parts, has_zero, middle, fields, stage,
                                 buffer, r * CHUNK, counts, totals, block + r,
                             )  # fmt: skip
                     if stage > SCALE:
                         multiply(buffer, x, padded, k, chunk, partial, block * padded)
             for r in range(rows):
                 row = first * PANEL + r
+                count = sum_i32(load_i32(counts, r * LANES))
                 if stage < SCALE:
-                    sums[row] = sum_i32(load_i32(counts, r * LANES))
+                    sums[row] = count
                 elif stage == SCALE:
                     sums[row] = sum_f32(load_f32(totals, r * LANES))
                 else:
+                    if stage == BYPASS and has_zero and count == -n:
+                        partial[r * padded] = 0  # never so: keeps the zero points' load alive
                     for b in range(batch):
                         y[b, row] = bf16_of_float(partial[r * padded + b])
 

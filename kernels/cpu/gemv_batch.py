@@ -14,17 +14,14 @@ from functools import cache
 import numpy as np
 from numba import njit, prange
 
-from kernels.cpu.gemv import (
-    BYPASS,
-    HALVES,
-    PREFETCH_WORDS,
-    SCALE,
-    STREAM,
-    UNPACK,
+from kernels.cpu.gemv import PREFETCH_WORDS
+from kernels.cpu.planes import (
+    add_planes,
     code_of,
-    scale_checksum,
-    scale_of,
-    weight_of,
+    load_padded,
+    load_planes,
+    load_spread,
+    weights_of_lane,
 )
 from kernels.cpu.simd import (
     LANES,
@@ -33,31 +30,31 @@ from kernels.cpu.simd import (
     bf16_of_float,
     fma,
     load_f32,
-    load_i32,
-    prefetch,
+    or_i32,
     splat_f32,
     splat_i32,
     sum_f32,
     sum_i32,
 )
+from kernels.cpu.weights import BYPASS, SCALE, STREAM, UNPACK, Storage, scale_of, weight_of
 
 BATCH_TILE = 4
 
 
 @cache
-def build(bits: int, encoding: int, has_zero: bool, stage: int):
-    """The compiled kernel of one packed width and stage; arguments as gemv.build, x in tiles of four."""
-    fields = 32 // bits
-    middle = 1 << (bits - 1)
-    halves = HALVES[encoding]
+def build(storage: Storage, stage: int):
+    """The compiled kernel of one storage and stage; arguments as gemv.build, x in tiles of four."""
+    bits, encoding, scale_type, parts, has_zero = storage
+    fields, middle = weights_of_lane(bits), storage.zero
+    words_per_vector = LANES * fields * bits // 32
 
     @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
-    def gemv_batch(words, scales, zeros, x, sums, y):
+    def gemv_batch(words, scales, second, zeros, x, sums, y):
         n, groups = scales.shape
-        groups //= halves
+        groups //= parts
         batch = y.shape[0] if stage > SCALE else 1  # what multiplies nothing reads the weights once
-        words_per_row = words.shape[0] // n
-        per_group = words_per_row // LANES // groups
+        vectors = words.shape[0] // n // words_per_vector
+        per_group = vectors // groups if parts == 1 else 1
         nothing = splat_f32(np.float32(0))
         for pair in prange((n + 1) // 2):
             row0 = 2 * pair
@@ -66,49 +63,44 @@ def build(bits: int, encoding: int, has_zero: bool, stage: int):
                 t00 = t01 = t02 = t03 = nothing
                 t10 = t11 = t12 = t13 = nothing
                 count0 = count1 = splat_i32(np.int32(0))
-                stored0 = stored1 = np.int32(0)
                 for group in range(groups):
-                    scale0 = scale_of(scales, row0, group, halves)
-                    scale1 = scale_of(scales, row1, group, halves)
-                    zero_point0 = zero_point1 = np.int32(middle)
+                    at0 = (row0 * groups + group) * parts
+                    at1 = (row1 * groups + group) * parts
+                    scale0 = scale_of(scales, second, at0, parts, scale_type)
+                    scale1 = scale_of(scales, second, at1, parts, scale_type)
+                    zero0 = zero1 = splat_i32(np.int32(middle))
                     if has_zero:
-                        zero_point0 = np.int32(zeros[row0, group])
-                        zero_point1 = np.int32(zeros[row1, group])
-                        if stage == BYPASS and zero_point0 + zero_point1 == 510:
-                            scale0 = scale1 = nothing  # never so: keeps the loads alive
+                        zero0 = load_spread(zeros, at0, parts, 0)
+                        zero1 = load_spread(zeros, at1, parts, 0)
+                        if stage == BYPASS:
+                            count0 = or_i32(count0, or_i32(zero0, zero1))
                     if stage < SCALE:
-                        stored0 += scale_checksum(scales, row0, group, halves)
-                        stored1 += scale_checksum(scales, row1, group, halves)
+                        count0 = add_i32(count0, load_padded(scales, at0, parts))
+                        count1 = add_i32(count1, load_padded(scales, at1, parts))
                         if has_zero:
-                            stored0 += zero_point0
-                            stored1 += zero_point1
-                    zero0 = splat_i32(zero_point0)
-                    zero1 = splat_i32(zero_point1)
+                            count0 = add_i32(count0, load_padded(zeros, at0, parts))
+                            count1 = add_i32(count1, load_padded(zeros, at1, parts))
                     for vector in range(group * per_group, (group + 1) * per_group):
-                        at0 = row0 * words_per_row + vector * LANES
-                        at1 = row1 * words_per_row + vector * LANES
-                        prefetch(words, at0 + PREFETCH_WORDS)
-                        prefetch(words, at1 + PREFETCH_WORDS)
-                        packed0 = load_i32(words, at0)
-                        packed1 = load_i32(words, at1)
+                        planes0 = load_planes(words, row0, vectors, vector, bits, PREFETCH_WORDS)
+                        planes1 = load_planes(words, row1, vectors, vector, bits, PREFETCH_WORDS)
                         p00 = p01 = p02 = p03 = nothing
                         p10 = p11 = p12 = p13 = nothing
                         if stage == STREAM:
-                            count0 = add_i32(count0, packed0)
-                            count1 = add_i32(count1, packed1)
+                            count0 = add_planes(count0, planes0)
+                            count1 = add_planes(count1, planes1)
                         for field in range(fields):
                             if stage == UNPACK:
-                                count0 = add_i32(count0, code_of(packed0, field, bits))
-                                count1 = add_i32(count1, code_of(packed1, field, bits))
+                                count0 = add_i32(count0, code_of(planes0, field, bits))
+                                count1 = add_i32(count1, code_of(planes1, field, bits))
                             if stage < SCALE:
                                 continue
-                            w0 = weight_of(packed0, field, bits, encoding, zero0, stage)
-                            w1 = weight_of(packed1, field, bits, encoding, zero1, stage)
+                            w0 = weight_of(planes0, field, bits, encoding, zero0, stage)
+                            w1 = weight_of(planes1, field, bits, encoding, zero1, stage)
                             if stage == SCALE:
                                 p00 = add_f32(p00, w0)
                                 p10 = add_f32(p10, w1)
                                 continue
-                            at_x = (first * words_per_row // LANES + vector * BATCH_TILE) * fields
+                            at_x = (first * vectors + vector * BATCH_TILE) * fields
                             at_x = (at_x + field * BATCH_TILE) * LANES
                             x0 = load_f32(x, at_x)
                             x1 = load_f32(x, at_x + LANES)
@@ -131,12 +123,14 @@ def build(bits: int, encoding: int, has_zero: bool, stage: int):
                         t12 = fma(p12, scale1, t12)
                         t13 = fma(p13, scale1, t13)
                 if stage < SCALE:
-                    sums[row0] = sum_i32(count0) + stored0
-                    sums[row1] = sum_i32(count1) + stored1
+                    sums[row0] = sum_i32(count0)
+                    sums[row1] = sum_i32(count1)
                 elif stage == SCALE:
                     sums[row0] = sum_f32(t00)
                     sums[row1] = sum_f32(t10)
                 else:
+                    if stage == BYPASS and has_zero and sum_i32(count0) == -n:
+                        t00 = nothing  # never so: keeps the zero points' load alive
                     y[first, row0] = bf16_of_float(sum_f32(t00))
                     y[first, row1] = bf16_of_float(sum_f32(t10))
                     if first + 1 < batch:

@@ -1,12 +1,14 @@
 """The Numba kernels as records: layout of their weights, and launches without arguments.
 
-They accept bf16 activations. Vectors are sixteen words long, so k must divide by 128 (int4) or 64 (int8),
-and by the 128 weights of the gemm's buffer from batch 16 on; every layer in profiles/shapes.toml does.
+They accept bf16 activations, and k in multiples of 128: a vector of weights, and the gemm's buffer; every
+layer in profiles/shapes.toml has such k.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +17,28 @@ from numpy.typing import NDArray
 from kernels.codebooks import Encoding
 from kernels.cpu import dequantize, gemm, gemv, gemv_batch, native
 from kernels.cpu.activations import to_columns, to_fields
+from kernels.cpu.planes import weights_of_lane
 from kernels.cpu.simd import LANES
 from kernels.cpu.torch_ops import pack_bf16
-from kernels.formats import FORMATS, plain
-from kernels.kernel import LADDER, Kernel, Launch, Tensors
+from kernels.cpu.weights import (
+    BF16,
+    ENCODINGS,
+    FUSED,
+    INTEGER,
+    SCALE,
+    SCALE_TYPES,
+    STAGES,
+    Storage,
+)
+from kernels.formats import FORMATS
+from kernels.kernel import LADDER, Arm, Kernel, Launch, Tensors
 from kernels.packing import Weights
+from kernels.scales import ScaleType
 
+_BF16_WEIGHTS = Storage(16, INTEGER, BF16, 1, False)
 _NO_ZEROS = np.zeros((0, 0), np.uint8)
 _NO_SUMS = np.zeros(0, np.int32)
+_NO_SECOND_LEVEL = np.zeros(0, np.float32)
 
 
 @lru_cache(maxsize=32)
@@ -32,19 +48,26 @@ def _scratch(size: int) -> NDArray[np.float32]:
 
 
 def _pack(weights: Weights, words: NDArray[np.uint32]) -> Tensors:
-    tensors = {
-        "words": torch.from_numpy(words.view(np.int32)),
-        "scales": torch.from_numpy(weights.scales),
-    }
-    if weights.format.scale_bits == 16:
-        tensors["scales"] = tensors["scales"].to(torch.bfloat16)
+    tensors = {"words": torch.from_numpy(words.view(np.int32))}
+    if weights.scale_codes is not None:
+        tensors["scales"] = torch.from_numpy(weights.scale_codes)
+    else:
+        tensors["scales"] = torch.from_numpy(weights.scales)
+        if weights.format.scale_bits == 16:
+            tensors["scales"] = tensors["scales"].to(torch.bfloat16)
+    if weights.second_level is not None:
+        tensors["second_level"] = torch.from_numpy(weights.second_level)
     if weights.zeros is not None:
         tensors["zeros"] = torch.from_numpy(weights.zeros)
     return tensors
 
 
 def pack_words(weights: Weights) -> Tensors:
-    """{"words": int32 [n, words], "scales": bf16 or fp32 [n, groups], "zeros": uint8 where stored}."""
+    """What is stored of weights.
+
+    {"words": int32 [n, words], "scales": bf16, fp32 or uint8 [n, groups], "second_level": fp32 and "zeros":
+    uint8 [n, groups] where the format has them}
+    """
     return _pack(weights, weights.words)
 
 
@@ -52,12 +75,11 @@ def _pack_bypass(weights: Weights) -> Tensors:
     return _pack(weights, weights.bypass_words)
 
 
-def _bits(tensor: torch.Tensor) -> NDArray[np.uint16] | NDArray[np.uint32]:
-    """The bits of a bf16 or fp32 tensor as a NumPy array of the same shape, sharing its memory."""
-    if tensor.dtype == torch.float32:
-        return tensor.numpy().view(np.uint32)
-    bits: NDArray[np.uint16] = tensor.view(torch.int16).numpy().view(np.uint16)
-    return bits
+def _bits(tensor: torch.Tensor) -> NDArray[Any]:
+    """The bits of a bf16, fp32 or uint8 tensor as a NumPy array of the same shape, sharing its memory."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy().view({4: np.uint32, 1: np.uint8}[tensor.itemsize])
 
 
 def _require(condition: bool, message: str) -> None:
@@ -65,24 +87,31 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _packed_arguments(tensors: Tensors, k: int):
-    """Flat words, scales, zeros and the packed width."""
+def stored(
+    tensors: Tensors, k: int, encoding: Encoding, scale_type: ScaleType
+) -> tuple[Storage, tuple[NDArray[Any], ...]]:
+    """How the weights are stored, and the kernels' first arguments: flat words, scales, second level, zeros.
+
+    Raises:
+        ValueError: k, or the layout or dtype of the tensors, is not what the kernels take.
+    """
     words, scales = tensors["words"], tensors["scales"]
-    words_per_row = words.shape[1]
-    bits = 32 * words_per_row // k
     _require(
-        words_per_row % LANES == 0 and k % gemm.CHUNK == 0,
-        f"the CPU kernels take k in multiples of {max(gemm.CHUNK, LANES * 32 // bits)}, "
-        f"but k is {k}; choose another model.",
+        k % gemm.CHUNK == 0,
+        f"the CPU kernels take k in multiples of {gemm.CHUNK}, but k is {k}; choose another model.",
     )
+    stored_as = {"activation": torch.bfloat16, "fp32": torch.float32}.get(scale_type, torch.uint8)
     _require(
-        words.is_contiguous()
-        and scales.is_contiguous()
-        and scales.dtype in (torch.bfloat16, torch.float32),
-        f"words and scales must be contiguous and scales bf16 or fp32, but they are {scales.dtype}.",
+        words.is_contiguous() and scales.is_contiguous() and scales.dtype == stored_as,
+        f"words and scales must be contiguous and scales {stored_as}, but they are {scales.dtype}.",
     )
-    zeros = tensors["zeros"].numpy() if "zeros" in tensors else _NO_ZEROS
-    return words.numpy().reshape(-1), _bits(scales), zeros, bits
+    bits = 32 * words.shape[1] // k
+    parts = max(1, scales.shape[1] * LANES * weights_of_lane(bits) // k)
+    has_zero = "zeros" in tensors
+    storage = Storage(bits, ENCODINGS[encoding], SCALE_TYPES[scale_type], parts, has_zero)
+    second = tensors["second_level"].numpy() if "second_level" in tensors else _NO_SECOND_LEVEL
+    zeros = tensors["zeros"].numpy() if has_zero else _NO_ZEROS
+    return storage, (words.numpy().reshape(-1), _bits(scales), second, zeros)
 
 
 def _check_activations(x: torch.Tensor) -> None:
@@ -97,42 +126,46 @@ def padded_batch(batch: int) -> int:
     return LANES if batch <= LANES else -(-batch // (2 * LANES)) * 2 * LANES
 
 
-def _bind_stage(stage: int, encoding: int):
-    def bind(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
-        """Checks once, reserves the reordered activations, and returns the launch."""
-        _check_activations(x)
-        batch, k = x.shape
-        words, scales, zeros, bits = _packed_arguments(tensors, k)
-        has_zero = zeros.size > 0
-        x_bits = _bits(x)
-        multiplies = stage > gemv.SCALE
-        sums = _NO_SUMS if multiplies else out.numpy()
-        if stage == gemv.SCALE:
-            _require(out.dtype == torch.float32, f"scale writes float32 sums, not {out.dtype}.")
-        y = _bits(out) if multiplies else np.zeros((batch, out.shape[0]), np.uint16)
-        if batch >= 16:
-            padded = padded_batch(batch)
-            columns = _scratch(k * padded)
-            kernel = gemm.build(bits, encoding, has_zero, stage)
+def _bind_stage(
+    stage: int,
+    encoding: Encoding,
+    scale_type: ScaleType,
+    tensors: Tensors,
+    x: torch.Tensor,
+    out: torch.Tensor,
+) -> Launch:
+    """Checks once, reserves the reordered activations, and returns the launch."""
+    _check_activations(x)
+    batch, k = x.shape
+    storage, weights = stored(tensors, k, encoding, scale_type)
+    lane_bits = 32 // weights_of_lane(storage.bits)
+    x_bits = _bits(x)
+    multiplies = stage > SCALE
+    sums = _NO_SUMS if multiplies else out.numpy()
+    if stage == SCALE:
+        _require(out.dtype == torch.float32, f"scale writes float32 sums, not {out.dtype}.")
+    y = _bits(out) if multiplies else np.zeros((batch, out.shape[0]), np.uint16)
+    if batch >= 16:
+        padded = padded_batch(batch)
+        columns = _scratch(k * padded)
+        kernel = gemm.build(storage, stage)
 
-            def launch_gemm() -> None:
-                if multiplies:
-                    to_columns(x_bits, bits, padded, columns)
-                kernel(words, scales, zeros, columns, k, padded, sums, y)
-
-            return launch_gemm
-        tile = 1 if batch == 1 else gemv_batch.BATCH_TILE
-        fields = _scratch(-(-batch // tile) * tile * k)
-        kernel = (gemv if batch == 1 else gemv_batch).build(bits, encoding, has_zero, stage)
-
-        def launch() -> None:
+        def launch_gemm() -> None:
             if multiplies:
-                to_fields(x_bits, bits, tile, fields)
-            kernel(words, scales, zeros, fields, sums, y)
+                to_columns(x_bits, lane_bits, padded, columns)
+            kernel(*weights, columns, k, padded, sums, y)
 
-        return launch
+        return launch_gemm
+    tile = 1 if batch == 1 else gemv_batch.BATCH_TILE
+    fields = _scratch(-(-batch // tile) * tile * k)
+    kernel = (gemv if batch == 1 else gemv_batch).build(storage, stage)
 
-    return bind
+    def launch() -> None:
+        if multiplies:
+            to_fields(x_bits, lane_bits, tile, fields)
+        kernel(*weights, fields, sums, y)
+
+    return launch
 
 
 def _bind_native(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
@@ -144,12 +177,12 @@ def _bind_native(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch
     if batch >= 16:
         padded = padded_batch(batch)
         columns = _scratch(k * padded)
-        kernel = gemm.build(16, gemv.INTEGER, False, gemv.FUSED)
+        kernel = gemm.build(_BF16_WEIGHTS, FUSED)
         no_scales = np.zeros((0, 0), np.uint16)
 
         def launch_gemm() -> None:
             to_columns(x_bits, 16, padded, columns)
-            kernel(weights, no_scales, _NO_ZEROS, columns, k, padded, _NO_SUMS, y)
+            kernel(weights, no_scales, _NO_SECOND_LEVEL, _NO_ZEROS, columns, k, padded, _NO_SUMS, y)
 
         return launch_gemm
     tile = 1 if batch == 1 else gemv_batch.BATCH_TILE
@@ -163,45 +196,52 @@ def _bind_native(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch
     return launch
 
 
-def _bind_dequantize(encoding: int, tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
-    words, scales, zeros, bits = _packed_arguments(tensors, x.shape[1])
+def _bind_dequantize(
+    encoding: Encoding,
+    scale_type: ScaleType,
+    tensors: Tensors,
+    x: torch.Tensor,
+    out: torch.Tensor,
+) -> Launch:
+    storage, weights = stored(tensors, x.shape[1], encoding, scale_type)
     matrix = _bits(out).reshape(-1).view(np.int32)
-    kernel = dequantize.build(bits, encoding, zeros.size > 0)
-    return lambda: kernel(words, scales, zeros, matrix)
+    kernel = dequantize.build(storage)
+    return lambda: kernel(*weights, matrix)
 
 
-def _encoded(encoding: Encoding) -> tuple[str, ...]:
-    """The names of the formats of an encoding."""
-    return tuple(f.name for f in FORMATS if plain(f) and f.encoding == encoding)
+def _kernels_of(encoding: Encoding, scale_type: ScaleType) -> tuple[Kernel, ...]:
+    """The ladder, and dequantize, of the formats with such codes and scales; the tensors tell the rest."""
+    formats = tuple(
+        f.name
+        for f in FORMATS
+        if f.quantized and (f.encoding, f.scale_type) == (encoding, scale_type)
+    )
+
+    def kernel(arm: Arm, pack: Callable[[Weights], Tensors], bind: Callable[..., Launch]) -> Kernel:
+        return Kernel(arm, "numba", "cpu", formats, ("bf16",), (1, 256), pack, bind)
+
+    return (
+        *(
+            kernel(
+                arm,
+                _pack_bypass if arm == "bypass" else pack_words,
+                partial(_bind_stage, STAGES[arm], encoding, scale_type),
+            )
+            for arm in LADDER
+        ),
+        kernel("dequantize", pack_words, partial(_bind_dequantize, encoding, scale_type)),
+    )
 
 
+_LADDERS = tuple(
+    kernel
+    for encoding, scale_type in dict.fromkeys(
+        (f.encoding, f.scale_type) for f in FORMATS if f.quantized
+    )
+    for kernel in _kernels_of(encoding, scale_type)
+)
 KERNELS = (
-    *(
-        Kernel(
-            arm,
-            "numba",
-            "cpu",
-            _encoded(name),
-            ("bf16",),
-            (1, 256),
-            _pack_bypass if arm == "bypass" else pack_words,
-            _bind_stage(gemv.STAGES[arm], encoding),
-        )
-        for name, encoding in gemv.ENCODINGS.items()
-        for arm in LADDER
-    ),
+    *(kernel for kernel in _LADDERS if kernel.arm != "dequantize"),
     Kernel("native", "numba", "cpu", ("bf16",), ("bf16",), (1, 256), pack_bf16, _bind_native),
-    *(
-        Kernel(
-            "dequantize",
-            "numba",
-            "cpu",
-            _encoded(name),
-            ("bf16",),
-            (1, 256),
-            pack_words,
-            partial(_bind_dequantize, encoding),
-        )
-        for name, encoding in gemv.ENCODINGS.items()
-    ),
+    *(kernel for kernel in _LADDERS if kernel.arm == "dequantize"),
 )

@@ -15,13 +15,10 @@ Array indices are in elements and are not bounds-checked: the launchers check sh
 from __future__ import annotations
 
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
-
-from kernels.codebooks import NF4
 
 LANES = 16
 
@@ -154,19 +151,6 @@ def splat_i32(typingctx, scalar):
     return i32x16(types.int32), codegen
 
 
-@intrinsic
-def splat_two(typingctx, low, high):
-    """splat_two(a, b) -> f32x16 with a in the lower eight lanes and b in the upper eight."""
-
-    def codegen(context, builder, signature, args):
-        half = LANES // 2
-        order = ir.Constant(_I32, [0] * half + [LANES] * half)
-        a, b = (_splat(builder, number, _F32) for number in args)
-        return builder.shuffle_vector(a, b, order)
-
-    return f32x16(types.float32, types.float32), codegen
-
-
 def _immediate(build):
     """An operation on an i32x16 and a compile-time or run-time integer."""
 
@@ -197,6 +181,7 @@ def _binary(build, vector):
 
 
 or_i32 = _binary(lambda builder, a, b: builder.or_(a, b), i32x16)
+xor_i32 = _binary(lambda builder, a, b: builder.xor(a, b), i32x16)
 add_i32 = _binary(lambda builder, a, b: builder.add(a, b), i32x16)
 sub_i32 = _binary(lambda builder, a, b: builder.sub(a, b), i32x16)
 add_f32 = _binary(lambda builder, a, b: builder.fadd(a, b), f32x16)
@@ -235,30 +220,13 @@ def as_f32(typingctx, vector):
 
 
 @intrinsic
-def nf4_levels(typingctx, vector):
-    """nf4_levels(i32x16) -> f32x16: the level that the four low bits of each lane name.
-
-    One permutation of a table in a register with AVX-512; elsewhere fifteen selections.
-    """
+def as_i32(typingctx, vector):
+    """as_i32(f32x16) -> i32x16, the same bits: free."""
 
     def codegen(context, builder, signature, args):
-        if get_host_cpu_features().get("avx512f"):
-            permute = cgutils.get_or_insert_function(
-                builder.module,
-                ir.FunctionType(_F32, [_F32, _I32]),
-                "llvm.x86.avx512.permvar.sf.512",
-            )
-            return builder.call(permute, [ir.Constant(_F32, list(NF4)), args[0]])
-        levels = [ir.Constant(_F32, [level] * LANES) for level in NF4]
-        for bit in (1, 2, 4, 8):
-            chosen = builder.icmp_unsigned(
-                "!=", builder.and_(args[0], _constant(bit)), _constant(0)
-            )
-            pairs = zip(levels[1::2], levels[::2], strict=True)
-            levels = [builder.select(chosen, high, low) for high, low in pairs]
-        return levels[0]
+        return builder.bitcast(args[0], _I32)
 
-    return f32x16(i32x16), codegen
+    return i32x16(f32x16), codegen
 
 
 @intrinsic
@@ -339,16 +307,6 @@ def float_of_bits(typingctx, bits):
         return builder.bitcast(wide, ir.FloatType())
 
     return types.float32(bits), codegen
-
-
-@intrinsic
-def signed_bits(typingctx, bits):
-    """signed_bits(uint16 or uint32) -> int32: the same bits as a signed number."""
-
-    def codegen(context, builder, signature, args):
-        return builder.sext(args[0], ir.IntType(32)) if bits == types.uint16 else args[0]
-
-    return types.int32(bits), codegen
 
 
 @intrinsic

@@ -193,6 +193,8 @@ class CpuDevice(TensorDevice):
         fitting = [m for m in self._free if len(m) >= length]
         memory = min(fitting, key=len, default=None)
         if memory is None:
+            if self._free:  # all too small: with one less for one more, formats do not pile up
+                self._free.remove(max(self._free, key=len))
             memory = mmap.mmap(-1, max(length, 1))
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 memory.madvise(mmap.MADV_HUGEPAGE)
