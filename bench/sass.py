@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,41 +135,16 @@ def ours(ask: Ask) -> Report:
 
 
 def audited(jobs: Sequence[Job], cache: Cache) -> tuple[dict[Job, Audit], dict[str, str]]:
-    """The audit of every job, from the cache or compiled; and a sentence for those that have none."""
-    known = {job: audit for job in jobs if (audit := cache.load(job)) is not None}
-    missing = [job for job in jobs if job not in known]
-    failures = {}
-    with closing(compiled(missing)) as answers:
-        for job, answer in answers:
-            if isinstance(answer, str):
-                failures[f"{job.name} on sm_{job.capability}"] = answer
-            else:
-                known[job] = answer
-                cache.store(job, answer)  # at once: after Ctrl-C the next run goes on from here
-    return {job: known[job] for job in jobs if job in known}, failures
-
-
-def compiled(jobs: Sequence[Job]) -> Generator[tuple[Job, Audit | str], None, None]:
-    """Compiles and counts in worker processes, with a bar on stderr; jobs as they are ready."""
-    if not jobs:
-        return
-    from dataclasses import asdict
-
+    """The audit of every job, with a bar on stderr while some are compiled; and why there is none."""
     from rich.console import Console
 
     from bench.measure.run import Progress
     from bench.progress import progress
-    from bench.static.audit_pool import Pool
+    from bench.static import audit_all
 
-    start_s = time.monotonic()
-    with Pool() as pool, progress(Console(stderr=True)) as show:
-        show(Progress(f"compiling {len(jobs)} kernels", None, 0.0))
-        answers = pool.answers([{"job": asdict(job)} for job in jobs])
-        for done, (index, answer) in enumerate(answers, 1):
-            yield jobs[index], answer
-            left_s = (time.monotonic() - start_s) / done * (len(jobs) - done)
-            doing = f"{done} of {len(jobs)}: {jobs[index].name}"
-            show(Progress(doing, left_s, done / len(jobs)))
+    with progress(Console(stderr=True)) as show:
+        audits, failures = audit_all.audited(jobs, cache, lambda *state: show(Progress(*state)))
+    return audits, {f"{job.name} on sm_{job.capability}": why for job, why in failures.items()}
 
 
 def one_format(ask: Ask) -> str | None:

@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from bench import sass as command
-from bench.static import audit_cache, sass
+from bench.static import audit_all, audit_cache, sass
 from bench.static.audit import (
     MEASURES,
     Audit,
@@ -254,7 +254,7 @@ def test_what_is_stored_is_found(cache: Cache) -> None:
 
 def test_a_change_of_anything_misses(cache: Cache) -> None:
     cache.store(FUSED, planted(FUSED))
-    assert replace(cache, sources="others").load(FUSED) is None
+    assert replace(cache, programs="others").load(FUSED) is None
     assert replace(cache, compiler="3.9.1").load(FUSED) is None
     for change in ({"capability": 80}, {"batch": 2}, {"activation": "bf16"}, {"arm": "scale"}):
         assert cache.load(replace(FUSED, **change)) is None  # type: ignore[arg-type]
@@ -288,24 +288,31 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     assert blocked.load(FUSED) is None
 
 
-def test_every_source_counts(tmp_path: Path) -> None:
-    """A changed kernel, or a changed program that counts, is another digest."""
+def test_every_program_that_counts_counts(tmp_path: Path) -> None:
     for name in audit_cache.PROGRAMS:
         path = tmp_path / "bench" / "static" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, "1")
-    triton = tmp_path / "kernels" / "triton"
-    triton.mkdir(parents=True)
-    write(triton / "gemv.py", "1")
 
     def digest() -> str:
-        return audit_cache.sources_digest.__wrapped__(tmp_path)
+        return audit_cache.programs_digest.__wrapped__(tmp_path)
 
     seen = {digest()}
     for path in sorted(tmp_path.rglob("*.py")):
         write(path, "2")
         seen.add(digest())
-    assert len(seen) == len(audit_cache.PROGRAMS) + 2
+    assert len(seen) == len(audit_cache.PROGRAMS) + 1
+
+
+def test_batches_that_only_move_addresses_are_one_build(cache: Cache) -> None:
+    """A tile of 64 rows serves 64, 128 and 256; those of the small kernels are unrolled over the batch."""
+    gemm = Job("fused", "gemm", "int4-g128", "fp16", 64, 90)
+    assert cache.key(gemm) == cache.key(replace(gemm, batch=256))
+    assert cache.key(gemm) != cache.key(replace(gemm, batch=32))
+    assert cache.key(gemm) != cache.key(replace(gemm, batch=96))  # half of a tile is masked
+    assert cache.key(FUSED) != cache.key(replace(FUSED, batch=2))
+    stream = replace(FUSED, arm="stream")
+    assert cache.key(replace(stream, batch=2)) == cache.key(replace(stream, batch=4))
 
 
 # --- the command
@@ -316,12 +323,12 @@ def compilations(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """Planted audits in place of a compiler; the jobs that were compiled."""
     done: list[Job] = []
 
-    def compiled(jobs: Iterable[Job]) -> Iterator[tuple[Job, Audit | str]]:
+    def compiled(jobs: Iterable[Job], report: object) -> Iterator[tuple[Job, Audit | str]]:
         for job in jobs:
             done.append(job)
             yield job, planted(job)
 
-    monkeypatch.setattr(command, "compiled", compiled)
+    monkeypatch.setattr(audit_all, "compiled", compiled)
     monkeypatch.setattr(audit_cache, "open_cache", lambda: cache)
     return done
 
@@ -342,11 +349,11 @@ def test_the_second_run_compiles_nothing(compilations: list[Job], cache: Cache) 
 def test_what_was_compiled_before_an_interruption_stays(
     compilations: list[Job], monkeypatch: pytest.MonkeyPatch, cache: Cache
 ) -> None:
-    def compiled(jobs: Iterable[Job]) -> Iterator[tuple[Job, Audit | str]]:
+    def compiled(jobs: Iterable[Job], *_: object) -> Iterator[tuple[Job, Audit | str]]:
         yield FUSED, planted(FUSED)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "compiled", compiled)
+    monkeypatch.setattr(audit_all, "compiled", compiled)
     done = CliRunner().invoke(APP, SMALL)
     assert (done.exit_code, done.stderr) == (130, "Interrupted.\n")
     assert cache.load(FUSED) is not None
@@ -398,11 +405,11 @@ def test_a_gate_ends_with_1_and_names_the_row(compilations: list[Job], tmp_path:
 def test_a_kernel_that_does_not_compile_costs_its_row(
     compilations: list[Job], monkeypatch: pytest.MonkeyPatch, cache: Cache
 ) -> None:
-    def compiled(jobs: Iterable[Job]) -> Iterator[tuple[Job, Audit | str]]:
+    def compiled(jobs: Iterable[Job], *_: object) -> Iterator[tuple[Job, Audit | str]]:
         for job in jobs:
             yield job, planted(job) if job.arm == "fused" else "it does not compile: why."
 
-    monkeypatch.setattr(command, "compiled", compiled)
+    monkeypatch.setattr(audit_all, "compiled", compiled)
     done = CliRunner().invoke(APP, SMALL)
     assert done.exit_code == 1
     assert "FAILED gemv/bypass/int4-g128/fp16 on sm_90: it does not compile: why." in " ".join(

@@ -80,6 +80,9 @@ class Audit:
         shared_bytes: per program; of a foreign binary the static part only.
         num_warps: per program; None: unknown.
         resident_warps: that fit on one multiprocessor; None: unknown.
+        outside: instructions that run once, around the loop, by class; none without a loop.
+        guarded: instructions of the hot path that a branch may skip.
+        warp_mma: those of class "mma" that belong to one warp, which newer boards run slowly.
     """
 
     name: str
@@ -95,6 +98,9 @@ class Audit:
     shared_bytes: int | None = None
     num_warps: int | None = None
     resident_warps: int | None = None
+    outside: Mapping[str, int] = field(default_factory=dict)
+    guarded: int = 0
+    warp_mma: int = 0
 
     @property
     def instructions(self) -> int:
@@ -165,6 +171,9 @@ def audit_code(
         looped=bool(sass.loops(code)),
         weights=weights,
         spill_instructions=sass.count(code, sass.SPILLS),
+        outside=dict(sass.per_class(sass.outside(code))),
+        guarded=sass.guarded(code),
+        warp_mma=sass.count(hot, sass.WARP_MMA),
         **found,
     )
 
@@ -185,19 +194,24 @@ def audit_kernel(name: str, compiled: CompiledKernel, weights: int | None) -> Au
     )
 
 
-def audit_job(job: Job) -> Audit:
-    """Compile one of our kernels and count; only in a process that does not interpret Triton."""
+def plan_for(job: Job, n: int = N, k: int = K) -> Plan:
+    """What the kernel of a job launches on W[n, k]."""
     from kernels import triton
 
+    arm, activation = cast("Arm", job.arm), cast("Float16", job.activation)
     weight_format = find_format(job.format)
-    plan = triton.plan_of(
-        *(cast("Arm", job.arm), job.variant, weight_format, cast("Float16", job.activation)),
-        *(N, K, job.batch, job.capability),
+    return triton.plan_of(
+        arm, job.variant, weight_format, activation, n, k, job.batch, job.capability
     )
+
+
+def audit_job(job: Job) -> Audit:
+    """Compile one of our kernels and count; only in a process that does not interpret Triton."""
+    plan = plan_for(job)
     compiled = compile_kernel(
         plan.fn, plan.signature, plan.constexprs, job.capability, **plan.options
     )
-    weights = weights_per_pass(plan, weight_format, compiled.num_warps)
+    weights = weights_per_pass(plan, find_format(job.format), compiled.num_warps)
     return audit_kernel(job.name, compiled, weights)
 
 

@@ -1,9 +1,9 @@
 """Keeps audits in build/sass/, so that nothing is compiled twice. Deleting that folder is always safe.
 
-An entry is found by what it depends on: the text of our kernels and of the programs that count, the version
-of Triton (which brings its assembler), the architecture and the configuration. It holds a checksum; an entry
-that is damaged counts as missing. Kernels of other people's files are not kept: what they import is
-unknown.
+An entry is found by what it depends on: the text of the kernel and of all it calls, its configuration
+(`identity.py`), the text of the programs that count, the version of Triton (which brings its assembler) and
+the architecture. It holds a checksum; an entry that is damaged counts as missing. Kernels of other people's
+files are not kept: what they import is unknown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench.static.audit import Audit, Job, from_data, to_data
+from bench.static.audit import Audit, Job, from_data, plan_for, to_data
+from bench.static.identity import identity
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "build" / "sass"
@@ -38,12 +39,10 @@ def compiler() -> str:
 
 
 @cache
-def sources_digest(root: Path = ROOT) -> str:
-    """SHA-256 of every file that decides what an audit says."""
-    files = [*(root / "kernels").glob("*.py"), *(root / "kernels" / "triton").glob("*.py")]
-    files += [root / "bench" / "static" / f"{name}.py" for name in PROGRAMS]
+def programs_digest(root: Path = ROOT) -> str:
+    """SHA-256 of the programs that compile and count."""
     digest = hashlib.sha256()
-    for path in sorted(files):
+    for path in sorted(root / "bench" / "static" / f"{name}.py" for name in PROGRAMS):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
     return digest.hexdigest()
@@ -55,18 +54,22 @@ class Cache:
 
     Attributes:
         folder: where they are; made when the first is stored.
-        sources: digest of the files that decide what an audit says.
+        programs: digest of the programs that compile and count.
         compiler: its version.
     """
 
     folder: Path
-    sources: str
+    programs: str
     compiler: str
+
+    def key(self, job: Job) -> str:
+        """What all jobs have in common that compile to the same machine code."""
+        text = json.dumps([self.programs, self.compiler, job.name, job.capability])
+        return hashlib.sha256((text + identity(plan_for(job))).encode()).hexdigest()[:32]
 
     def path(self, job: Job) -> Path:
         """The file of a job."""
-        key = json.dumps([self.sources, self.compiler, asdict(job)], sort_keys=True)
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        return self.folder / f"{self.key(job)}.json"
 
     def load(self, job: Job) -> Audit | None:
         """The audit of a job, or None where there is none that is whole."""
@@ -97,4 +100,4 @@ def checksum(data: Any) -> str:
 
 def open_cache(folder: Path = FOLDER) -> Cache:
     """The cache of this checkout, its kernels and its compiler."""
-    return Cache(folder, sources_digest(), compiler())
+    return Cache(folder, programs_digest(), compiler())

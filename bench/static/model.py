@@ -39,6 +39,7 @@ LIMITERS: dict[str, Limiter] = {
     "launch": "launch",
 }
 ENDS: tuple[End, ...] = ("value", "better", "worse")
+SLOW_WARP_MMA = ("9.0", "10.0")  # their full rate needs another instruction
 PIPES = ("issue", "integer", "half2", "fp32", "xu", "shared")
 
 
@@ -138,6 +139,13 @@ def tensor_rate(gpu: Gpu, end: End = "value") -> float:
     return peak * efficiency if faster is None else min(peak, rate(faster, end) * 1e12 * efficiency)
 
 
+def warp_tensor_share(gpu: Gpu, end: End = "value") -> float:
+    """The share of the tensor rate that the tensor-core instruction of one warp reaches."""
+    if gpu.capability in SLOW_WARP_MMA:
+        return rate(parameters.WARP_TENSOR_SHARE, end)
+    return 1.0
+
+
 def unsupported(gpu: Gpu, kernel: KernelCost, batch: int) -> str:
     """Why this kernel has no modelled time on this board at all; empty if it has."""
     low, high = kernel.batches
@@ -175,7 +183,8 @@ def predict(gpu: Gpu, kernel: KernelCost, problem: Problem, end: End = "value") 
         parts[pipe] = cycles[pipe] * problem.weights / (clocks * rate(share, end))
     if kernel.tensor_cores:
         operations = 2.0 * kernel.multiplied_rows(problem.batch) * problem.weights
-        parts["tensor"] = operations / tensor_rate(gpu, end)
+        share_of_rate = warp_tensor_share(gpu, end) if kernel.warp_mma else 1.0
+        parts["tensor"] = operations / (tensor_rate(gpu, end) * share_of_rate)
     if kernel.bytes_in_flight is not None:
         rounds = weight_bytes * reads / gpu.sms.value / kernel.bytes_in_flight
         parts["latency"] = rounds * _latency_s(gpu, end)
