@@ -5,6 +5,7 @@
     python -m bench.sass --source bench/examples/dequant_gemv.py:gemv --weights 8     your own Triton kernel
     python -m bench.sass --cubin k.cubin --regex gemm --weights 64 --format int4-g128   other people's code
     python -m bench.sass --format int4-g128 --gate limits.toml                   fail where a limit is passed
+    python -m bench.sass --limits --plot r.png      R: which boards hide dequantization, for which kernels
 
 No GPU is needed and nothing is run. Tables (or --json) go to stdout, progress and warnings to stderr. Audits
 are kept in build/sass/, so that only what changed is compiled again; kernels given by --source, --cubin and
@@ -265,6 +266,43 @@ def gate_lines(limits: Sequence[Limit], report: Report) -> list[str]:
     return [f"gate: {breach.sentence}" for breach in breaches(limits, report.rows)]
 
 
+def limits(ask: Ask, batch: int, as_json: bool, plot: Path | None) -> int:
+    """R of our fused kernels and of other people's on every board; returns the exit code.
+
+    Raises:
+        UsageError: a name is unknown, or the picture cannot be written.
+    """
+    from bench.static import limits_plot, limits_table
+    from bench.static.audit_cache import open_cache
+    from bench.static.peers import listed_peers
+    from kernels.formats import FORMATS as EVERY_FORMAT
+    from kernels.formats import find_format
+    from profiles.specs import load_gpus
+
+    names = [f.name for f in EVERY_FORMAT if f.quantized]
+    formats = [find_format(n) for n in chosen("format", ask.format or ",".join(names), names)]
+    gpus = chosen_gpus(ask.gpu or ",".join(load_gpus()))
+    audits, failures = audited(limits_table.our_jobs(gpus, formats, batch), open_cache())
+    lines = limits_table.our_lines(gpus, formats, batch, audits)
+    lines += limits_table.peer_lines(gpus, listed_peers(), batch)
+    if plot is not None:
+        try:
+            limits_plot.draw(gpus, lines, batch, plot)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot write {plot}: {error}") from None
+        typer.echo(f"Wrote {plot}", err=True)
+    if as_json:
+        data = limits_table.to_data(gpus, lines, batch)
+        sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(limits_table.render(gpus, lines, batch))
+    for name, why in failures.items():
+        typer.echo(f"warning: {name}: {why}", err=True)
+    return 0
+
+
 def show(report: Report, as_json: bool, lines: list[str]) -> None:
     """Prints a report."""
     from bench.static.audit_report import render, to_data
@@ -314,6 +352,11 @@ def main(
     gate: Annotated[
         Path | None, typer.Option(help="Limits (TOML or JSON); exit code 1 where one is passed.")
     ] = None,
+    show_limits: Annotated[
+        bool, typer.Option("--limits", help="R of our kernels and other people's on every board.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="For --limits: rows of x.")] = 1,
+    plot: Annotated[Path | None, typer.Option(help="For --limits: draw a picture too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Count the machine code of kernels: instructions per weight, occupancy, and what a GPU allows."""
@@ -323,7 +366,9 @@ def main(
     with exit_codes(GateError, FileNotFoundError):
         if weights is not None and weights < 1:
             raise UsageError(f"--weights takes a number from 1 up, not {weights}.")
-        code = run(ask, as_json, gate)
+        if plot is not None and not show_limits:
+            raise UsageError("--plot draws the table of --limits; give both.")
+        code = limits(ask, batch, as_json, plot) if show_limits else run(ask, as_json, gate)
     raise typer.Exit(code)
 
 

@@ -461,3 +461,39 @@ def test_a_board_that_nothing_compiles_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert done.exit_code == 2
     assert "nothing can be compiled for compute capability 7.5 of the" in done.stderr
     assert "it can be for sm_80, sm_90." in done.stderr
+
+
+# --- R
+
+
+BOARDS = ("--limits", "--gpu", "h100,l4", "--format", "int4-g128,int8-ch")
+
+
+def test_limits_have_our_kernels_and_other_peoples(compilations: list[Job]) -> None:
+    done = CliRunner().invoke(APP, BOARDS)
+    assert done.exit_code == 0
+    assert {(j.arm, j.batch, j.capability) for j in compilations} == {
+        ("fused", 1, 90),
+        ("fused", 1, 89),
+    }
+    lines = done.stdout.splitlines()
+    ours = next(i for i, line in enumerate(lines) if line.startswith("int4-g128"))
+    peers = next(i for i, line in enumerate(lines) if line.startswith("other people's:"))
+    assert ours < peers < next(i for i, line in enumerate(lines) if line.startswith("Marlin"))
+    assert "MODELLED" in done.stdout
+
+
+def test_limits_as_json_and_as_a_picture(compilations: list[Job], tmp_path: Path) -> None:
+    path = tmp_path / "r.png"
+    done = CliRunner().invoke(APP, [*BOARDS, "--batch", "32", "--json", "--plot", str(path)])
+    assert done.exit_code == 0
+    data = json.loads(done.stdout)
+    assert {entry["batch"] for entry in data} == {32}
+    assert {entry["whose"] for entry in data} == {"ours", "other people's"}
+    assert {j.variant for j in compilations} == {"gemm", "gemm-ptx"}
+    assert path.read_bytes().startswith(b"\x89PNG")
+    for bad, said in ((tmp_path / "a" / "b.png", "cannot write"), (tmp_path / "b.txt", "b.txt")):
+        failed = CliRunner().invoke(APP, [*BOARDS, "--plot", str(bad)])
+        assert (failed.exit_code, said in failed.stderr) == (2, True)
+    assert CliRunner().invoke(APP, ["--plot", str(path)]).exit_code == 2
+    assert CliRunner().invoke(APP, [*BOARDS, "--format", "fp16"]).exit_code == 2

@@ -1,5 +1,8 @@
 """Keeps audits in build/sass/, so that nothing is compiled twice. Deleting that folder is always safe.
 
+Some audits come with the checkout (`profiles/modelled/counts.jsonl.gz`): those that the committed modelled
+profiles are made of. They count as long as kernels, programs and compiler are the same.
+
 An entry is found by what it depends on: the text of the kernel and of all it calls, its configuration
 (`identity.py`), the text of the programs that count, the version of Triton (which brings its assembler) and
 the architecture. It holds a checksum; an entry that is damaged counts as missing. Kernels of other people's
@@ -9,11 +12,13 @@ files are not kept: what they import is unknown.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +29,7 @@ from bench.static.identity import identity
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "build" / "sass"
+COMMITTED = ROOT / "profiles" / "modelled" / "counts.jsonl.gz"
 PROGRAMS = ("audit", "compile", "occupancy", "sass")
 DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError)  # of an entry
 
@@ -56,11 +62,13 @@ class Cache:
         folder: where they are; made when the first is stored.
         programs: digest of the programs that compile and count.
         compiler: its version.
+        committed: audits that came with the checkout, for when the folder has none.
     """
 
     folder: Path
     programs: str
     compiler: str
+    committed: Path | None = None
 
     def key(self, job: Job) -> str:
         """What all jobs have in common that compile to the same machine code."""
@@ -74,7 +82,11 @@ class Cache:
     def load(self, job: Job) -> Audit | None:
         """The audit of a job, or None where there is none that is whole."""
         try:
-            entry = json.loads(self.path(job).read_text(encoding="utf-8"))
+            path = self.path(job)
+            if self.committed is not None and not path.exists():
+                audit = read_committed(self.committed).get(path.stem)
+                return None if audit is None else replace(audit, name=job.name)
+            entry = json.loads(path.read_text(encoding="utf-8"))
             whole = entry["sha256"] == checksum(entry["audit"])
             audit = from_data(entry["audit"])
         except DAMAGE:
@@ -93,6 +105,29 @@ class Cache:
             os.replace(name, self.path(job))
 
 
+@cache
+def read_committed(path: Path) -> dict[str, Audit]:
+    """The audits in a file of the checkout, by key; none where there is no such file.
+
+    Raises:
+        ValueError, TypeError, AttributeError: it holds something else.
+    """
+    if not path.exists():
+        return {}
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return {key: from_data(data) for key, data in map(json.loads, lines)}
+
+
+def committed_text(cache: Cache, audits: Mapping[Job, Audit]) -> bytes:
+    """What `read_committed` reads: one line per distinct build, sorted, the same bytes every time."""
+    found = {cache.key(job): to_data(replace(audit, name="")) for job, audit in audits.items()}
+    lines = [
+        json.dumps([key, found[key]], sort_keys=True, separators=(",", ":"))
+        for key in sorted(found)
+    ]
+    return gzip.compress("".join(f"{line}\n" for line in lines).encode(), 9, mtime=0)
+
+
 def checksum(data: Any) -> str:
     """SHA-256 of plain data."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
@@ -100,4 +135,4 @@ def checksum(data: Any) -> str:
 
 def open_cache(folder: Path = FOLDER) -> Cache:
     """The cache of this checkout, its kernels and its compiler."""
-    return Cache(folder, programs_digest(), compiler())
+    return Cache(folder, programs_digest(), compiler(), COMMITTED)

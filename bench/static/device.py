@@ -21,12 +21,12 @@ from functools import cached_property
 from math import exp
 
 from bench.static import parameters
-from bench.static.audit import Audit, Job, K, N, bytes_moved, cost_of, plan_for, row_of
+from bench.static.audit import Audit, Job
 from bench.static.audit_report import capability_of
 from bench.static.cost import KernelCost, Problem
 from bench.static.estimate import Estimate, estimate_launches
-from bench.static.limits import Ratio, supply_demand
-from bench.static.ours import COMPILED, Cut, launch_on, library_cost
+from bench.static.limits import Ratio
+from bench.static.ours import COMPILED, launch_on, library_cost, ratio_of
 from kernels import find_kernels
 from kernels.formats import WeightFormat
 from kernels.kernel import Kernel, traffic
@@ -129,14 +129,9 @@ class Model:
                     audit = self.audits.get(job) if job else None
                     if job is None or audit is None or kernel.arm not in ("fused", "bypass"):
                         continue
-                    cost = cost_of(row_of(audit, job), bytes_moved(job.arm, weight_format), batch)
-                    if cost is not None:
-                        problem = Problem(N, K, batch)
-                        rows = Cut.of(plan_for(job), weight_format, problem).rows_per_pass
-                        cost = replace(cost, rows_per_pass=rows)
-                        ratio = supply_demand(self.gpu, cost, batch)
-                        name = self._name(kernel, weight_format)
-                        found.append((weight_format.name, batch, name, ratio))
+                    name = self._name(kernel, weight_format)
+                    ratio = ratio_of(self.gpu, job, audit)
+                    found.append((weight_format.name, batch, name, ratio))
         return tuple(found)
 
     def _kernels(self, weight_format: WeightFormat, batch: int) -> tuple[Kernel, ...]:

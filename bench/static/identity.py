@@ -8,10 +8,9 @@ the documentation around them do not count. Works with and without Triton's inte
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
-import textwrap
+import re
 from collections.abc import Iterator
 from functools import cache
 from types import CodeType, FunctionType, ModuleType
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from kernels.triton.plan import Plan
 
 OURS = "kernels"
+COMMENT = re.compile(r"(^|\s)\s*#.*$", re.MULTILINE)
 INTERPRETER = "INTERPRETED"  # a constant that is another one where nothing is compiled
 CONSTANTS = (int, float, str, tuple)
 
@@ -54,7 +54,7 @@ def _reached(function: FunctionType, seen: set[FunctionType]) -> Iterator[str]:
     if function in seen:
         return
     seen.add(function)
-    yield ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
+    yield COMMENT.sub("", inspect.getsource(function))
     names = sorted(_names(function.__code__))
     for name in names:
         value = function.__globals__.get(name)

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from profiles.shapes import ModelShape
 
 CONFIDENCE = 0.90
+DIGITS = 5  # of a modelled number
 CACHE_MULTIPLE = 2  # of the last-level cache, touched between two uses of a copy
 NO_JOULES = "modelled: no trustworthy constants of energy per byte or instruction exist"
 NO_BLOCKS = "modelled: nothing was repeated, so there is nothing to converge"
@@ -257,7 +258,10 @@ def _sum(parts: Sequence[Timed], workload: Workload) -> Timed:
 
 
 def _quantity(value: float, low: float | None, high: float | None) -> Quantity:
-    return Quantity(value=value, low=low, high=high, kind="modelled")
+    """A modelled number, to as many digits as make sense of it twice over."""
+    ends = (None if end is None else float(f"{end:.{DIGITS}g}") for end in (low, high))
+    value = float(f"{value:.{DIGITS}g}")
+    return Quantity(value=value, low=next(ends), high=next(ends), kind="modelled")
 
 
 def _fields(problem: Problem, workload: Workload) -> dict[str, object]:

@@ -17,9 +17,10 @@ from math import ceil
 from typing import TYPE_CHECKING, cast
 
 from bench.static import parameters
-from bench.static.audit import Audit, Job, plan_for
+from bench.static.audit import Audit, Job, K, N, bytes_moved, cost_of, plan_for, row_of
 from bench.static.compile import WARP_LANES
 from bench.static.cost import InstructionCounts, KernelCost, Problem, counts_of_classes
+from bench.static.limits import Ratio, supply_demand
 from bench.static.peers import load_peers
 from kernels.formats import WeightFormat, find_format
 from kernels.kernel import Kernel, traffic
@@ -116,6 +117,16 @@ def launch_on(
         warp_mma=audit.warp_mma > 0,
     )
     return cost, problem
+
+
+def ratio_of(gpu: Gpu, job: Job, audit: Audit) -> Ratio:
+    """R of one of our kernels at the batch it was compiled for; every pass dequantizes again."""
+    weight_format = find_format(job.format)
+    cost = cost_of(row_of(audit, job), bytes_moved(job.arm, weight_format), job.batch)
+    if cost is None:
+        return Ratio(None, reason="nobody knows how many weights one pass of the loop handles")
+    cut = Cut.of(plan_for(job), weight_format, Problem(N, K, job.batch))
+    return supply_demand(gpu, replace(cost, rows_per_pass=cut.rows_per_pass), job.batch)
 
 
 def library_cost(kernel: Kernel) -> KernelCost | None:
