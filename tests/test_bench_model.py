@@ -173,7 +173,6 @@ def test_an_estimate_has_the_residual_interval_and_says_what_it_is() -> None:
 REFUSED = [
     ("a100-80", "marlin", replace(LARGE, cold=False, n=4096, k=4096, batch=256), "cache"),
     ("a100-80", "marlin", Problem(1024, 1024, 1), "below 20 us"),
-    ("orin", "vendor16", LARGE, "tensor rate of the Jetson"),
     ("t4", "marlin", LARGE, "needs compute capability 8.0"),
     ("a10", "bnb-naive", replace(LARGE, batch=2), "another path"),
     ("a10", "bitblas", LARGE, "not been counted"),
@@ -188,6 +187,12 @@ def test_what_cannot_be_modelled_has_a_reason_in_place_of_a_number(
     assert found.value_s is None
     assert found.low_s is None
     assert reason in found.reason
+
+
+def test_a_board_of_unknown_tensor_rate_has_no_times_of_tensor_cores() -> None:
+    bare = load_gpu("orin").model_copy(update={"tensor_fp16_tflops": None})
+    assert "tensor rate of the Jetson" in estimate(bare, PEERS["vendor16"], LARGE).reason
+    assert estimate(bare, PEERS["awq-v1"], LARGE).value_s is not None
 
 
 def test_a_board_of_unknown_pipes_or_latency_has_no_times() -> None:

@@ -17,7 +17,7 @@ from bench import check, dequant, report
 from bench.analysis.trust import REFUSED_SHARE
 from bench.measure.devices import DeviceError, modelled_board
 from bench.static import audit_all, device, parameters
-from bench.static.audit import Audit, Job
+from bench.static.audit import Audit, Job, plan_for
 from bench.static.cost import Problem
 from bench.static.device import Layer, Model, jobs_of_layer
 from bench.static.modelled import difference, ratio, tabulate
@@ -35,6 +35,11 @@ SQUARE = Operator(name="o_proj", n=4096, k=4096)
 WIDE = Operator(name="gate_up_proj", n=28672, k=4096, count=2)
 FUSED = Job("fused", "gemv-ptx", "int4-g128", "fp16", 1, 90)
 CLASSES = {"int": 64, "half2": 128, "cvt": 8, "load": 8, "exchange": 4, "other": 44}
+
+
+def near(value):
+    """Profiles round to five digits."""
+    return pytest.approx(value, rel=3e-5)
 
 
 def planted(job: Job) -> Audit:
@@ -106,9 +111,9 @@ def test_counts_of_an_operator_by_hand() -> None:
 
 def test_a_last_step_that_is_not_whole_is_work_too() -> None:
     """6144 columns in steps of 4096 (4 warps) or 2048 (2): the kernel takes the second, without waste."""
-    cut = Cut.of(device.plan_for(FUSED, 4096, 6144), INT4, Problem(4096, 6144, 1))
+    cut = Cut.of(plan_for(FUSED, 4096, 6144), INT4, Problem(4096, 6144, 1))
     assert (cut.padding, cut.lanes) == (1.0, 64)
-    odd = Cut.of(device.plan_for(FUSED, 4098, 5120), INT4, Problem(4098, 5120, 1))
+    odd = Cut.of(plan_for(FUSED, 4098, 5120), INT4, Problem(4098, 5120, 1))
     assert odd.padding == pytest.approx(6144 / 5120 * 4100 / 4098)
     cost, _ = launch_on(kernel_of(FUSED), FUSED, planted(FUSED), H100, Problem(4098, 5120, 1))
     assert cost.counts.half2 == pytest.approx(odd.padding)  # 128 of 128
@@ -253,12 +258,12 @@ def test_the_layer_is_the_sum_over_its_operators() -> None:
     rows, comparisons = tabulate(model, workload(model))
     layer = {r.arm: r for r in rows if r.operator == LAYER}
     parts = [arm(model, "fused", "gemv-ptx", o).estimate for o in ("o_proj", "gate_up_proj")]
-    assert layer["fused"].time_s.value == pytest.approx(parts[0].value_s + 2 * parts[1].value_s)
-    assert layer["fused"].time_s.high == pytest.approx(parts[0].high_s + 2 * parts[1].high_s)
+    assert layer["fused"].time_s.value == near(parts[0].value_s + 2 * parts[1].value_s)
+    assert layer["fused"].time_s.high == near(parts[0].high_s + 2 * parts[1].high_s)
     assert layer["fused"].limiter == parts[1].limiter
     step = next(c for c in comparisons if c.operator == LAYER).extrapolated
     assert step is not None
-    assert step.fused_s.value == pytest.approx(2 * layer["fused"].time_s.value)
+    assert step.fused_s.value == near(2 * layer["fused"].time_s.value)
 
 
 def test_a_difference_takes_the_far_ends_and_a_ratio_the_width_of_a_time() -> None:
@@ -268,13 +273,13 @@ def test_a_difference_takes_the_far_ends_and_a_ratio_the_width_of_a_time() -> No
 
     a, b, w = around(3.0), around(2.0), exp(parameters.WIDTH_SMALL_BATCH)
     phi = difference(a, b)
-    assert (phi.value, phi.low, phi.high) == pytest.approx((1.0, 3 / w - 2 * w, 3 * w - 2 / w))
+    assert (phi.value, phi.low, phi.high) == near((1.0, 3 / w - 2 * w, 3 * w - 2 / w))
     speedup = ratio(a, b, batch=1)
-    assert (speedup.value, speedup.low, speedup.high) == pytest.approx((1.5, 1.5 / w, 1.5 * w))
+    assert (speedup.value, speedup.low, speedup.high) == near((1.5, 1.5 / w, 1.5 * w))
     overhead = ratio(a, b, 1, less=1.0)
-    assert (overhead.value, overhead.low) == pytest.approx((0.5, 1.5 / w - 1))
+    assert (overhead.value, overhead.low) == near((0.5, 1.5 / w - 1))
     lower = a.model_copy(update={"low": 0.3})
-    assert ratio(lower, b, batch=1).low == pytest.approx(0.15)
+    assert ratio(lower, b, batch=1).low == near(0.15)
     absent = Quantity(value=None, reason="not modelled: spills", kind="modelled")
     assert ratio(a, absent, 1).reason == difference(absent, a).reason == "not modelled: spills"
 
