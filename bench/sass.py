@@ -5,6 +5,7 @@
     python -m bench.sass --source bench/examples/dequant_gemv.py:gemv --weights 8     your own Triton kernel
     python -m bench.sass --cubin k.cubin --regex gemm --weights 64 --format int4-g128   other people's code
     python -m bench.sass --format int4-g128 --gate limits.toml                   fail where a limit is passed
+    python -m bench.sass --pipes                    how fast ptxas and others believe each pipe to be
     python -m bench.sass --limits --plot r.png      R: which boards hide dequantization, for which kernels
 
 No GPU is needed and nothing is run. Tables (or --json) go to stdout, progress and warnings to stderr. Audits
@@ -303,6 +304,27 @@ def limits(ask: Ask, batch: int, as_json: bool, plot: Path | None) -> int:
     return 0
 
 
+def pipes(gpu: str | None, as_json: bool) -> int:
+    """How fast the pipes of each architecture are; returns the exit code.
+
+    Raises:
+        UsageError: nothing is known of a board.
+    """
+    from rich.console import Console
+
+    from bench.static import pipes_table
+
+    known = (g.multiprocessor for g in chosen_gpus(gpu or f"{GPUS},a10,orin"))
+    each = {m.capability: m for m in known if m is not None}
+    found = [each[name] for name in sorted(each, key=float)]
+    if as_json:
+        data = pipes_table.to_data(found)
+        sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    else:
+        Console(highlight=False).print(pipes_table.render(found))
+    return 0
+
+
 def show(report: Report, as_json: bool, lines: list[str]) -> None:
     """Prints a report."""
     from bench.static.audit_report import render, to_data
@@ -357,6 +379,9 @@ def main(
     ] = False,
     batch: Annotated[int, typer.Option(min=1, max=256, help="For --limits: rows of x.")] = 1,
     plot: Annotated[Path | None, typer.Option(help="For --limits: draw a picture too.")] = None,
+    show_pipes: Annotated[
+        bool, typer.Option("--pipes", help="Rates of the pipes, as ptxas and others have them.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Count the machine code of kernels: instructions per weight, occupancy, and what a GPU allows."""
@@ -368,7 +393,12 @@ def main(
             raise UsageError(f"--weights takes a number from 1 up, not {weights}.")
         if plot is not None and not show_limits:
             raise UsageError("--plot draws the table of --limits; give both.")
-        code = limits(ask, batch, as_json, plot) if show_limits else run(ask, as_json, gate)
+        if show_pipes:
+            code = pipes(gpu, as_json)
+        elif show_limits:
+            code = limits(ask, batch, as_json, plot)
+        else:
+            code = run(ask, as_json, gate)
     raise typer.Exit(code)
 
 

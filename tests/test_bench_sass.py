@@ -120,6 +120,19 @@ def test_tiles_that_differ_have_no_difference() -> None:
     assert len(list(rows_of(audits))) == 2
 
 
+def test_unfused_is_both_of_its_launches() -> None:
+    first = Job("dequantize", "ptx", "int4-g128", "fp16", 1, 90)
+    second = Job("native", "gemv", "fp16", "fp16", 1, 90)
+    others = [replace(second, capability=80), replace(second, format="bf16", activation="bf16")]
+    audits = {first: planted(first), second: planted(second, weights=32)}
+    rows = list(rows_of(audits | {job: planted(job) for job in others}))
+    (both,) = [row for row in rows if row.job and row.job.arm == "unfused"]
+    assert both.name == "ptx+gemv/unfused/int4-g128/fp16"
+    assert both.per_weight["total"] == 64 / 64 + 64 / 32
+    assert both.value("registers") is None
+    assert rows.index(both) == 1  # after its first launch
+
+
 def test_budget_by_hand() -> None:
     """3350 GB/s over 132 SMs at 1.98 GHz: 12.82 bytes a clock, so 24.86 weights of 4.125 bits."""
     found = budget(load_gpu("h100"), 4.125 / 8)

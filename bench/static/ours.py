@@ -17,7 +17,7 @@ from math import ceil
 from typing import TYPE_CHECKING, cast
 
 from bench.static import parameters
-from bench.static.audit import Audit, Job, K, N, bytes_moved, cost_of, plan_for, row_of
+from bench.static.audit import Audit, Job, K, N, bytes_moved, cost_of, counts_of, plan_for, row_of
 from bench.static.compile import WARP_LANES
 from bench.static.cost import InstructionCounts, KernelCost, Problem, counts_of_classes
 from bench.static.limits import Ratio, supply_demand
@@ -96,9 +96,7 @@ def launch_on(
     if reason or audit.weights is None:
         bare = InstructionCounts(bytes=stored)
         return KernelCost(job.name, job.arm, bare, unmodelled=reason), problem
-    loop = counts_of_classes(
-        audit.classes, audit.slow_conversions, audit.loads, audit.weights, stored
-    )
+    loop = counts_of(audit, stored)
     known = gpu.multiprocessor is not None and gpu.multiprocessor.dram_latency_s is not None
     in_flight = None
     if known and audit.resident_warps:
