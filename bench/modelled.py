@@ -1,6 +1,7 @@
 """Regenerates the modelled profiles in profiles/modelled/, one per board, and says whether they are up to date.
 
     python -m bench.modelled              compile what has changed, model every board, write what differs
+    python -m bench.modelled --gpu h100,l4    the same for some boards; the others stay as they are
     python -m bench.modelled --check      compile nothing and write nothing: exit 1 if anything is out of date
 
 A board's profile is what `python -m bench.dequant --gpu BOARD --format FORMATS` prints on a machine without a
@@ -50,6 +51,21 @@ def layer_of(formats: str, shape: ModelShape) -> Layer:
     except ValueError as error:
         raise UsageError(str(error)) from None
     return Layer(shape.operators, found, BATCHES, "fp16")
+
+
+def chosen(names: str | None) -> tuple[Gpu, ...]:
+    """The boards of an option.
+
+    Raises:
+        UsageError: nothing is known of one.
+    """
+    from profiles.specs import load_gpu, load_gpus
+
+    try:
+        known = load_gpus().values() if names is None else map(load_gpu, names.split(","))
+        return tuple({gpu.key: gpu for gpu in known}.values())
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def path_of(board: Gpu) -> Path:
@@ -128,20 +144,23 @@ def regenerate(boards: Sequence[Gpu], layer: Layer, shape: ModelShape) -> int:
     from bench.measure.run import Progress
     from bench.progress import progress
     from bench.static.audit_all import audited
-    from bench.static.audit_cache import COMMITTED, committed_text, open_cache
+    from bench.static.audit_cache import COMMITTED, committed_text, open_cache, read_committed
     from bench.static.audit_report import capability_of
     from bench.static.device import jobs_of_layer
     from profiles.reader import replace_file, write_profile
+    from profiles.specs import load_gpus
 
-    cache = open_cache()
+    cache, known = open_cache(), read_committed(COMMITTED)
     jobs = jobs_of_layer(layer, dict.fromkeys(map(capability_of, boards)))
     with progress(Console(stderr=True)) as show:
         audits, failures = audited(jobs, cache, lambda *state: show(Progress(*state)))
     FOLDER.mkdir(parents=True, exist_ok=True)
-    text = committed_text(cache, audits)
+    others = jobs_of_layer(layer, dict.fromkeys(map(capability_of, load_gpus().values())))
+    kept = {job: known[key] for job in others if (key := cache.key(job)) in known}
+    text = committed_text(cache, kept | audits)
     if not COMMITTED.exists() or COMMITTED.read_bytes() != text:
         replace_file(COMMITTED, text)
-    typer.echo(f"{len(text) / 1e3:8.0f} kB  {COMMITTED.name}: {len(audits)} kernels")
+    typer.echo(f"{len(text) / 1e3:8.0f} kB  {COMMITTED.name}: {len(kept | audits)} kernels")
     bad = len(failures)
     for job, why in failures.items():
         typer.echo(f"FAILED {job.name} on sm_{job.capability}: {why}")
@@ -167,13 +186,15 @@ def main(
     formats: Annotated[
         str, typer.Option("--format", help="Formats of the profiles, comma-separated.")
     ] = FORMATS,
+    gpu: Annotated[
+        str | None, typer.Option(help="Boards, comma-separated; every one by default.")
+    ] = None,
 ) -> None:
     """Regenerate the committed modelled profiles, or check that they are up to date."""
     from profiles.shapes import load_model
-    from profiles.specs import load_gpus
 
     with exit_codes():
-        boards, shape = tuple(load_gpus().values()), load_model(MODEL)
+        boards, shape = chosen(gpu), load_model(MODEL)
         layer = layer_of(formats, shape)
         if not check_only:
             raise typer.Exit(regenerate(boards, layer, shape))

@@ -140,7 +140,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(audit_cache, "COMMITTED", counts)
     monkeypatch.setattr(audit_cache, "open_cache", lambda: cache)
     monkeypatch.setattr(audit_all, "audited", audited)
-    read_committed.cache_clear()
     return folder
 
 
@@ -164,7 +163,6 @@ def test_one_command_writes_all_and_a_second_run_changes_nothing(elsewhere: Path
 def test_check_sees_a_profile_a_count_and_a_kernel_that_changed(elsewhere: Path) -> None:
     assert run("--check").exit_code == 1  # nothing there
     run()
-    read_committed.cache_clear()
     path = elsewhere / "l4.json.gz"
     data = json.loads(gzip.decompress(path.read_bytes()))
     data["rows"][0]["time_s"]["value"] *= 1.0001
@@ -178,16 +176,22 @@ def test_check_sees_a_profile_a_count_and_a_kernel_that_changed(elsewhere: Path)
     counts = elsewhere / "counts.jsonl.gz"
     lines = gzip.decompress(counts.read_bytes()).decode().splitlines()
     counts.write_bytes(gzip.compress("\n".join(lines[1:]).encode()))
-    read_committed.cache_clear()
     done = run("--check")
     assert done.exit_code == 1
     assert "kernels have changed since they were counted" in done.stderr
     counts.write_bytes(
         gzip.compress("\n".join(lines).replace('"other":256', '"other":2560').encode())
     )
-    read_committed.cache_clear()
     done = run("--check")
     assert "h100-sxm.json.gz is not what the model says now" in done.stderr
+
+
+def test_some_boards_leave_the_others_as_they_are(elsewhere: Path) -> None:
+    assert run("--gpu", "l4").exit_code == 0
+    assert [path.name for path in elsewhere.glob("*.json.gz")] == ["l4.json.gz"]
+    assert run("--gpu", "h100").exit_code == 0
+    assert run("--check").exit_code == 0  # the counts of both are there
+    assert run("--gpu", "h9000").exit_code == 2
 
 
 def test_a_format_that_does_not_exist_is_one_sentence() -> None:

@@ -19,6 +19,7 @@ from bench.static.audit import (
     Job,
     audit_code,
     bytes_moved,
+    counts_of,
     jobs_of,
     row_of,
     rows_of,
@@ -118,6 +119,37 @@ def test_only_the_same_kernel_is_subtracted(other: Job) -> None:
 def test_tiles_that_differ_have_no_difference() -> None:
     audits = {BYPASS: planted(BYPASS, weights=32), FUSED: planted(FUSED)}
     assert len(list(rows_of(audits))) == 2
+
+
+AROUND = """
+MOV R1, 0x0
+BRA.U !UP1, 0x60
+LDG.E.128 R4, [R2]
+BRA.U UP2, 0x50
+FADD R6, R6, R7
+BRA.U UP0, 0x20
+STG.E [R2], R6
+EXIT
+BRA 0x80
+"""
+
+
+def test_what_runs_once_and_what_a_branch_may_skip() -> None:
+    """A loop from 0x20 to 0x50; before and after it a move, a branch, a store and the end; FADD is guarded."""
+    audit = audit_code("k", 90, code(AROUND))
+    assert (audit.looped, audit.instructions) == (True, 4)
+    assert sum(audit.outside.values()) == 4
+    assert audit.outside["int"] == 1
+    assert audit.guarded == 1
+    assert audit_code("k", 90, code("MOV R1, 0x0\nEXIT")).outside == {}
+
+
+def test_fast_conversions_of_old_machine_code_are_fast() -> None:
+    """On 8.0 there is F2FP and no I2FP: what is not slow there has the integer pipe's rate."""
+    new, old = planted(FUSED), planted(replace(FUSED, capability=80))
+    assert (counts_of(new, 0.5).integer, counts_of(new, 0.5).fast_conversion) == (1.0, 8 / 64)
+    assert (counts_of(old, 0.5).integer, counts_of(old, 0.5).fast_conversion) == (1.0 + 8 / 64, 0)
+    assert counts_of(old, 0.5).conversion == 8 / 64
 
 
 def test_unfused_is_both_of_its_launches() -> None:

@@ -105,15 +105,22 @@ class Cache:
             os.replace(name, self.path(job))
 
 
-@cache
 def read_committed(path: Path) -> dict[str, Audit]:
     """The audits in a file of the checkout, by key; none where there is no such file.
 
     Raises:
         ValueError, TypeError, AttributeError: it holds something else.
     """
-    if not path.exists():
+    try:
+        found = path.stat()
+    except FileNotFoundError:
         return {}
+    return _read(path, found.st_mtime_ns, found.st_size)
+
+
+@cache
+def _read(path: Path, changed_ns: int, length: int) -> dict[str, Audit]:
+    """The file as it was at that time."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         return {key: from_data(data) for key, data in map(json.loads, lines)}
 
