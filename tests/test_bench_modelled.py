@@ -191,11 +191,13 @@ def test_a_library_kernel_of_a_format_is_refused(monkeypatch: pytest.MonkeyPatch
 
     def with_library(*asked: object):
         found = find_kernels(*asked)  # type: ignore[arg-type]
-        return (*found, replace(found[-1], arm="vendor", implementation="other", variant="int4mm"))
+        theirs = replace(found[-1], arm="vendor", implementation="torch", variant="int4mm")
+        return (*found, theirs, replace(theirs, implementation="cuda", variant="needs CuPy"))
 
     monkeypatch.setattr(device, "find_kernels", with_library)
     model = modelled((1,))
     assert arm(model, "vendor", "int4mm").estimate.reason == device.NOT_COMPILED
+    assert "needs CuPy" not in {a.kernel.variant for a in model.arms}
     vendor = arm(model, "vendor", "default").estimate
     assert vendor.limiter == "DRAM"
     assert vendor.parts_s["dram"] == pytest.approx((2 * 4096 * 4096 + 2 * 8192) / (3350e9 * 0.87))

@@ -7,10 +7,11 @@
 What is modelled is a layer in a captured graph whose weights rotate, so that they are cold by construction.
 An operator's time is its part of the layer's: only a layer below 20 us is refused, with all its operators.
 
-Kernels that were not compiled here have no counts. Of a library's 16-bit kernel bytes and tensor rate are
-known and its instructions are taken never to limit it; any other library kernel is refused. `unfused` is
-two launches: the first dequantize kernel and the 16-bit kernel that is fastest over the layer. The matrix
-between them goes through memory; where the cache could hold it, the lower end of the interval says so.
+Kernels that were not compiled here have no counts. Those in CUDA C++, which a machine has only where CuPy is
+installed, are left out, so that a model is the same everywhere. Of a library's 16-bit kernel bytes and tensor
+rate are known, and its instructions are taken never to limit it; any other library kernel is refused.
+`unfused` is two launches: the first dequantize kernel and the 16-bit kernel that is fastest over the layer. The
+matrix between them goes through memory; where the cache could hold it, the interval's lower end says so.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bench.static.audit_report import capability_of
 from bench.static.cost import KernelCost, Problem
 from bench.static.estimate import Estimate, estimate_launches
 from bench.static.limits import Ratio
-from bench.static.ours import COMPILED, launch_on, library_cost, ratio_of
+from bench.static.ours import COMPILED, LIBRARY, launch_on, library_cost, ratio_of
 from kernels import find_kernels
 from kernels.formats import WeightFormat
 from kernels.kernel import Kernel, traffic
@@ -72,6 +73,14 @@ class Arm:
     estimate: Estimate
 
 
+def kernels_of(
+    weight_format: WeightFormat, activation: Activation, batch: int
+) -> tuple[Kernel, ...]:
+    """Every kernel that has a row for such a problem on any machine."""
+    found = find_kernels("cuda", weight_format, activation, batch)
+    return tuple(k for k in found if k.implementation in (COMPILED, LIBRARY))
+
+
 def job_of(kernel: Kernel, weight_format: WeightFormat, activation: Activation,
            batch: int, capability: int) -> Job | None:  # fmt: skip
     """What has to be compiled for a kernel; None where it is not ours."""
@@ -88,7 +97,7 @@ def jobs_of_layer(layer: Layer, capabilities: Iterable[int]) -> list[Job]:
         for capability in capabilities
         for weight_format in layer.formats
         for batch in layer.batches
-        for kernel in find_kernels("cuda", weight_format, layer.activation, batch)
+        for kernel in kernels_of(weight_format, layer.activation, batch)
     ]
     return list(dict.fromkeys(job for job in found if job is not None))
 
@@ -135,7 +144,7 @@ class Model:
         return tuple(found)
 
     def _kernels(self, weight_format: WeightFormat, batch: int) -> tuple[Kernel, ...]:
-        return find_kernels("cuda", weight_format, self.layer.activation, batch)
+        return kernels_of(weight_format, self.layer.activation, batch)
 
     def _job(self, kernel: Kernel, weight_format: WeightFormat, batch: int) -> Job | None:
         capability = capability_of(self.gpu)

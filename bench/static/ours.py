@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kernels.triton.plan import Plan
 
 COMPILED = "triton"  # the implementation whose kernels are compiled and counted
+LIBRARY = "torch"
 LIBRARY_SIXTEEN = "vendor16"  # cuBLAS and its like in peers.toml: bytes and tensor rate only
 
 
