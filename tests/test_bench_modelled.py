@@ -218,6 +218,15 @@ def test_the_slow_unit_of_12_0_is_not_known() -> None:
     assert arm(modelled((1,), **slow), "fused", "gemv-ptx").estimate.limiter == "XU"
 
 
+def test_tiles_are_refused_where_no_tensor_cores_multiply_them() -> None:
+    model = modelled((16,), gpu="t4")
+    refused = {(a.kernel.arm, a.kernel.variant) for a in model.arms if a.estimate.value_s is None}
+    variants = ("gemm", "gemm-ptx")
+    products = {(arm, v) for arm in ("fused", "bypass") for v in variants}
+    assert refused == products | {("native", "gemm")}
+    assert "7.5" in arm(model, "fused", "gemm", batch=16).estimate.reason
+
+
 # --- a layer
 
 

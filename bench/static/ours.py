@@ -23,7 +23,7 @@ from bench.static.cost import InstructionCounts, KernelCost, Problem, counts_of_
 from bench.static.limits import Ratio, supply_demand
 from bench.static.peers import load_peers
 from kernels.formats import WeightFormat, find_format
-from kernels.kernel import Kernel, traffic
+from kernels.kernel import PRODUCTS, Kernel, traffic
 from profiles.specs import Gpu
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 COMPILED = "triton"  # the implementation whose kernels are compiled and counted
 LIBRARY = "torch"
+TENSOR_CAPABILITY = 80  # from here on Triton multiplies tiles with tensor cores
+NO_TENSOR_CORES = "Triton multiplies tiles without tensor cores on compute capability 7.5"
 LIBRARY_SIXTEEN = "vendor16"  # cuBLAS and its like in peers.toml: bytes and tensor rate only
 
 
@@ -45,6 +47,7 @@ class Cut:
         weights: of one program.
         lanes: of one program.
         stages: passes of the loop that are under way at a time.
+        tiled: whether it cuts the batch into tiles, to multiply them with tensor cores.
     """
 
     rows_per_pass: int
@@ -52,14 +55,13 @@ class Cut:
     weights: int
     lanes: int
     stages: int
+    tiled: bool
 
     @classmethod
     def of(cls, plan: Plan, weight_format: WeightFormat, problem: Problem) -> Cut:
         """Read off a plan, whose constants are those of `kernels/triton`."""
         constants = cast("dict[str, int]", plan.constexprs)
-        block_n, rows = constants["BLOCK_N"], problem.batch
-        if len(plan.grid) > 1 and "BLOCK_B" in constants:
-            rows = constants["BLOCK_B"]
+        block_n, tiled = constants["BLOCK_N"], len(plan.grid) > 1 and "BLOCK_B" in constants
         looped = "BLOCK_K" in constants  # along k, by one program
         block_k = (
             constants["BLOCK_K"]
@@ -67,11 +69,12 @@ class Cut:
             else constants["BLOCK_W"] * weight_format.weights_per_word
         )
         return cls(
-            rows_per_pass=rows,
+            rows_per_pass=constants["BLOCK_B"] if tiled else problem.batch,
             padding=_whole(problem.k, block_k) * _whole(problem.n, block_n) / problem.weights,
             weights=block_n * (problem.k if looped else block_k),
             lanes=WARP_LANES * cast("int", plan.options["num_warps"]),
             stages=constants.get("NUM_STAGES", 2),
+            tiled=tiled,
         )
 
 
@@ -94,6 +97,8 @@ def launch_on(
     stored = words / problem.weights
     problem = replace(problem, other_bytes=moved.bytes_read + moved.bytes_written - words)
     reason = unmodelled(audit)
+    if cut.tiled and job.arm in PRODUCTS and job.capability < TENSOR_CAPABILITY:
+        reason = reason or NO_TENSOR_CORES
     if reason or audit.weights is None:
         bare = InstructionCounts(bytes=stored)
         return KernelCost(job.name, job.arm, bare, unmodelled=reason), problem
