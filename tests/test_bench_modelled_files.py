@@ -47,16 +47,21 @@ def audit(job: Job, total: int = 256) -> Audit:
 
 
 @pytest.mark.parametrize("key", BOARDS)
-def test_every_board_has_a_profile_that_readers_take_and_that_says_most(key: str) -> None:
-    path = command.path_of(BOARDS[key])
+def test_every_board_has_a_profile_that_says_most(key: str) -> None:
+    """Without the schema, which the proofs hold every one of them against."""
+    data = json.loads(gzip.decompress(command.path_of(BOARDS[key]).read_bytes()))
+    modelled, board = data["modelled"], BOARDS[key]
+    assert (data["kind"], data["complete"], modelled["board"]) == ("modelled", True, key)
+    assert (data["device"]["name"], data["device"]["capability"]) == (board.name, board.capability)
+    assert data["workload"]["formats"] == [f.name for f in LAYER.formats]
+    refused = [row for row in data["rows"] if row["time_s"]["value"] is None]
+    assert len(refused) == sum(modelled["refused"].values())
+    assert len(refused) <= REFUSED_SHARE * modelled["rows"]
+
+
+def test_readers_refuse_them_unless_asked_for_the_kind() -> None:
     with pytest.raises(ProfileError, match="kind 'modelled'"):
-        load_profile(path)
-    profile = load_profile(path, allow=("modelled",))
-    assert profile.modelled is not None
-    assert (profile.modelled.board, profile.device.name) == (key, BOARDS[key].name)
-    assert profile.workload.formats == tuple(f.name for f in LAYER.formats)
-    assert profile.modelled.refused_rows <= REFUSED_SHARE * profile.modelled.rows
-    assert profile.device.capability == BOARDS[key].capability
+        load_profile(command.path_of(BOARDS["h100-sxm"]))
 
 
 def test_they_are_small() -> None:
