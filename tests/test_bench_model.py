@@ -91,6 +91,9 @@ def test_fast_conversions_take_the_slow_unit_where_there_is_no_such_instruction(
     assert new["integer"] == pytest.approx((2.2 + 1.03) / 64)
     disputed = pipe_cycles(PEERS["awq-v1"], A10.multiprocessor, 1, "worse")
     assert disputed["xu"] == pytest.approx(1.03 / 16)  # the guide's 16 lanes in place of ptxas' 64
+    assert (
+        disputed["integer"] == new["integer"]
+    )  # nor is that pipe relieved: the end is the worse one
 
 
 def test_programs_that_share_a_slice_wait_for_each_other() -> None:

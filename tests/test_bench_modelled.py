@@ -301,6 +301,15 @@ def test_r_falls_with_every_pass_over_the_weights() -> None:
     assert found[256].value == pytest.approx(found[64].value / 4)
 
 
+@pytest.mark.parametrize("key", ["orin", "a10", "a100", "h100", "rtx5090"])
+def test_the_ends_of_r_lie_on_either_side_whatever_is_disputed(key: str) -> None:
+    """Fast conversions may be on the slow unit; that does not relieve the pipe that they are said to be on."""
+    classes = {**CLASSES, "int": 200, "cvt": 40}
+    model = modelled((1,), gpu=key, classes=classes, slow_conversions=2)
+    assert model.ratios
+    assert all(r.low <= r.value <= r.high for _, _, _, r in model.ratios)
+
+
 # --- the command
 
 APP = typer.Typer(add_completion=False)

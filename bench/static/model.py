@@ -101,7 +101,8 @@ def pipe_cycles(
 ) -> dict[str, float]:
     """Clocks of one multiprocessor per weight that each pipe needs, at 100 % of its lanes.
 
-    Conversions that have no fast instruction (I2FP) run on the slow unit, otherwise on the integer pipe.
+    Conversions that have no fast instruction (I2FP) run on the slow unit, otherwise on the integer pipe; where
+    that is disputed, the worse end has them on both, for either may be the one that runs out.
     """
     counts = kernel.instructions(batch)
     lanes = {
@@ -110,10 +111,12 @@ def pipe_cycles(
     }
     fast_lanes = rate(multiprocessor.fast_conversion_lanes, end)
     has_fast = fast_lanes > lanes["conversion"]
+    usual = multiprocessor.fast_conversion_lanes.value > multiprocessor.conversion_lanes.value
+    on_integer = has_fast or (end == "worse" and usual)
     slow = counts.conversion + (0 if has_fast else counts.fast_conversion)
     return {
         "issue": counts.total / lanes["issue"],
-        "integer": (counts.integer + (counts.fast_conversion if has_fast else 0))
+        "integer": (counts.integer + (counts.fast_conversion if on_integer else 0))
         / lanes["integer"],
         "half2": counts.half2 / lanes["half2"],
         "fp32": counts.fp32 / lanes["fp32"],
