@@ -7,6 +7,11 @@ and of the stages between, with φ, the cost of dequantization, and its interval
 progress and warnings to stderr. Exit codes: 0 good, 1 a kernel was wrong or the run did not converge,
 2 usage, wrong hardware or no place to write, 130 interrupted (143 by SIGTERM).
 
+The name of a GPU that is not here, on a machine without any, gives a model of it instead: the same tables from
+compiled kernels and data sheets, every number with an interval, and a banner that says so.
+
+    python -m bench.dequant --gpu h100 --bits 4
+
 Every block is on disk before the next one begins. A run that ended too early, however it ended, goes on with
 
     python -m bench.dequant --resume results/PROFILE.journal.jsonl
@@ -23,7 +28,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
@@ -31,11 +36,13 @@ from bench.usage import UsageError, exit_codes
 from kernels.formats import FORMATS, WeightFormat, formats_called, formats_with_bits
 
 if TYPE_CHECKING:
-    from bench.measure.devices import Mode
+    from bench.measure.devices import Float16, Mode
     from bench.measure.journal import Journal
     from bench.measure.records import EnergyPlan, Plan
     from bench.measure.run import Result
     from profiles.schema import Profile
+    from profiles.shapes import ModelShape
+    from profiles.specs import Gpu
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LARGEST_BATCH = 256
@@ -108,6 +115,24 @@ def _width(weight_format: WeightFormat) -> int:
     return -weight_format.bits
 
 
+def choose_shape(model: str, formats: tuple[WeightFormat, ...]) -> ModelShape:
+    """The model whose layer is run.
+
+    Raises:
+        UsageError: it is unknown, or its widths do not divide into a format's groups.
+    """
+    from profiles.shapes import load_model
+
+    try:
+        shape = load_model(model)
+        for weight_format in formats:
+            for operator in shape.operators:
+                weight_format.groups(operator.k)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return shape
+
+
 def make_plan(
     gpu: str,
     formats: tuple[WeightFormat, ...],
@@ -128,20 +153,13 @@ def make_plan(
     from bench.measure.devices import find_device
     from bench.measure.records import Plan
     from profiles.schema import Protocol
-    from profiles.shapes import load_model
 
     kind = find_device(gpu)
     if kind == "cpu" and activation == "fp16":
         raise UsageError("the CPU kernels take bf16 activations; leave out --activation fp16.")
     if kind == "cpu" and mode == "graph":
         raise UsageError("a CPU has no graphs to launch; leave out --launch graph.")
-    try:
-        shape = load_model(model or (CPU_MODEL if kind == "cpu" else GPU_MODEL))
-        for weight_format in formats:
-            for operator in shape.operators:
-                weight_format.groups(operator.k)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    shape = choose_shape(model or (CPU_MODEL if kind == "cpu" else GPU_MODEL), formats)
     protocol = Protocol(
         pilot_blocks=10,
         fresh_blocks_minimum=21,
@@ -339,10 +357,90 @@ def say_what_is_safe(journal: Path | None) -> None:
         )
 
 
+def check_measured(gpu: str, board: Gpu | None) -> None:
+    """Refuses what --require-measured does not want.
+
+    Raises:
+        UsageError: the GPU could only be modelled or simulated here.
+    """
+    simulated = gpu.strip().lower().startswith("simulated")
+    if board is not None or simulated:
+        raise UsageError(
+            f"--require-measured was given, and --gpu {gpu} can only be "
+            f"{'simulated' if simulated else 'modelled'} here; run it where that GPU is."
+        )
+
+
+def check_modelled(gpu: str, launch: str | None, energy: str) -> None:
+    """Refuses options that a model cannot follow.
+
+    Raises:
+        UsageError: one was given.
+    """
+    if launch == "eager" or energy not in ("default", "off"):
+        given = "--launch eager" if launch == "eager" else f"--energy {energy}"
+        raise UsageError(
+            f"--gpu {gpu} is modelled here, launched from a graph and without joules; leave out {given}."
+        )
+
+
+def model_command(
+    board: Gpu,
+    name: str,
+    formats: tuple[WeightFormat, ...],
+    shape: ModelShape,
+    batches: tuple[int, ...],
+    activation: Float16,
+    path: Path,
+) -> int:
+    """Models a layer on a board that is not here, writes its profile, prints it; returns the exit code.
+
+    Raises:
+        OSError: the output cannot be written.
+    """
+    from rich.console import Console
+
+    from bench.measure.resume import sources
+    from bench.measure.run import Progress, command_line
+    from bench.progress import progress
+    from bench.report import REFUSED_SHARE, render
+    from bench.static.audit_all import audited
+    from bench.static.audit_cache import open_cache
+    from bench.static.audit_report import capability_of
+    from bench.static.device import Layer, Model, jobs_of_layer
+    from bench.static.modelled import modelled_profile
+    from profiles.reader import write_profile
+
+    errors = Console(stderr=True)
+    errors.print(
+        f"No NVIDIA GPU is here: --gpu {name} is modelled as the {board.name}, not measured.",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    layer = Layer(shape.operators, formats, batches, activation)
+    with progress(errors) as show:
+        jobs = jobs_of_layer(layer, [capability_of(board)])
+        audits, failures = audited(jobs, open_cache(), lambda *state: show(Progress(*state)))
+    model = Model(layer, board, audits, failures)
+    profile = modelled_profile(model, shape, sources(), command_line(), datetime.now(UTC))
+    write_profile(profile, None, path)
+    Console().print(render(profile))
+    errors.print(f"Wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    modelled = profile.modelled
+    assert modelled is not None
+    if modelled.refused_rows > REFUSED_SHARE * modelled.rows:
+        errors.print(f"error: more than {REFUSED_SHARE:.0%} of the rows are not modelled.")
+        return 1
+    return 0
+
+
 def main(
     context: typer.Context,
     gpu: Annotated[
-        str, typer.Option(help="auto, cpu, the name of a GPU that must be here, or simulated:h100.")
+        str,
+        typer.Option(
+            help="auto, cpu, the name of a GPU (modelled where there is none), or simulated:h100."
+        ),
     ] = "auto",
     bits: Annotated[
         int | None, typer.Option(help="Measure all formats of this width; 4 by default.")
@@ -383,6 +481,9 @@ def main(
             "arm at every batch (full), in short windows (smoke), or none (off)."
         ),
     ] = "default",
+    require_measured: Annotated[
+        bool, typer.Option("--require-measured", help="End with 2 rather than model or simulate.")
+    ] = False,
     show_formats: Annotated[
         bool, typer.Option("--list", help="List the formats and stop.")
     ] = False,
@@ -401,7 +502,8 @@ def main(
             raise typer.Exit(resume_command(resume, output, given))
         raise typer.Exit(
             run_command(
-                gpu, bits, formats, model, batches, activation, launch, output, seed, energy
+                *(gpu, bits, formats, model, batches, activation, launch, output, seed, energy),
+                require_measured,
             )
         )
 
@@ -423,8 +525,9 @@ def run_command(
     output: Path | None,
     seed: int,
     energy: str,
+    require_measured: bool = False,
 ) -> int:
-    """Checks the arguments, measures, and turns what can go wrong into one sentence and a code.
+    """Checks the arguments, measures or models, and turns what can go wrong into one sentence and a code.
 
     Raises:
         UsageError: an argument asks for something that does not exist.
@@ -438,10 +541,21 @@ def run_command(
     if energy not in get_args(Energy):
         raise UsageError(f"--energy takes {', '.join(get_args(Energy))}, not {energy!r}.")
 
-    from bench.measure.devices import DeviceError
+    from bench.measure.devices import DeviceError, modelled_board
     from bench.measure.journal import Journal, never_began
 
     try:
+        board = modelled_board(gpu)
+        if require_measured:
+            check_measured(gpu, board)
+        if board is not None:
+            check_modelled(gpu, launch, energy)
+            shape = choose_shape(model or GPU_MODEL, formats)
+            path = output or default_output(board.key, shape.name, formats)
+            path = check_output(path, "modelled")
+            dtype = cast("Float16", activation or "fp16")
+            with guarded(path, journal_of(path)):
+                return model_command(board, gpu, formats, shape, batches, dtype, path)
         plan = make_plan(gpu, formats, model, batches, activation, launch, seed, energy)  # type: ignore[arg-type]
     except DeviceError as error:
         raise UsageError(str(error)) from None
@@ -492,8 +606,9 @@ def check_output(path: Path, gpu: str = "auto") -> Path:
         raise UsageError(f"--output must be a file that ends in .json, but is {path}.")
     if not path.name.isprintable():
         raise UsageError(f"--output must have a name of printable UTF-8, not {path.name!r}.")
-    if gpu.strip().lower().startswith("simulated") and "measured" in path.absolute().parts:
-        raise UsageError("a simulated profile has no place among measured ones; change --output.")
+    kind = next((k for k in ("simulated", "modelled") if gpu.strip().lower().startswith(k)), None)
+    if kind is not None and "measured" in path.absolute().parts:
+        raise UsageError(f"a {kind} profile has no place among measured ones; change --output.")
     return path
 
 

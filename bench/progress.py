@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """Shows reports of a run until the block is left."""
-    with Bar(
+    """Shows reports of a run until the block is left; nothing where there are none."""
+    bar = Bar(
         BarColumn(bar_width=20),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
@@ -29,13 +29,18 @@ def progress(console: Console) -> Iterator[Callable[[Progress], None]]:
         console=console,
         transient=True,
         auto_refresh=False,
-    ) as bar:
-        task = bar.add_task("starting", total=1.0, left="")
+    )
+    task = bar.add_task("starting", total=1.0, left="")
 
-        def report(state: Progress) -> None:
-            left = ""
-            if state.left_s is not None:
-                left = f"about {timedelta(seconds=round(state.left_s))} left"
-            bar.update(task, completed=state.done, description=state.doing, left=left, refresh=True)
+    def report(state: Progress) -> None:
+        bar.start()
+        left = ""
+        if state.left_s is not None:
+            left = f"about {timedelta(seconds=round(state.left_s))} left"
+        bar.update(task, completed=state.done, description=state.doing, left=left, refresh=True)
 
+    try:
         yield report
+    finally:
+        if bar.live.is_started:
+            bar.stop()

@@ -18,13 +18,23 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.analysis.doubts import flag_sentences, stale_sentences
+from bench.analysis.trust import REFUSED_SHARE as REFUSED_SHARE
 from bench.analysis.trust import failures as failures
 from bench.analysis.trust import warm as warm
 from bench.analysis.trust_phi import CONVERGED_SHARE as CONVERGED_SHARE
 from bench.analysis.trust_phi import converged_share as converged_share
 from bench.analysis.verdict import verdicts
 from profiles.reader import ProfileError, load_profile
-from profiles.schema import LAYER, ArmRow, Comparison, EnergyRow, Implementation, Profile, Quantity
+from profiles.schema import (
+    LAYER,
+    ArmRow,
+    Comparison,
+    EnergyRow,
+    Implementation,
+    Profile,
+    Quantity,
+    SupplyDemand,
+)
 
 MS = 1e3
 MJ = 1e3
@@ -32,13 +42,14 @@ MJ = 1e3
 
 def render(profile: Profile, operator: str = LAYER) -> RenderableType:
     """Everything a run prints after its last block."""
-    parts: list[RenderableType] = [_header(profile)]
+    parts: list[RenderableType] = [*_banner(profile), _header(profile)]
     for weight_format in profile.workload.formats:
         chosen = [
             c for c in profile.comparisons if c.format == weight_format and c.operator == operator
         ]
         if chosen:
             parts += [Text(), _times(profile, chosen), _baselines(chosen), Text(), _costs(chosen)]
+            parts += _ratios(profile, weight_format)
         if operator == LAYER and any(r.format == weight_format for r in profile.energy.rows):
             parts += [Text(), _energy(profile, chosen), Text(), _tokens(profile, weight_format)]
             parts += list(_curves(profile, weight_format))
@@ -51,6 +62,51 @@ def render(profile: Profile, operator: str = LAYER) -> RenderableType:
     return Group(*parts)
 
 
+def _banner(profile: Profile) -> Iterator[Text]:
+    """Of a modelled profile: how many rows were refused, and in capitals what the others are."""
+    modelled = profile.modelled
+    if modelled is None:
+        return
+    refused, rows = modelled.refused_rows, modelled.rows
+    share = refused / rows if rows else 0.0
+    style = "bold red" if share > REFUSED_SHARE else "bold"
+    yield Text(f"{refused} of {rows} rows refused: not modelled ({share:.0%}).", style=style)
+    for reason, count in modelled.refused.items():
+        yield Text(f"  {count} {reason}")
+    yield Text(
+        "MODELLED, NOT MEASURED: no GPU was here, and none has run this. Times follow from compiled machine "
+        "code and data sheets; the intervals say how wrong that has been elsewhere.",
+        style="bold white on red",
+    )
+
+
+def _ratios(profile: Profile, weight_format: str) -> Iterator[RenderableType]:
+    """R of the fused kernels of a modelled profile."""
+    found = profile.modelled.ratios if profile.modelled else ()
+    fused = [r for r in found if (r.format, r.kernel.arm) == (weight_format, "fused")]
+    variants = list(dict.fromkeys(r.kernel.variant for r in fused))
+    if not fused:
+        return
+    table = plain_table(
+        f"{weight_format}: R, weights/s the pipes allow / weights/s memory delivers", variants
+    )
+    for batch in dict.fromkeys(r.batch for r in fused):
+        cells = {r.kernel.variant: r for r in fused if r.batch == batch}
+        table.add_row(str(batch), *(_ratio_cell(cells.get(name)) for name in variants))
+    yield from (Text(), table)
+    yield Text(
+        "At 100 % and at 65 % of issue, of the hot loop; then the pipe that runs out first. Below 1 a "
+        "kernel is cast-bound.",
+        style="dim",
+    )
+
+
+def _ratio_cell(found: SupplyDemand | None) -> Text:
+    if found is None or found.ratio.value is None or found.at_reached_issue is None:
+        return Text("–", style="dim")
+    return Text(f"{found.ratio.value:.2f} {found.at_reached_issue:.2f} {found.limiter}")
+
+
 def _header(profile: Profile) -> Text:
     device, workload = profile.device, profile.workload
     cores = f", {device.cores} {'cores' if device.kind == 'cpu' else 'SMs'}" if device.cores else ""
@@ -58,7 +114,10 @@ def _header(profile: Profile) -> Text:
     text.append(profile.kind.upper(), style="bold green" if profile.kind == "measured" else "bold")
     text.append(f" on {device.name}{cores}: {workload.model}, the operators of one layer, ")
     text.append(f"{workload.activation} activations, {workload.launch_mode} launches, ")
-    text.append(f"{workload.cache_state} weights. Each value with its 95 % interval.")
+    text.append(f"{workload.cache_state} weights. ")
+    text.append(
+        f"Each value with its {profile.protocol.confidence:.0%} interval.".replace("%", " %")
+    )
     return text
 
 
@@ -67,15 +126,15 @@ def _times(profile: Profile, chosen: list[Comparison]) -> Table:
         f"{chosen[0].format}: time of {_what(chosen[0])}, ms",
         ("best16", "stream", "bypass", "fused", "unfused", "library"),
     )
-    times = {
-        (row.operator, row.batch, row.format, _identity(row)): row.time_s for row in profile.rows
-    }
+    rows = {(row.operator, row.batch, row.format, _identity(row)): row for row in profile.rows}
 
     def cell(c: Comparison, kernel: Implementation | None, arm: str | None = None) -> Text:
         if kernel is None:
             return Text("–", style="dim")
         wanted = (arm or kernel.arm, kernel.implementation, kernel.variant, kernel.weight_format)
-        return cell_of(times.get((c.operator, c.batch, c.format, wanted)), MS)
+        row = rows.get((c.operator, c.batch, c.format, wanted))
+        text = cell_of(row.time_s if row else None, MS)
+        return text.append(f"\n{row.limiter}", style="cyan") if row and row.limiter else text
 
     for c in chosen:
         table.add_row(
@@ -190,6 +249,9 @@ def _notes(profile: Profile) -> Iterator[str]:
     """What to be careful about."""
     if profile.kind == "simulated":
         yield "SIMULATED: these times are planted. No hardware was timed, and they say nothing of any."
+    if profile.modelled is not None:
+        yield from _modelled_notes(profile)
+        return
     good, known = converged_share(profile)
     target = profile.protocol.target_half_width
     yield (
@@ -238,6 +300,15 @@ def _notes(profile: Profile) -> Iterator[str]:
         yield from (f"Not the same throughout: {line}" for line in differences)
     if not profile.complete:
         yield "Interrupted: what is here is valid, but not all that was planned."
+
+
+def _modelled_notes(profile: Profile) -> Iterator[str]:
+    """What to be careful about where nothing was measured."""
+    assert profile.modelled is not None
+    yield "MODELLED: below each interval the resource that would take longest alone."
+    yield f"Intervals: {profile.modelled.intervals}."
+    yield from (f"{note[0].upper()}{note[1:]}." for note in profile.modelled.notes)
+    yield from _joules(profile)
 
 
 def _joules(profile: Profile) -> Iterator[str]:
@@ -303,7 +374,8 @@ def plain_table(title: str, columns: Iterable[str]) -> Table:
 
 
 def _batch(c: Comparison) -> str:
-    return f"{c.batch}{'' if c.converged else '*'}{'†' if c.flags else ''}"
+    missed = c.converged is False or (c.converged is None and c.kind != "modelled")
+    return f"{c.batch}{'*' if missed else ''}{'†' if c.flags else ''}"
 
 
 def _what(comparison: Comparison) -> str:

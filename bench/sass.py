@@ -5,6 +5,8 @@
     python -m bench.sass --source bench/examples/dequant_gemv.py:gemv --weights 8     your own Triton kernel
     python -m bench.sass --cubin k.cubin --regex gemm --weights 64 --format int4-g128   other people's code
     python -m bench.sass --format int4-g128 --gate limits.toml                   fail where a limit is passed
+    python -m bench.sass --pipes                    how fast ptxas and others believe each pipe to be
+    python -m bench.sass --limits --plot r.png      R: which boards hide dequantization, for which kernels
 
 No GPU is needed and nothing is run. Tables (or --json) go to stdout, progress and warnings to stderr. Audits
 are kept in build/sass/, so that only what changed is compiled again; kernels given by --source, --cubin and
@@ -16,9 +18,7 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,41 +137,16 @@ def ours(ask: Ask) -> Report:
 
 
 def audited(jobs: Sequence[Job], cache: Cache) -> tuple[dict[Job, Audit], dict[str, str]]:
-    """The audit of every job, from the cache or compiled; and a sentence for those that have none."""
-    known = {job: audit for job in jobs if (audit := cache.load(job)) is not None}
-    missing = [job for job in jobs if job not in known]
-    failures = {}
-    with closing(compiled(missing)) as answers:
-        for job, answer in answers:
-            if isinstance(answer, str):
-                failures[f"{job.name} on sm_{job.capability}"] = answer
-            else:
-                known[job] = answer
-                cache.store(job, answer)  # at once: after Ctrl-C the next run goes on from here
-    return {job: known[job] for job in jobs if job in known}, failures
-
-
-def compiled(jobs: Sequence[Job]) -> Generator[tuple[Job, Audit | str], None, None]:
-    """Compiles and counts in worker processes, with a bar on stderr; jobs as they are ready."""
-    if not jobs:
-        return
-    from dataclasses import asdict
-
+    """The audit of every job, with a bar on stderr while some are compiled; and why there is none."""
     from rich.console import Console
 
     from bench.measure.run import Progress
     from bench.progress import progress
-    from bench.static.audit_pool import Pool
+    from bench.static import audit_all
 
-    start_s = time.monotonic()
-    with Pool() as pool, progress(Console(stderr=True)) as show:
-        show(Progress(f"compiling {len(jobs)} kernels", None, 0.0))
-        answers = pool.answers([{"job": asdict(job)} for job in jobs])
-        for done, (index, answer) in enumerate(answers, 1):
-            yield jobs[index], answer
-            left_s = (time.monotonic() - start_s) / done * (len(jobs) - done)
-            doing = f"{done} of {len(jobs)}: {jobs[index].name}"
-            show(Progress(doing, left_s, done / len(jobs)))
+    with progress(Console(stderr=True)) as show:
+        audits, failures = audit_all.audited(jobs, cache, lambda *state: show(Progress(*state)))
+    return audits, {f"{job.name} on sm_{job.capability}": why for job, why in failures.items()}
 
 
 def one_format(ask: Ask) -> str | None:
@@ -292,6 +267,64 @@ def gate_lines(limits: Sequence[Limit], report: Report) -> list[str]:
     return [f"gate: {breach.sentence}" for breach in breaches(limits, report.rows)]
 
 
+def limits(ask: Ask, batch: int, as_json: bool, plot: Path | None) -> int:
+    """R of our fused kernels and of other people's on every board; returns the exit code.
+
+    Raises:
+        UsageError: a name is unknown, or the picture cannot be written.
+    """
+    from bench.static import limits_plot, limits_table
+    from bench.static.audit_cache import open_cache
+    from bench.static.peers import listed_peers
+    from kernels.formats import FORMATS as EVERY_FORMAT
+    from kernels.formats import find_format
+    from profiles.specs import load_gpus
+
+    names = [f.name for f in EVERY_FORMAT if f.quantized]
+    formats = [find_format(n) for n in chosen("format", ask.format or ",".join(names), names)]
+    gpus = chosen_gpus(ask.gpu or ",".join(load_gpus()))
+    audits, failures = audited(limits_table.our_jobs(gpus, formats, batch), open_cache())
+    lines = limits_table.our_lines(gpus, formats, batch, audits)
+    lines += limits_table.peer_lines(gpus, listed_peers(), batch)
+    if plot is not None:
+        try:
+            limits_plot.draw(gpus, lines, batch, plot)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot write {plot}: {error}") from None
+        typer.echo(f"Wrote {plot}", err=True)
+    if as_json:
+        data = limits_table.to_data(gpus, lines, batch)
+        sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(limits_table.render(gpus, lines, batch))
+    for name, why in failures.items():
+        typer.echo(f"warning: {name}: {why}", err=True)
+    return 0
+
+
+def pipes(gpu: str | None, as_json: bool) -> int:
+    """How fast the pipes of each architecture are; returns the exit code.
+
+    Raises:
+        UsageError: nothing is known of a board.
+    """
+    from rich.console import Console
+
+    from bench.static import pipes_table
+
+    known = (g.multiprocessor for g in chosen_gpus(gpu or f"{GPUS},a10,orin"))
+    each = {m.capability: m for m in known if m is not None}
+    found = [each[name] for name in sorted(each, key=float)]
+    if as_json:
+        data = pipes_table.to_data(found)
+        sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    else:
+        Console(highlight=False).print(pipes_table.render(found))
+    return 0
+
+
 def show(report: Report, as_json: bool, lines: list[str]) -> None:
     """Prints a report."""
     from bench.static.audit_report import render, to_data
@@ -341,6 +374,14 @@ def main(
     gate: Annotated[
         Path | None, typer.Option(help="Limits (TOML or JSON); exit code 1 where one is passed.")
     ] = None,
+    show_limits: Annotated[
+        bool, typer.Option("--limits", help="R of our kernels and other people's on every board.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="For --limits: rows of x.")] = 1,
+    plot: Annotated[Path | None, typer.Option(help="For --limits: draw a picture too.")] = None,
+    show_pipes: Annotated[
+        bool, typer.Option("--pipes", help="Rates of the pipes, as ptxas and others have them.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Count the machine code of kernels: instructions per weight, occupancy, and what a GPU allows."""
@@ -350,7 +391,14 @@ def main(
     with exit_codes(GateError, FileNotFoundError):
         if weights is not None and weights < 1:
             raise UsageError(f"--weights takes a number from 1 up, not {weights}.")
-        code = run(ask, as_json, gate)
+        if plot is not None and not show_limits:
+            raise UsageError("--plot draws the table of --limits; give both.")
+        if show_pipes:
+            code = pipes(gpu, as_json)
+        elif show_limits:
+            code = limits(ask, batch, as_json, plot)
+        else:
+            code = run(ask, as_json, gate)
     raise typer.Exit(code)
 
 

@@ -2,8 +2,6 @@
 
     python -m bench.validate             errors, coverage and baselines by family, board, batch and format
     python -m bench.validate --json      the same for programs, with every row
-    python -m bench.validate --limits    R, supply over demand, of other people's kernels on every board
-    python -m bench.validate --limits --plot limits.png    the same as a picture
 
 The 90 % interval of a row comes from the residuals of other sources only. Rows that the model would refuse
 to answer for are scored apart: weights that may sit in the cache, operators below 20 us. Exit codes: 0 the
@@ -26,12 +24,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.static import limits_table
 from bench.static.parameters import SMALL_BATCH
-from bench.static.peers import listed_peers
 from bench.static.published import load_rows
 from bench.static.score import VENDOR_FAMILY, Scored, by_board, errors, held_out, predict_row
-from profiles.specs import load_gpus
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "tests" / "data" / "published"
 COVERAGE = (0.85, 0.97)
@@ -194,40 +189,10 @@ def _sentence(s: Scored) -> str:
     )
 
 
-def _limits(batch: int, as_json: bool, plot: Path | None) -> None:
-    """The table of R, as text, as JSON or as a picture."""
-    gpus, peers = tuple(load_gpus().values()), listed_peers()
-    if plot is not None:
-        from bench.static import limits_plot
-
-        try:
-            limits_plot.draw(gpus, peers, batch, plot)
-        except (OSError, ValueError) as error:
-            typer.echo(f"error: cannot write {plot}: {error}", err=True)
-            raise typer.Exit(2) from None
-        typer.echo(f"Wrote {plot}")
-    elif as_json:
-        data = limits_table.to_data(gpus, peers, batch)
-        sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-    else:
-        Console().print(limits_table.render(gpus, peers, batch))
-
-
 def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
-    limits: Annotated[
-        bool, typer.Option("--limits", help="Print R of other people's kernels on every board.")
-    ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="For --limits: rows of x.")] = 1,
-    plot: Annotated[Path | None, typer.Option(help="For --limits: write a picture here.")] = None,
 ) -> None:
     """Hold the modelled GPU against published figures."""
-    if limits:
-        _limits(batch, as_json, plot)
-        return
-    if plot is not None:
-        typer.echo("error: --plot draws the table of --limits; give both.", err=True)
-        raise typer.Exit(2)
     rows = score()
     if as_json:
         sys.stdout.write(to_json(rows) + "\n")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import stat
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,29 @@ def read_file(path: Path, limit: int, folder: Path | None = None) -> bytes:
     if len(content) > limit:
         raise ProfileError(f"{path} grew beyond {limit} bytes while it was read.")
     return content
+
+
+def unpack_gzip(path: Path, content: bytes, limit: int) -> bytes:
+    """What a gzip file holds, one member and nothing after it.
+
+    Args:
+        path: whose content it is, for messages.
+        content: the packed bytes.
+        limit: bytes; more are never unpacked.
+
+    Raises:
+        ProfileError: it is no such file, or holds more.
+    """
+    stream = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        text = stream.decompress(content, limit + 1)
+    except zlib.error:
+        raise ProfileError(f"{path} is not a sound gzip file.") from None
+    if len(text) > limit:
+        raise ProfileError(f"{path} unpacks to more than {limit} bytes, which are not read.")
+    if not stream.eof or stream.unused_data:
+        raise ProfileError(f"{path} is not a sound gzip file: it is cut short, or goes on.")
+    return text
 
 
 def parse_json(path: Path, content: bytes) -> dict[str, Any]:

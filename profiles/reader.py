@@ -12,6 +12,7 @@ name.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from profiles.files import ProfileError as ProfileError
-from profiles.files import parse_json, read_file
+from profiles.files import parse_json, read_file, unpack_gzip
 from profiles.schema import (
     LAYER,
     SAMPLE_COLUMNS,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
+PACKED = ".gz"  # the suffix of a profile that is packed
 MAXIMUM_PROFILE_BYTES = 24 * 1024 * 1024  # two formats at nine batches take 1.3 MB
 MAXIMUM_SAMPLES_BYTES = 64 * 1024 * 1024  # 50,000 samples take 1 MB
 MAXIMUM_TRACE_BYTES = 128 * 1024 * 1024  # an hour of energy windows takes some 20 MB
@@ -58,7 +60,7 @@ def load_profile(path: str | Path, allow: tuple[Kind, ...] = ("measured",)) -> P
     the schema names them (no "1" for 1), and strings come without control characters.
 
     Args:
-        path: the JSON file.
+        path: the JSON file, or one packed with gzip whose name ends in .json.gz.
         allow: kinds of evidence the caller is ready for.
 
     Raises:
@@ -66,7 +68,10 @@ def load_profile(path: str | Path, allow: tuple[Kind, ...] = ("measured",)) -> P
             version, of a kind that was not asked for, or does not follow the schema.
     """
     path = Path(path)
-    data = parse_json(path, read_file(path, MAXIMUM_PROFILE_BYTES))
+    content = read_file(path, MAXIMUM_PROFILE_BYTES)
+    if path.suffix == PACKED:
+        content = unpack_gzip(path, content, MAXIMUM_PROFILE_BYTES)
+    data = parse_json(path, content)
     version = data.get("schema_version")
     if version != SCHEMA_VERSION or type(version) is not int:
         raise ProfileError(
@@ -233,7 +238,7 @@ def write_profile(profile: Profile, samples: pa.Table | None, path: str | Path) 
     Args:
         profile: `profile.samples` is filled in here.
         samples: with the schema of `samples_schema`; None for a profile without samples.
-        path: the JSON file to write; an existing one is replaced.
+        path: the JSON file to write, packed if its name ends in .gz; an existing one is replaced.
 
     Returns:
         The profile as written.
@@ -261,6 +266,8 @@ def write_profile(profile: Profile, samples: pa.Table | None, path: str | Path) 
     text = profile.model_dump_json(indent=1).encode() + b"\n"
     _check_length(path, text, MAXIMUM_PROFILE_BYTES)
     _validated(path, parse_json(path, text))
+    if path.suffix == PACKED:
+        text = gzip.compress(text, 9, mtime=0)
     existed = samples_path is not None and samples_path.exists()
     if samples_path is not None:
         replace_file(samples_path, content)

@@ -57,6 +57,7 @@ Arm = Literal[
 ]
 Activation = Literal["fp16", "bf16"]
 LaunchMode = Literal["graph", "eager"]
+Limiter = Literal["DRAM", "issue", "XU", "ALU", "shared", "tensor", "latency", "launch"]
 CacheState = Literal["cold", "hot"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -65,7 +66,7 @@ class DeviceInfo(Facts):
     """The machine or board that ran the kernels."""
 
     name: str
-    kind: Literal["cpu", "cuda", "simulated"]
+    kind: Literal["cpu", "cuda", "simulated", "modelled"]
     uuid_hash: str | None = Field(
         description="shortened SHA-256 of the board's or machine's own id"
     )
@@ -80,7 +81,7 @@ class DeviceInfo(Facts):
     @property
     def evidence(self) -> Kind:
         """The kind of evidence that a run on it gives."""
-        return "simulated" if self.kind == "simulated" else "measured"
+        return self.kind if self.kind in ("simulated", "modelled") else "measured"
 
 
 class Software(Facts):
@@ -132,12 +133,12 @@ class Workload(Record):
 
 
 class Protocol(Record):
-    """How it was timed, fixed before the first fresh block."""
+    """How it was timed, fixed before the first fresh block; a modelled profile has no blocks."""
 
     pilot_blocks: Annotated[int, Field(ge=0)]
-    fresh_blocks_minimum: Annotated[int, Field(ge=1)]
-    fresh_blocks_maximum: Annotated[int, Field(ge=1)]
-    processes: Annotated[int, Field(ge=1)]
+    fresh_blocks_minimum: Annotated[int, Field(ge=0)]
+    fresh_blocks_maximum: Annotated[int, Field(ge=0)]
+    processes: Annotated[int, Field(ge=0)]
     target_half_width: Annotated[float, Field(gt=0)] = Field(
         description="largest half-width of a phi's interval, as a fraction of t(best16)"
     )
@@ -203,6 +204,9 @@ class ArmRow(Record):
         description="gross joules of one call, from windows of seconds; see `energy`",
     )
     failure: str | None = None
+    limiter: Limiter | None = Field(
+        default=None, description="of a modelled time: the resource that would take longest alone"
+    )
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -467,6 +471,47 @@ class Energy(Record):
         return self
 
 
+class Parameter(Record):
+    """One number that a modelled profile rests on; `profiles/specs/` has its source."""
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    sort: Literal["datasheet", "toolchain", "fitted", "assumed"]
+
+
+class SupplyDemand(Record):
+    """R: weights per second that the pipes allow over those that memory delivers, of one kernel."""
+
+    format: str
+    batch: Annotated[int, Field(gt=0)]
+    kernel: Implementation
+    ratio: Quantity = Field(description="at 100 % of issue; below 1 the kernel is cast-bound")
+    at_reached_issue: float | None = Field(description="at 65 % of issue; null: no ratio")
+    limiter: Limiter | None = Field(description="the pipe that runs out first; null: no ratio")
+
+
+class Modelled(Record):
+    """What a modelled profile rests on, and what it refused to say."""
+
+    board: str = Field(description="its file in profiles/specs/")
+    rows: Annotated[int, Field(ge=0)] = Field(description="arms on operators, as planned")
+    refused: dict[str, Annotated[int, Field(gt=0)]] = Field(
+        description="why a row has no time, to the number of such rows"
+    )
+    compiler: str
+    intervals: str = Field(description="where the intervals come from")
+    notes: tuple[str, ...] = ()
+    parameters: dict[str, Parameter]
+    ratios: tuple[SupplyDemand, ...] = ()
+
+    @property
+    def refused_rows(self) -> int:
+        """Rows without a time."""
+        return sum(self.refused.values())
+
+
 class Profile(Record):
     """One run on one device. All quantities are of the profile's own kind."""
 
@@ -487,6 +532,9 @@ class Profile(Record):
     comparisons: tuple[Comparison, ...]
     energy: Energy = Energy(reason="energy was not measured")
     samples: Samples | None = None
+    modelled: Modelled | None = Field(
+        default=None, description="of a modelled profile: what it rests on"
+    )
     resumed: tuple[Resumption, ...] = Field(
         default=(), description="one for each time the run went on after an interruption"
     )
@@ -507,6 +555,8 @@ class Profile(Record):
         }
         if energy - {self.kind}:
             raise ValueError(f"a {self.kind} profile has joules of kind {sorted(energy)}")
+        if self.modelled is not None and self.kind != "modelled":
+            raise ValueError(f"a {self.kind} profile does not rest on a model")
         for name, items in (("row", self.rows), ("comparison", self.comparisons)):
             seen: set[tuple[object, ...]] = set()
             for item in items:

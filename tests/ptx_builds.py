@@ -1,8 +1,8 @@
 """Builds of the suite's Triton kernels to emulate: PTX, registers and stack, kept in build/ptx/.
 
-What a build depends on is in its key, as in that of an audit (bench/static/audit_cache.py): the text of our
-kernels, the version of Triton and the job. So a kernel is compiled once, by whichever test or proof asks
-first. Only a process that does not interpret can build.
+What a build depends on is in its key, as in that of an audit (bench/static/audit_cache.py): the text of the
+kernel and of what it calls, the version of Triton and the job. So a kernel is compiled once, by whichever
+test or proof asks first. Only a process that does not interpret can build.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import hashlib
 import re
 import tempfile
 import zlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
 from bench.static import audit_cache
+from bench.static.identity import identity
 from tests.aot_ptx import Ptx
 from tests.aot_triton import ROOT, Job, plan_of
 
@@ -53,19 +54,25 @@ def code_of(ptx: Ptx) -> str:
 
 @cache
 def kept() -> audit_cache.Cache:
-    """Builds of these sources with this compiler."""
-    found = audit_cache.open_cache(FOLDER)
-    return replace(found, sources=found.sources + audit_cache.checksum(Path(__file__).read_text()))
+    """Where builds are kept."""
+    return audit_cache.open_cache(FOLDER)
+
+
+def key_of(job: Job) -> str:
+    """What a build depends on, as one digest."""
+    depends = [kept().programs, kept().compiler, Path(__file__).read_text(encoding="utf-8")]
+    return audit_cache.checksum([*depends, asdict(job), identity(plan_of(job))])
 
 
 def build(job: Job) -> Build:
     """The build of a job: the kept one, or a new one."""
-    found = kept().read(job)
+    key = key_of(job)
+    found = kept().read(key)
     if found is None:
         new = compile_build(job)
         found = asdict(new)
         found["ptx"]["text"] = base64.b85encode(zlib.compress(new.ptx.text.encode())).decode()
-        kept().write(job, found)
+        kept().write(key, job, found)
         return new
     ptx = found.pop("ptx")
     text = zlib.decompress(base64.b85decode(ptx.pop("text"))).decode()

@@ -88,13 +88,14 @@ def test_bad_input_is_one_sentence_and_code_2(arguments: list[str], sentence: st
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "cuda" names none that could be modelled; what happens to h100 is in test_bench_modelled.py."""
     monkeypatch.setattr(
         "bench.measure.devices.cuda.find_gpu", lambda: (None, "PyTorch finds no CUDA driver")
     )
-    result = command("--gpu", "h100")
+    result = command("--gpu", "cuda")
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: --gpu h100 was asked for, but no usable NVIDIA GPU was found (PyTorch finds no CUDA "
+        "error: --gpu cuda was asked for, but no usable NVIDIA GPU was found (PyTorch finds no CUDA "
         "driver). Use --gpu auto for what is there, or --gpu cpu to measure the CPU.\n"
     )
 

@@ -91,6 +91,9 @@ def test_fast_conversions_take_the_slow_unit_where_there_is_no_such_instruction(
     assert new["integer"] == pytest.approx((2.2 + 1.03) / 64)
     disputed = pipe_cycles(PEERS["awq-v1"], A10.multiprocessor, 1, "worse")
     assert disputed["xu"] == pytest.approx(1.03 / 16)  # the guide's 16 lanes in place of ptxas' 64
+    assert (
+        disputed["integer"] == new["integer"]
+    )  # nor is that pipe relieved: the end is the worse one
 
 
 def test_programs_that_share_a_slice_wait_for_each_other() -> None:
@@ -173,7 +176,6 @@ def test_an_estimate_has_the_residual_interval_and_says_what_it_is() -> None:
 REFUSED = [
     ("a100-80", "marlin", replace(LARGE, cold=False, n=4096, k=4096, batch=256), "cache"),
     ("a100-80", "marlin", Problem(1024, 1024, 1), "below 20 us"),
-    ("orin", "vendor16", LARGE, "tensor rate of the Jetson"),
     ("t4", "marlin", LARGE, "needs compute capability 8.0"),
     ("a10", "bnb-naive", replace(LARGE, batch=2), "another path"),
     ("a10", "bitblas", LARGE, "not been counted"),
@@ -188,6 +190,12 @@ def test_what_cannot_be_modelled_has_a_reason_in_place_of_a_number(
     assert found.value_s is None
     assert found.low_s is None
     assert reason in found.reason
+
+
+def test_a_board_of_unknown_tensor_rate_has_no_times_of_tensor_cores() -> None:
+    bare = load_gpu("orin").model_copy(update={"tensor_fp16_tflops": None})
+    assert "tensor rate of the Jetson" in estimate(bare, PEERS["vendor16"], LARGE).reason
+    assert estimate(bare, PEERS["awq-v1"], LARGE).value_s is not None
 
 
 def test_a_board_of_unknown_pipes_or_latency_has_no_times() -> None:

@@ -12,13 +12,14 @@ import typer
 from typer.testing import CliRunner
 
 from bench import sass as command
-from bench.static import audit_cache, sass
+from bench.static import audit_all, audit_cache, sass
 from bench.static.audit import (
     MEASURES,
     Audit,
     Job,
     audit_code,
     bytes_moved,
+    counts_of,
     jobs_of,
     row_of,
     rows_of,
@@ -118,6 +119,50 @@ def test_only_the_same_kernel_is_subtracted(other: Job) -> None:
 def test_tiles_that_differ_have_no_difference() -> None:
     audits = {BYPASS: planted(BYPASS, weights=32), FUSED: planted(FUSED)}
     assert len(list(rows_of(audits))) == 2
+
+
+AROUND = """
+MOV R1, 0x0
+BRA.U !UP1, 0x60
+LDG.E.128 R4, [R2]
+BRA.U UP2, 0x50
+FADD R6, R6, R7
+BRA.U UP0, 0x20
+STG.E [R2], R6
+EXIT
+BRA 0x80
+"""
+
+
+def test_what_runs_once_and_what_a_branch_may_skip() -> None:
+    """A loop from 0x20 to 0x50; before and after it a move, a branch, a store and the end; FADD is guarded."""
+    audit = audit_code("k", 90, code(AROUND))
+    assert (audit.looped, audit.instructions) == (True, 4)
+    assert sum(audit.outside.values()) == 4
+    assert audit.outside["int"] == 1
+    assert audit.guarded == 1
+    assert audit_code("k", 90, code("MOV R1, 0x0\nEXIT")).outside == {}
+
+
+def test_fast_conversions_of_old_machine_code_are_fast() -> None:
+    """On 8.0 there is F2FP and no I2FP: what is not slow there has the integer pipe's rate."""
+    new, old = planted(FUSED), planted(replace(FUSED, capability=80))
+    assert (counts_of(new, 0.5).integer, counts_of(new, 0.5).fast_conversion) == (1.0, 8 / 64)
+    assert (counts_of(old, 0.5).integer, counts_of(old, 0.5).fast_conversion) == (1.0 + 8 / 64, 0)
+    assert counts_of(old, 0.5).conversion == 8 / 64
+
+
+def test_unfused_is_both_of_its_launches() -> None:
+    first = Job("dequantize", "ptx", "int4-g128", "fp16", 1, 90)
+    second = Job("native", "gemv", "fp16", "fp16", 1, 90)
+    others = [replace(second, capability=80), replace(second, format="bf16", activation="bf16")]
+    audits = {first: planted(first), second: planted(second, weights=32)}
+    rows = list(rows_of(audits | {job: planted(job) for job in others}))
+    (both,) = [row for row in rows if row.job and row.job.arm == "unfused"]
+    assert both.name == "ptx+gemv/unfused/int4-g128/fp16"
+    assert both.per_weight["total"] == 64 / 64 + 64 / 32
+    assert both.value("registers") is None
+    assert rows.index(both) == 1  # after its first launch
 
 
 def test_budget_by_hand() -> None:
@@ -254,7 +299,7 @@ def test_what_is_stored_is_found(cache: Cache) -> None:
 
 def test_a_change_of_anything_misses(cache: Cache) -> None:
     cache.store(FUSED, planted(FUSED))
-    assert replace(cache, sources="others").load(FUSED) is None
+    assert replace(cache, programs="others").load(FUSED) is None
     assert replace(cache, compiler="3.9.1").load(FUSED) is None
     for change in ({"capability": 80}, {"batch": 2}, {"activation": "bf16"}, {"arm": "scale"}):
         assert cache.load(replace(FUSED, **change)) is None  # type: ignore[arg-type]
@@ -273,7 +318,7 @@ def test_a_change_of_anything_misses(cache: Cache) -> None:
 )
 def test_a_damaged_entry_counts_as_missing(cache: Cache, damage) -> None:
     cache.store(FUSED, planted(FUSED))
-    path = cache.path(FUSED)
+    path = cache.path(cache.key(FUSED))
     damaged = damage(path.read_text())
     assert damaged != path.read_text()
     path.write_text(damaged)
@@ -288,24 +333,31 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     assert blocked.load(FUSED) is None
 
 
-def test_every_source_counts(tmp_path: Path) -> None:
-    """A changed kernel, or a changed program that counts, is another digest."""
+def test_every_program_that_counts_counts(tmp_path: Path) -> None:
     for name in audit_cache.PROGRAMS:
         path = tmp_path / "bench" / "static" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, "1")
-    triton = tmp_path / "kernels" / "triton"
-    triton.mkdir(parents=True)
-    write(triton / "gemv.py", "1")
 
     def digest() -> str:
-        return audit_cache.sources_digest.__wrapped__(tmp_path)
+        return audit_cache.programs_digest.__wrapped__(tmp_path)
 
     seen = {digest()}
     for path in sorted(tmp_path.rglob("*.py")):
         write(path, "2")
         seen.add(digest())
-    assert len(seen) == len(audit_cache.PROGRAMS) + 2
+    assert len(seen) == len(audit_cache.PROGRAMS) + 1
+
+
+def test_batches_that_only_move_addresses_are_one_build(cache: Cache) -> None:
+    """A tile of 64 rows serves 64, 128 and 256; those of the small kernels are unrolled over the batch."""
+    gemm = Job("fused", "gemm", "int4-g128", "fp16", 64, 90)
+    assert cache.key(gemm) == cache.key(replace(gemm, batch=256))
+    assert cache.key(gemm) != cache.key(replace(gemm, batch=32))
+    assert cache.key(gemm) != cache.key(replace(gemm, batch=96))  # half of a tile is masked
+    assert cache.key(FUSED) != cache.key(replace(FUSED, batch=2))
+    stream = replace(FUSED, arm="stream")
+    assert cache.key(replace(stream, batch=2)) == cache.key(replace(stream, batch=4))
 
 
 # --- the command
@@ -316,12 +368,12 @@ def compilations(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """Planted audits in place of a compiler; the jobs that were compiled."""
     done: list[Job] = []
 
-    def compiled(jobs: Iterable[Job]) -> Iterator[tuple[Job, Audit | str]]:
+    def compiled(jobs: Iterable[Job], report: object) -> Iterator[tuple[Job, Audit | str]]:
         for job in jobs:
             done.append(job)
             yield job, planted(job)
 
-    monkeypatch.setattr(command, "compiled", compiled)
+    monkeypatch.setattr(audit_all, "compiled", compiled)
     monkeypatch.setattr(audit_cache, "open_cache", lambda: cache)
     return done
 
@@ -342,11 +394,11 @@ def test_the_second_run_compiles_nothing(compilations: list[Job], cache: Cache) 
 def test_what_was_compiled_before_an_interruption_stays(
     compilations: list[Job], monkeypatch: pytest.MonkeyPatch, cache: Cache
 ) -> None:
-    def compiled(jobs: Iterable[Job]) -> Iterator[tuple[Job, Audit | str]]:
+    def compiled(jobs: Iterable[Job], *_: object) -> Iterator[tuple[Job, Audit | str]]:
         yield FUSED, planted(FUSED)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "compiled", compiled)
+    monkeypatch.setattr(audit_all, "compiled", compiled)
     done = CliRunner().invoke(APP, SMALL)
     assert (done.exit_code, done.stderr) == (130, "Interrupted.\n")
     assert cache.load(FUSED) is not None
@@ -398,11 +450,11 @@ def test_a_gate_ends_with_1_and_names_the_row(compilations: list[Job], tmp_path:
 def test_a_kernel_that_does_not_compile_costs_its_row(
     compilations: list[Job], monkeypatch: pytest.MonkeyPatch, cache: Cache
 ) -> None:
-    def compiled(jobs: Iterable[Job]) -> Iterator[tuple[Job, Audit | str]]:
+    def compiled(jobs: Iterable[Job], *_: object) -> Iterator[tuple[Job, Audit | str]]:
         for job in jobs:
             yield job, planted(job) if job.arm == "fused" else "it does not compile: why."
 
-    monkeypatch.setattr(command, "compiled", compiled)
+    monkeypatch.setattr(audit_all, "compiled", compiled)
     done = CliRunner().invoke(APP, SMALL)
     assert done.exit_code == 1
     assert "FAILED gemv/bypass/int4-g128/fp16 on sm_90: it does not compile: why." in " ".join(
@@ -454,3 +506,39 @@ def test_a_board_that_nothing_compiles_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert done.exit_code == 2
     assert "nothing can be compiled for compute capability 7.5 of the" in done.stderr
     assert "it can be for sm_80, sm_90." in done.stderr
+
+
+# --- R
+
+
+BOARDS = ("--limits", "--gpu", "h100,l4", "--format", "int4-g128,int8-ch")
+
+
+def test_limits_have_our_kernels_and_other_peoples(compilations: list[Job]) -> None:
+    done = CliRunner().invoke(APP, BOARDS)
+    assert done.exit_code == 0
+    assert {(j.arm, j.batch, j.capability) for j in compilations} == {
+        ("fused", 1, 90),
+        ("fused", 1, 89),
+    }
+    lines = done.stdout.splitlines()
+    ours = next(i for i, line in enumerate(lines) if line.startswith("int4-g128"))
+    peers = next(i for i, line in enumerate(lines) if line.startswith("other people's:"))
+    assert ours < peers < next(i for i, line in enumerate(lines) if line.startswith("Marlin"))
+    assert "MODELLED" in done.stdout
+
+
+def test_limits_as_json_and_as_a_picture(compilations: list[Job], tmp_path: Path) -> None:
+    path = tmp_path / "r.png"
+    done = CliRunner().invoke(APP, [*BOARDS, "--batch", "32", "--json", "--plot", str(path)])
+    assert done.exit_code == 0
+    data = json.loads(done.stdout)
+    assert {entry["batch"] for entry in data} == {32}
+    assert {entry["whose"] for entry in data} == {"ours", "other people's"}
+    assert {j.variant for j in compilations} == {"gemm", "gemm-ptx"}
+    assert path.read_bytes().startswith(b"\x89PNG")
+    for bad, said in ((tmp_path / "a" / "b.png", "cannot write"), (tmp_path / "b.txt", "b.txt")):
+        failed = CliRunner().invoke(APP, [*BOARDS, "--plot", str(bad)])
+        assert (failed.exit_code, said in failed.stderr) == (2, True)
+    assert CliRunner().invoke(APP, ["--plot", str(path)]).exit_code == 2
+    assert CliRunner().invoke(APP, [*BOARDS, "--format", "fp16"]).exit_code == 2

@@ -10,11 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import validate
-from bench.static import limits_plot, parameters
+from bench.static import parameters
 from bench.static.cost import Problem
 from bench.static.published import SOURCES, Row, load_rows
 from bench.static.score import Scored, by_board, errors, held_out, predict_row, widths
-from profiles.specs import load_gpu
 
 ROWS = load_rows(validate.PUBLISHED)
 SCORED = validate.score()
@@ -192,33 +191,6 @@ def test_the_command_prints_json_with_every_row_and_exits_0() -> None:
 def test_the_command_exits_1_when_a_requirement_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validate, "COVERAGE", (0.99, 1.0))
     assert CliRunner().invoke(validate_app(), []).exit_code == 1
-
-
-def test_limits_as_json() -> None:
-    result = CliRunner().invoke(validate_app(), ["--limits", "--json", "--batch", "4"])
-    assert result.exit_code == 0
-    assert {entry["batch"] for entry in json.loads(result.output)} == {4}
-
-
-def test_limits_as_a_picture(tmp_path: Path) -> None:
-    path = tmp_path / "limits.png"
-    result = CliRunner().invoke(validate_app(), ["--limits", "--plot", str(path)])
-    assert result.exit_code == 0
-    assert path.read_bytes().startswith(b"\x89PNG")
-    nowhere = CliRunner().invoke(
-        validate_app(), ["--limits", "--plot", str(tmp_path / "a" / "b.png")]
-    )
-    assert nowhere.exit_code == 2
-    assert "cannot write" in nowhere.output
-    odd = CliRunner().invoke(validate_app(), ["--limits", "--plot", str(tmp_path / "b.txt")])
-    assert odd.exit_code == 2
-    assert CliRunner().invoke(validate_app(), ["--plot", str(path)]).exit_code == 2
-
-
-def test_boards_are_drawn_in_the_order_of_what_they_can_spend_on_a_byte() -> None:
-    """B200: 148 x 128 x 1.965e9 / 8e12 = 4.65 instructions; L40S: 142 x 128 x 2.52e9 / 864e9 = 53.0."""
-    assert limits_plot.instructions_per_byte(load_gpu("b200")) == pytest.approx(4.65, abs=0.01)
-    assert limits_plot.instructions_per_byte(load_gpu("l40s")) == pytest.approx(53.0, abs=0.1)
 
 
 KNOBS = (

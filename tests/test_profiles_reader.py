@@ -1,6 +1,7 @@
 """Reading refuses what it should, in one sentence; writing is all or nothing."""
 
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -387,3 +388,37 @@ def test_a_power_trace_is_the_one_it_was_written_with(tmp_path: Path, profile: P
     path.unlink()
     with pytest.raises(ProfileError, match="there is no file"):
         load_trace(sound, tmp_path, "int4-g128")
+
+
+def test_a_packed_profile_reads_like_a_plain_one(profile: Profile, tmp_path: Path) -> None:
+    write_profile(profile, None, tmp_path / "a.json")
+    write_profile(profile, None, tmp_path / "a.json.gz")
+    plain = (tmp_path / "a.json").read_bytes()
+    packed = (tmp_path / "a.json.gz").read_bytes()
+    assert gzip.decompress(packed) == plain
+    assert load_profile(tmp_path / "a.json.gz") == load_profile(tmp_path / "a.json")
+    write_profile(profile, None, tmp_path / "b.json.gz")
+    assert (tmp_path / "b.json.gz").read_bytes() == packed  # no date, no name in it
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda packed: packed[:-9], "cut short, or goes on"),
+        (lambda packed: packed + b"x", "cut short, or goes on"),
+        (lambda packed: packed + packed, "cut short, or goes on"),
+        (lambda packed: b"{}", "not a sound gzip file"),
+        (lambda packed: packed[:-8] + bytes(8), "not a sound gzip file"),
+        (lambda packed: gzip.compress(bytes(reader.MAXIMUM_PROFILE_BYTES + 1)), "unpacks to more"),
+        (lambda packed: gzip.compress(b"{"), "not valid JSON"),
+        (lambda packed: gzip.compress(packed), "compressed with gzip; unpack it first"),
+    ],
+)
+def test_a_packed_profile_that_cannot_be_used(
+    profile: Profile, tmp_path: Path, change, complaint: str
+) -> None:
+    path = tmp_path / "a.json.gz"
+    write_profile(profile, None, path)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ProfileError, match=complaint):
+        load_profile(path)

@@ -96,7 +96,9 @@ def test_published_conflicts_are_kept_and_not_averaged() -> None:
 def test_what_is_not_known_is_absent() -> None:
     orin = load_gpu("orin")
     assert orin.multiprocessor is not None
-    assert (orin.tensor_fp16_tflops, orin.multiprocessor.dram_latency_s) == (None, None)
+    assert (orin.tensor_fp8_tflops, orin.multiprocessor.dram_latency_s) == (None, None)
+    assert orin.tensor_fp16_tflops is not None
+    assert orin.tensor_fp16_tflops.sort == "assumed"  # read in a quotation, and derived
     assert load_gpu("t4").dram_efficiency is None
     assert load_gpu("a100-40").dram_efficiency is None  # the one of the 80 GB board is not borrowed
 

@@ -10,6 +10,8 @@ problem, however many rows have it.
 
     topic        serious when                                  caution or note when
     kind         modelled or simulated                         caution: imported
+    refused rows over 30 % of a modelled profile's rows        caution: fewer
+    model                                                      caution: what a model takes for granted
     incomplete   the run was cut short: its number of blocks
                  is not the one that the pilot fixed
     failed       an arm that a φ or best16 needs               caution: another arm
@@ -106,17 +108,28 @@ from bench.analysis.stats import PILOT_MINIMUM
 from bench.analysis.trust_energy import examine_energy
 from bench.analysis.trust_phi import examine_phis
 from bench.analysis.trust_samples import ROW_SHARE, recomputed, windows, without_samples
-from profiles.schema import LAYER, ArmRow, Profile
+from profiles.schema import LAYER, ArmRow, Modelled, Profile
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from bench.analysis.joules import Joules
 
+REFUSED_SHARE = 0.3  # of the rows of a modelled profile
 CACHE_MULTIPLE = 2  # METHOD: bytes touched between two uses of a copy, in last-level caches
 METHOD_FRESH, METHOD_PROCESSES = 20, 3
-METHOD_TARGET = {"cpu": 0.05, "cuda": 0.02, "simulated": 0.02}  # half-width of φ over t(best16)
-COMPILERS = {"cpu": ("numba",), "cuda": ("triton", "driver", "cuda"), "simulated": ()}
+METHOD_TARGET = {
+    "cpu": 0.05,
+    "cuda": 0.02,
+    "simulated": 0.02,
+    "modelled": 0.02,
+}  # half-width of φ over t(best16)
+COMPILERS = {
+    "cpu": ("numba",),
+    "cuda": ("triton", "driver", "cuda"),
+    "simulated": (),
+    "modelled": (),
+}
 METHOD_CONFIDENCE = 0.95
 USUAL_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 NEEDED_ARMS = ("native", "vendor", "fused", "bypass", "dequantize", "unfused")
@@ -146,6 +159,9 @@ def examine(
         checkout: where the question is asked.
         again: its joules, computed again from its power trace, or why that cannot be.
     """
+    if profile.modelled is not None:
+        found = (*_evidence(profile), *_modelled(profile.modelled), *_origin(profile, checkout))
+        return tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity)))
     findings = [
         *_evidence(profile),
         *_arms(profile),
@@ -163,6 +179,30 @@ def examine(
     else:
         findings += [*recomputed(profile, samples), *windows(profile, samples)]
     return tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
+
+
+def _modelled(modelled: Modelled) -> Iterator[Finding]:
+    """What a model did not say, and where it was never held against anything."""
+    refused, rows = modelled.refused_rows, modelled.rows
+    if refused:
+        reason, count = max(modelled.refused.items(), key=lambda item: item[1])
+        yield Finding(
+            "refused rows",
+            "serious" if refused > REFUSED_SHARE * rows else "caution",
+            f"{share_of(refused, rows, 'row')} are not modelled; {count} of them: {shortened(reason)}.",
+            "What is missing may be what would have won.",
+            "Read the reasons, and do not compare across the gaps.",
+            refused,
+            rows,
+        )
+    for note in modelled.notes:
+        yield Finding(
+            "model",
+            "caution",
+            f"{note[0].upper()}{note[1:]}.",
+            "The intervals were calibrated elsewhere.",
+            "Hold single figures against a measurement before relying on the rest.",
+        )
 
 
 def failures(profile: Profile) -> list[ArmRow]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from profiles.schema import LAYER, Comparison, Implementation, Quantity
+from profiles.schema import LAYER, Comparison, Implementation, Kind, Quantity
 
 Sign = Literal["always", "never", "wins_below", "wins_above", "several crossings", "undecided"]
 Outcome = Literal["wins", "loses", "undecided"]
@@ -116,12 +116,12 @@ def _ratio(c: Comparison, path: Path, by: By) -> Quantity:
 def _verdict(weight_format: str, path: Path, comparisons: Sequence[Comparison], by: By) -> Verdict:
     outcomes = tuple((c.batch, outcome(_ratio(c, path, by))) for c in comparisons)
     found = sign([o for _, o in outcomes])
-    words = _words(found, outcomes, _baseline(comparisons))
+    words = _words(found, outcomes, _baseline(comparisons), comparisons[0].kind)
     sentence = f"{'In joules ' if by == 'energy' else ''}{weight_format} {path} {words}."
     return Verdict(weight_format, path, found, outcomes, sentence)
 
 
-def _words(found: Sign, outcomes: Sequence[tuple[int, Outcome]], baseline: str) -> str:
+def _words(found: Sign, outcomes: Sequence[tuple[int, Outcome]], baseline: str, kind: Kind) -> str:
     """Everything after "int4-g128 fused"."""
     runs = [
         (key, [batch for batch, _ in group])
@@ -132,9 +132,9 @@ def _words(found: Sign, outcomes: Sequence[tuple[int, Outcome]], baseline: str) 
         case "undecided":
             return f"is undecided against {baseline} at {_batches(open_batches)}"
         case "always":
-            text = f"beats {baseline} at {_every(outcomes, open_batches)}"
+            text = f"beats {baseline} at {_every(outcomes, open_batches, kind)}"
         case "never":
-            text = f"loses to {baseline} at {_every(outcomes, open_batches)}"
+            text = f"loses to {baseline} at {_every(outcomes, open_batches, kind)}"
         case "wins_below" | "wins_above":
             verbs = ("beats", "loses") if found == "wins_below" else ("loses to", "wins")
             small, large = (batches for _, batches in runs)
@@ -158,11 +158,11 @@ def _clear(open_batches: Sequence[int], low: int, high: float = math.inf) -> boo
     return not any(low <= batch <= high for batch in open_batches)
 
 
-def _every(outcomes: Sequence[tuple[int, Outcome]], open_batches: Sequence[int]) -> str:
+def _every(outcomes: Sequence[tuple[int, Outcome]], open_batches: Sequence[int], kind: Kind) -> str:
     batches = [batch for batch, _ in outcomes if batch not in open_batches]
     if len(batches) == 1:
         return f"B = {batches[0]}"
-    which = "every decided batch" if open_batches else "every measured batch"
+    which = "every decided batch" if open_batches else f"every {kind} batch"
     return f"{which}, B = {batches[0]} to {batches[-1]}"
 
 

@@ -157,7 +157,7 @@ class Run:
         """Runs what is left of the plan; returns when every block has been timed."""
         if self._ledger.header is None:
             created = datetime.now(UTC)
-            argv = _argv()
+            argv = command_line()
             sources = resume.sources()
             self.journal.add(
                 HeaderRecord(created=created, argv=argv, plan=self.plan, sources=sources)
@@ -216,7 +216,7 @@ class Run:
                 self.journal.add(OpenedRecord(opened=opened))
             if self._resumed:
                 now = datetime.now(UTC)
-                argv = _argv()
+                argv = command_line()
                 self.journal.add(ResumedRecord(created=now, argv=argv, differences=differences))
             for sentence in differences:
                 self._warn(sentence)
@@ -586,7 +586,7 @@ def longest_s(plan: Plan) -> float:
     return len(plan.formats) * len(plan.batches) * CELL_S * (1 + pilot)
 
 
-def _argv() -> tuple[str, ...]:
+def command_line() -> tuple[str, ...]:
     """The command line; bytes that are not UTF-8 are spelled out, for JSON has no place for them."""
     return (
         "bench.dequant",

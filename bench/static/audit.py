@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bench.static import sass
 from bench.static.compile import WARP_LANES, CompiledKernel, compile_kernel
-from bench.static.cost import KernelCost, counts_of_classes
+from bench.static.cost import InstructionCounts, KernelCost, counts_of_classes
 from bench.static.occupancy import MULTIPROCESSORS, resident_warps
 from kernels.formats import WeightFormat, find_format
 
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 N, K = 4096, 14336  # the wide side of an 8-billion-parameter model
 FAST_CONVERSIONS = ("I2FP", "F2FP", "I2IP")  # of class "cvt", yet not on the slow unit
+FAST_CAPABILITY = 86  # from here on an instruction turns integers into floats on the integer pipe
 ACTIVATION_BITS = 16
 DIFFERENCE = "fused-bypass"
+UNFUSED = "unfused"
 RESOURCES = ("registers", "spills", "shared_bytes")
 MEASURES = ("total", *sass.CLASS_NAMES, *RESOURCES)
 
@@ -80,6 +82,9 @@ class Audit:
         shared_bytes: per program; of a foreign binary the static part only.
         num_warps: per program; None: unknown.
         resident_warps: that fit on one multiprocessor; None: unknown.
+        outside: instructions that run once, around the loop, by class; none without a loop.
+        guarded: instructions of the hot path that a branch may skip.
+        warp_mma: those of class "mma" that belong to one warp, which newer boards run slowly.
     """
 
     name: str
@@ -95,6 +100,9 @@ class Audit:
     shared_bytes: int | None = None
     num_warps: int | None = None
     resident_warps: int | None = None
+    outside: Mapping[str, int] = field(default_factory=dict)
+    guarded: int = 0
+    warp_mma: int = 0
 
     @property
     def instructions(self) -> int:
@@ -115,7 +123,7 @@ class Row:
         name: variant/arm/format/activation, or the name of a foreign function.
         capability: compute capability times ten.
         job: which of our kernels; None for a foreign one.
-        audit: what was found; None for a difference of two kernels.
+        audit: what was found; None for a difference or a sum of two kernels.
         per_weight: instructions per weight, "total" and by class; per pass if `weights` is None.
         weights: that one lane handles in one pass.
     """
@@ -165,6 +173,9 @@ def audit_code(
         looped=bool(sass.loops(code)),
         weights=weights,
         spill_instructions=sass.count(code, sass.SPILLS),
+        outside=dict(sass.per_class(sass.outside(code))),
+        guarded=sass.guarded(code),
+        warp_mma=sass.count(hot, sass.WARP_MMA),
         **found,
     )
 
@@ -185,19 +196,24 @@ def audit_kernel(name: str, compiled: CompiledKernel, weights: int | None) -> Au
     )
 
 
-def audit_job(job: Job) -> Audit:
-    """Compile one of our kernels and count; only in a process that does not interpret Triton."""
+def plan_for(job: Job, n: int = N, k: int = K) -> Plan:
+    """What the kernel of a job launches on W[n, k]."""
     from kernels import triton
 
+    arm, activation = cast("Arm", job.arm), cast("Float16", job.activation)
     weight_format = find_format(job.format)
-    plan = triton.plan_of(
-        *(cast("Arm", job.arm), job.variant, weight_format, cast("Float16", job.activation)),
-        *(N, K, job.batch, job.capability),
+    return triton.plan_of(
+        arm, job.variant, weight_format, activation, n, k, job.batch, job.capability
     )
+
+
+def audit_job(job: Job) -> Audit:
+    """Compile one of our kernels and count; only in a process that does not interpret Triton."""
+    plan = plan_for(job)
     compiled = compile_kernel(
         plan.fn, plan.signature, plan.constexprs, job.capability, **plan.options
     )
-    weights = weights_per_pass(plan, weight_format, compiled.num_warps)
+    weights = weights_per_pass(plan, find_format(job.format), compiled.num_warps)
     return audit_kernel(job.name, compiled, weights)
 
 
@@ -230,13 +246,19 @@ def row_of(audit: Audit, job: Job | None = None) -> Row:
 def rows_of(audits: Mapping[Job, Audit]) -> Iterator[Row]:
     """The lines of our kernels, with the difference behind each `fused` that has a `bypass`.
 
-    A difference per weight needs the same tile on both sides, and is left out otherwise.
+    A difference per weight needs the same tile on both sides, and is left out otherwise. A `dequantize` is
+    followed by each `unfused` path that it is the first launch of, where the second was counted too.
     """
     for job, audit in audits.items():
         yield row_of(audit, job)
         bypass = audits.get(replace(job, arm="bypass"))
         if job.arm == "fused" and bypass and audit.weights and bypass.weights == audit.weights:
             yield difference(row_of(audit, job), row_of(bypass))
+        if job.arm == "dequantize" and audit.weights:
+            for other, second in audits.items():
+                same = (other.activation, other.capability) == (job.activation, job.capability)
+                if other.arm == "native" and same and second.weights:
+                    yield two_launches(row_of(audit, job), row_of(second, other))
 
 
 def difference(fused: Row, bypass: Row) -> Row:
@@ -247,10 +269,35 @@ def difference(fused: Row, bypass: Row) -> Row:
     return Row(job.name, fused.capability, job, None, values, fused.weights)
 
 
+def two_launches(first: Row, second: Row) -> Row:
+    """The unfused path: what both kernels spend on a weight; what a program occupies differs between them."""
+    assert first.job is not None
+    assert second.job is not None
+    values = {name: first.per_weight[name] + second.per_weight[name] for name in first.per_weight}
+    variant = f"{first.job.variant}+{second.job.variant}"
+    job = replace(first.job, arm=UNFUSED, variant=variant, batch=second.job.batch)
+    return Row(job.name, first.capability, job, None, values, first.weights)
+
+
 def bytes_moved(arm: str, weight_format: WeightFormat) -> float:
     """Bytes of memory per weight: what is stored, and for `dequantize` the 16 bits written too."""
     written = ACTIVATION_BITS if arm == "dequantize" else 0
     return (weight_format.bits_stored(K) + written) / 8
+
+
+def counts_of(audit: Audit, bytes_per_weight: float) -> InstructionCounts:
+    """Counts per weight of the hot path, as the model of a GPU takes them.
+
+    Below compute capability 8.6 there is no I2FP: what else is fast (F2FP) then has the integer pipe's rate,
+    and not that of the slow unit, which I2FP of other code would need there.
+    """
+    weights = audit.weights or 1
+    counts = counts_of_classes(
+        audit.classes, audit.slow_conversions, audit.loads, weights, bytes_per_weight
+    )
+    if audit.capability >= FAST_CAPABILITY:
+        return counts
+    return replace(counts, integer=counts.integer + counts.fast_conversion, fast_conversion=0.0)
 
 
 def cost_of(row: Row, bytes_per_weight: float, batch: int) -> KernelCost | None:
@@ -258,13 +305,10 @@ def cost_of(row: Row, bytes_per_weight: float, batch: int) -> KernelCost | None:
     audit = row.audit
     if audit is None or audit.weights is None:
         return None
-    counts = counts_of_classes(
-        audit.classes, audit.slow_conversions, audit.loads, audit.weights, bytes_per_weight
-    )
     return KernelCost(
         name=row.name,
         family=row.job.arm if row.job else "foreign",
-        counts=counts,
+        counts=counts_of(audit, bytes_per_weight),
         source="compiled and counted, not run",
         tensor_cores=audit.classes.get("mma", 0) > 0,
         rows_per_pass=batch,

@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.static.audit import K, N, Row, bytes_moved, cost_of
-from bench.static.limits import Ratio, supply_demand
-from bench.static.limits_table import STYLES
+from bench.static.limits import STYLES, Ratio, supply_demand
 from bench.static.model import rate
 from bench.static.occupancy import MULTIPROCESSORS
 from kernels.formats import find_format

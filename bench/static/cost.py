@@ -118,6 +118,7 @@ class KernelCost:
         bytes_in_flight: bytes of weights that one multiprocessor has requested at a time; None: unknown.
         batches: smallest and largest batch that takes this path.
         minimum_capability: compute capability that it needs.
+        warp_mma: whether its tensor-core instruction is the one of a single warp, slow on newer boards.
         unmodelled: why the method cannot say anything about it (spills, guarded loops); empty if it can.
     """
 
@@ -136,6 +137,7 @@ class KernelCost:
     bytes_in_flight: float | None = None
     batches: tuple[int, int] = (1, 1 << 30)
     minimum_capability: float = 7.5
+    warp_mma: bool = False
     unmodelled: str = ""
 
     def passes(self, batch: int) -> int:
@@ -170,6 +172,7 @@ class Problem:
         batch: rows of x.
         cold: whether weights come from memory by construction (rotated copies).
         graph: whether it is launched within a captured graph.
+        other_bytes: moved once beside the stored weights; None: x and y in 16 bits.
     """
 
     n: int
@@ -177,6 +180,7 @@ class Problem:
     batch: int
     cold: bool = True
     graph: bool = True
+    other_bytes: int | None = None
 
     @property
     def weights(self) -> int:
@@ -185,5 +189,7 @@ class Problem:
 
     @property
     def activation_bytes(self) -> int:
-        """Of x and y in 16 bits, each once."""
+        """Of x and y in 16 bits, each once, or what stands in their place."""
+        if self.other_bytes is not None:
+            return self.other_bytes
         return 2 * self.batch * (self.n + self.k)

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from bench.static import sass
 from bench.static.audit import Audit, Job, K, N, row_of
+from bench.static.audit_all import audited
 from bench.static.audit_cache import open_cache
-from bench.static.audit_pool import Pool
 from kernels.formats import FORMATS, WeightFormat, find_format, plain
 
 if TYPE_CHECKING:
@@ -65,22 +64,6 @@ def jobs(arm: Arm, formats: Iterable[WeightFormat], batch: int) -> Iterator[Job]
                         yield Job(
                             arm, kernel.variant, weight_format.name, activation, batch, capability
                         )
-
-
-def audited(asked: list[Job]) -> dict[Job, Audit | str]:
-    """The audit of every job, from the cache of `bench.sass` or compiled; or why there is none."""
-    cache = open_cache()
-    found: dict[Job, Audit | str] = {
-        job: audit for job in asked if (audit := cache.load(job)) is not None
-    }
-    missing = [job for job in asked if job not in found]
-    if missing:
-        with Pool() as pool:
-            for index, answer in pool.answers([{"job": asdict(job)} for job in missing]):
-                found[missing[index]] = answer
-                if isinstance(answer, Audit):
-                    cache.store(missing[index], answer)
-    return {job: found[job] for job in asked}
 
 
 def widths(audit: Audit) -> str:
@@ -126,7 +109,9 @@ def main() -> None:
     formats = (
         tuple(map(find_format, arguments.format.split(","))) if arguments.format else quantized
     )
-    print_table(audited(list(jobs(arguments.arm, formats, arguments.batch))))
+    asked = list(jobs(arguments.arm, formats, arguments.batch))
+    audits, failures = audited(asked, open_cache())
+    print_table({job: audits[job] if job in audits else failures[job] for job in asked})
 
 
 if __name__ == "__main__":

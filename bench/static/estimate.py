@@ -21,6 +21,8 @@ from bench.static.cost import KernelCost, Problem
 from bench.static.model import ENDS, LIMITERS, Limiter, NotModelledError, Prediction, predict
 from profiles.specs import Gpu
 
+TOO_SHORT = "a single operator below 20 us: launch and ramp decide"
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -56,7 +58,7 @@ def refusal(gpu: Gpu, kernel: KernelCost, problem: Problem, time_s: float) -> st
     if not problem.cold and weight_bytes <= parameters.CACHE_FACTOR * gpu.l2_mb.value * 1e6:
         return "weights of up to twice the last-level cache may be read from it"
     if time_s < parameters.SHORTEST_S:
-        return "a single operator below 20 us: launch and ramp decide"
+        return TOO_SHORT
     return ""
 
 
@@ -66,32 +68,36 @@ def estimate(gpu: Gpu, kernel: KernelCost, problem: Problem) -> Estimate:
 
 
 def estimate_layer(gpu: Gpu, kernel: KernelCost, problems: Sequence[Problem]) -> Estimate:
-    """The modelled time of operators that run one after another in one graph.
+    """The modelled time of operators that one kernel runs after another in one graph."""
+    found = estimate_launches(gpu, [(kernel, problem) for problem in problems])
+    if found.value_s is None:
+        return found
+    reasons = (refusal(gpu, kernel, problem, found.value_s) for problem in problems)
+    reason = next(filter(None, reasons), "")
+    return Estimate(None, reason=reason) if reason else found
 
-    The limit of 20 us is that of all of them together, and so is the limiter: the resource with the largest
-    sum. Their errors are taken to go together, so the interval is as wide as that of one operator.
+
+def estimate_launches(gpu: Gpu, launches: Sequence[tuple[KernelCost, Problem]]) -> Estimate:
+    """The modelled time of launches one after another in one graph, however short they are.
+
+    The limiter is that of all of them: the resource with the largest sum. Their errors are taken to go
+    together, so the interval is as wide as that of one operator. Whoever reports a time asks `refusal`
+    about all that runs together.
 
     Args:
         gpu: the board.
-        kernel: the kernel that runs them all.
-        problems: the operators, all of one batch.
+        launches: kernels and their operators.
     """
     try:
         middle, better, worse = (
-            [predict(gpu, kernel, problem, end) for problem in problems] for end in ENDS
+            [predict(gpu, kernel, problem, end) for kernel, problem in launches] for end in ENDS
         )
     except NotModelledError as error:
         return Estimate(None, reason=str(error))
     time_s = _total_s(middle)
-    for problem in problems:
-        reason = refusal(gpu, kernel, problem, time_s)
-        if reason:
-            return Estimate(None, reason=reason)
-    width = max(parameters.interval_width(problem.batch) for problem in problems)
-    parts_s = {
-        name: sum(prediction.everything_s[name] for prediction in middle)
-        for name in middle[0].everything_s
-    }
+    width = max(parameters.interval_width(problem.batch) for _, problem in launches)
+    names = dict.fromkeys(name for prediction in middle for name in prediction.everything_s)
+    parts_s = {name: sum(p.everything_s.get(name, 0.0) for p in middle) for name in names}
     return Estimate(
         value_s=time_s,
         low_s=time_s * exp(-width),

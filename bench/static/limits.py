@@ -20,6 +20,8 @@ from bench.static.model import ENDS, LIMITERS, End, Limiter, pipe_cycles, rate, 
 from bench.static.parameters import ISSUE_EFFICIENCY
 from profiles.specs import Gpu
 
+STYLES = {"hidden": "green", "open": "yellow", "cast-bound": "bold red", "unknown": "dim"}
+
 
 @dataclass(frozen=True)
 class Ratio:

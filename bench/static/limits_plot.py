@@ -1,21 +1,33 @@
 """The picture of R: which boards hide dequantization, and which do not, for which kernels.
 
-Blue cells have pipes to spare, red ones are cast-bound, white is R = 1. Boards are in the order of the
-instructions that they can spend on a byte from memory, so that the border between the colours is a line.
+Blue cells have pipes to spare even at 65 % of issue, red ones are cast-bound at 100 %, yellow ones lie in
+between. Boards are in the order of the instructions that they can spend on a byte from memory, so that the
+border between the colours is a line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log2
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from bench.static.limits_table import ratios
-from bench.static.peers import Peer
+from bench.static.limits import Ratio
+from bench.static.limits_table import Line
 from profiles.specs import Gpu
 
-SPAN = 3.0  # powers of two around R = 1 that the colours tell apart
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SPAN = 3.0  # powers of two beyond 1 after which a colour is full
+GREY, YELLOW = "#ececec", "#ffe680"
+DARK = 0.55  # of a colour: beyond it text is white
+NOTE = (
+    "R = weights/s the pipes allow / weights/s memory delivers, at 100 % of issue and, below it, at 65 %, "
+    "which real kernels reach. Counted in machine code,\nagainst data sheets at the highest clock; below 1 "
+    "a kernel is cast-bound. Ours: the fused kernel with the largest R. Grey: no such path, or not known."
+    "\nIn brackets: instructions that a board can issue while one byte arrives. Nothing here was measured."
+)
 
 
 def instructions_per_byte(gpu: Gpu) -> float:
@@ -26,7 +38,21 @@ def instructions_per_byte(gpu: Gpu) -> float:
     return lanes * gpu.sm_clock_mhz.value * 1e6 / (gpu.memory_gb_per_s.value * 1e9)
 
 
-def draw(gpus: Sequence[Gpu], peers: Sequence[Peer], batch: int, path: Path) -> None:
+def colour(ratio: Ratio) -> tuple[str | tuple[float, ...], bool]:
+    """The colour of a cell, and whether it is dark."""
+    from matplotlib import colormaps
+
+    if ratio.value is None or ratio.at_reached_issue is None:
+        return GREY, False
+    if ratio.verdict == "open":
+        return YELLOW, False
+    hidden = ratio.verdict == "hidden"
+    beyond = log2(ratio.at_reached_issue) if hidden else -log2(ratio.value)
+    share = 0.12 + 0.7 * min(1.0, beyond / SPAN)
+    return colormaps["Blues" if hidden else "Reds"](share), share > DARK
+
+
+def draw(gpus: Sequence[Gpu], lines: Sequence[Line], batch: int, path: Path) -> None:
     """Writes the picture; its format follows from the name.
 
     Raises:
@@ -39,33 +65,72 @@ def draw(gpus: Sequence[Gpu], peers: Sequence[Peer], batch: int, path: Path) -> 
     from matplotlib import pyplot
 
     gpus = sorted(gpus, key=instructions_per_byte)
-    found = ratios(gpus, peers, batch)
-    values = np.array(
-        [[line[row][1].value or np.nan for _, line in found] for row in range(len(peers))]
-    )
-    figure, axis = pyplot.subplots(figsize=(3 + 0.75 * len(gpus), 1.8 + 0.42 * len(peers)))
+    size = (3.2 + 0.78 * len(gpus), 1.9 + 0.36 * len(lines))
+    figure, axis = pyplot.subplots(figsize=size)
     try:
-        axis.set_facecolor("#e6e6e6")
-        image = axis.imshow(np.log2(values), cmap="RdBu", vmin=-SPAN, vmax=SPAN, aspect="auto")
-        for row, column in np.ndindex(values.shape):
-            value = values[row, column]
-            text = "–" if np.isnan(value) else f"{value:.{2 if value < 2 else 1}f}"
-            color = "white" if abs(np.log2(value)) > 2 else "#111111"
-            axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
-        axis.set_xticks(range(len(gpus)), [gpu.key for gpu in gpus], rotation=40, ha="right")
-        names = [f"{peer.cost.name} ({peer.format})" for peer in peers]
-        axis.set_yticks(range(len(peers)), names, fontsize=8)
-        axis.set_title(f"MODELLED: R, supply over demand, at batch {batch} and 100 % of issue")
-        bar = figure.colorbar(image, ax=axis, ticks=range(-int(SPAN), int(SPAN) + 1))
-        bar.ax.set_yticklabels([f"{2.0**i:g}" for i in range(-int(SPAN), int(SPAN) + 1)])
-        figure.text(
-            *(0.01, 0.01),
-            "Instructions of machine code against datasheets at the highest clock; below 1 a kernel is "
-            "cast-bound. Grey: no such path, or not known. Nothing here was measured.",
-            fontsize=7,
-            color="#555555",
-        )
-        figure.tight_layout(rect=(0, 0.03, 1, 1))
-        figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix == ".png" else {})
+        for row, line in enumerate(lines):
+            for column, gpu in enumerate(gpus):
+                _cell(axis, row, column, line.ratios[gpu.key])
+        axis.set_xlim(-0.5, len(gpus) - 0.5)
+        axis.set_ylim(len(lines) - 0.5, -0.5)
+        names = [f"{g.key} ({instructions_per_byte(g):.0f})" for g in gpus]
+        axis.set_xticks(range(len(gpus)), names, rotation=35, ha="left", fontsize=9)
+        axis.xaxis.tick_top()
+        axis.set_yticks(range(len(lines)), [_label(line) for line in lines], fontsize=9)
+        axis.tick_params(length=0)
+        axis.set_frame_on(False)
+        for whose in dict.fromkeys(line.whose for line in lines):
+            rows = [row for row, line in enumerate(lines) if line.whose == whose]
+            where = (len(gpus) - 0.42, sum(rows) / len(rows))
+            axis.text(*where, whose, rotation=270, ha="left", va="center", fontsize=9)
+            if rows[0]:
+                axis.axhline(rows[0] - 0.5, color="#111111", linewidth=1.5)
+        _legend(axis)
+        figure.suptitle(
+            f"MODELLED: which boards hide dequantization? R at batch {batch}",
+            x=0.01, ha="left", fontsize=13, fontweight="bold",
+        )  # fmt: skip
+        figure.text(0.01, 0.008, NOTE, fontsize=7.5, color="#444444", va="bottom")
+        figure.tight_layout(rect=(0, 0.55 / size[1], 1, 1))
+        figure.savefig(path, dpi=140, metadata={"Software": None} if path.suffix == ".png" else {})
     finally:
         pyplot.close(figure)
+
+
+def _label(line: Line) -> str:
+    return line.name if line.name == line.format else f"{line.name} ({line.format})"
+
+
+def _cell(axis: Axes, row: int, column: int, ratio: Ratio) -> None:
+    """One board and kernel: R at 100 %, and smaller below it at 65 % of issue."""
+    from matplotlib.patches import Rectangle
+
+    background, dark = colour(ratio)
+    corner = (column - 0.48, row - 0.46)
+    axis.add_patch(Rectangle(corner, 0.96, 0.92, facecolor=background, linewidth=0))
+    ink = "white" if dark else "#1a1a1a"
+    if ratio.value is None or ratio.at_reached_issue is None:
+        axis.text(column, row, "–", ha="center", va="center", fontsize=8, color="#777777")
+        return
+    place = {"ha": "center", "va": "center", "color": ink}
+    axis.text(column, row - 0.14, _short(ratio.value), fontsize=9, **place)  # type: ignore[arg-type]
+    axis.text(column, row + 0.24, _short(ratio.at_reached_issue), fontsize=6.5, **place)  # type: ignore[arg-type]
+
+
+def _short(value: float) -> str:
+    return f"{value:.{2 if value < 2 else 1 if value < 20 else 0}f}"
+
+
+def _legend(axis: Axes) -> None:
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    handles = [
+        Patch(color=colormaps["Reds"](0.6), label="cast-bound: R < 1"),
+        Patch(color=YELLOW, label="open: 1 lies between 65 % and 100 % of issue"),
+        Patch(color=colormaps["Blues"](0.6), label="hidden: R > 1 at 65 %"),
+    ]
+    axis.legend(
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.005), ncol=3,
+        frameon=False, fontsize=8.5,
+    )  # fmt: skip

@@ -1,9 +1,13 @@
-"""The table of R: GPUs by kernels, as text and as plain data."""
+"""The table of R: boards by kernels, as text and as plain data.
+
+A `Line` is one kernel on every board. Ours are compiled for each board's architecture, and of the fused kernels
+of a format the one with the largest R stands for it; other people's are one count for all boards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -11,63 +15,137 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.static.limits import Ratio, supply_demand
+from bench.static.audit import Audit, Job, K, jobs_of
+from bench.static.audit_report import capability_of
+from bench.static.limits import STYLES, Ratio, supply_demand
+from bench.static.ours import ratio_of
 from bench.static.peers import Peer
+from kernels.formats import WeightFormat, find_format
 from profiles.specs import Gpu
 
+OURS = "ours"
+PEERS = "other people's"
 SIDE_BY_SIDE = 3
 WIDEST = 24  # characters of a kernel's name
 SHORT = {"shared": "smem"}
-STYLES = {"hidden": "green", "open": "yellow", "cast-bound": "bold red", "unknown": "dim"}
 NOTE = (
     "MODELLED. R = weights/s the pipes allow / weights/s memory delivers, at 100 % and at 65 % of issue. Red: "
     "below 1, cast-bound. Yellow: the two fall on either side of 1. After them the pipe that runs out first. A "
     "* marks R whose interval over published clocks and rates holds 1; a dash, a path "
     "that the board does not have or pipes of which nothing is known. Clocks are the highest boost: a board "
-    "that runs slower has a lower R."
+    "that runs slower has a lower R. Our kernels are listed by format, each by its fused kernel with the "
+    "largest R."
 )
 
 
-def ratios(
-    gpus: Sequence[Gpu], peers: Sequence[Peer], batch: int
-) -> list[tuple[Gpu, list[tuple[Peer, Ratio]]]]:
-    """R of every kernel on every board."""
-    return [(gpu, [(peer, supply_demand(gpu, peer.cost, batch)) for peer in peers]) for gpu in gpus]
+@dataclass(frozen=True)
+class Line:
+    """One kernel on every board.
+
+    Attributes:
+        key: its name for programs.
+        name: its name for people.
+        format: of its weights.
+        whose: OURS or PEERS.
+        ratios: by the key of the board.
+    """
+
+    key: str
+    name: str
+    format: str
+    whose: str
+    ratios: Mapping[str, Ratio]
 
 
-def render(gpus: Sequence[Gpu], peers: Sequence[Peer], batch: int) -> RenderableType:
+def peer_lines(gpus: Sequence[Gpu], peers: Iterable[Peer], batch: int) -> list[Line]:
+    """Other people's kernels."""
+    return [
+        Line(
+            *(peer.key, peer.cost.name, peer.format, PEERS),
+            {gpu.key: supply_demand(gpu, peer.cost, batch) for gpu in gpus},
+        )
+        for peer in peers
+    ]
+
+
+def our_jobs(gpus: Iterable[Gpu], formats: Iterable[WeightFormat], batch: int) -> list[Job]:
+    """What has to be compiled for our lines: the fused kernels that serve a batch."""
+    from kernels import find_kernels
+
+    names = [f.name for f in formats]
+    capabilities = dict.fromkeys(map(capability_of, gpus))
+    served = {
+        (name, kernel.variant)
+        for name in names
+        for kernel in find_kernels("cuda", find_format(name), "fp16", batch)
+        if kernel.arm == "fused"
+    }
+    jobs = jobs_of(["fused"], names, ["fp16"], capabilities)
+    return [replace(job, batch=batch) for job in jobs if (job.format, job.variant) in served]
+
+
+def our_lines(
+    gpus: Sequence[Gpu], formats: Sequence[WeightFormat], batch: int, audits: Mapping[Job, Audit]
+) -> list[Line]:
+    """Our fused kernels, a line per format, those of few bits first."""
+    jobs = our_jobs(gpus, formats, batch)
+    lines = []
+    for weight_format in sorted(formats, key=lambda f: f.bits_stored(K)):
+        ratios = {}
+        for gpu in gpus:
+            own = [
+                ratio_of(gpu, job, audits[job])
+                for job in jobs
+                if job in audits
+                and (job.format, job.capability) == (weight_format.name, capability_of(gpu))
+            ]
+            none = Ratio(None, reason="no kernel of ours could be counted")
+            ratios[gpu.key] = max(own, key=lambda r: r.value or 0.0, default=none)
+        name = weight_format.name
+        lines.append(Line(name, name, name, OURS, ratios))
+    return lines
+
+
+def render(gpus: Sequence[Gpu], lines: Sequence[Line], batch: int) -> RenderableType:
     """One line per kernel, a few boards side by side, the least able to hide dequantization first."""
-    found = ratios(gpus, peers, batch)
-    found.sort(
-        key=lambda line: median([r.value for _, r in line[1] if r.value is not None] or [0.0])
-    )
+
+    def middle(gpu: Gpu) -> float:
+        values = [r.value for line in lines if (r := line.ratios[gpu.key]).value is not None]
+        return median(values or [0.0])
+
+    ordered = sorted(gpus, key=middle)
     parts: list[RenderableType] = []
-    for first in range(0, len(found), SIDE_BY_SIDE):
-        some = found[first : first + SIDE_BY_SIDE]
+    for first in range(0, len(ordered), SIDE_BY_SIDE):
+        some = ordered[first : first + SIDE_BY_SIDE]
         table = Table(box=None, padding=(0, 1, 0, 0))
         table.add_column(Text(f"R at batch {batch}", style="bold"), no_wrap=True)
-        for gpu, _ in some:
+        for gpu in some:
             table.add_column(gpu.key, justify="right", no_wrap=True)
-        for index, peer in enumerate(peers):
-            table.add_row(peer.cost.name[:WIDEST], *(_cell(line[index][1]) for _, line in some))
+        before = lines[0].whose if lines else ""
+        for line in lines:
+            if line.whose != before:
+                table.add_row(Text(f"{line.whose}:", style="dim"))
+                before = line.whose
+            table.add_row(line.name[:WIDEST], *(_cell(line.ratios[gpu.key]) for gpu in some))
         parts += [table, Text()]
     return Group(*parts, Text(NOTE, style="dim"))
 
 
-def to_data(gpus: Sequence[Gpu], peers: Sequence[Peer], batch: int) -> list[dict[str, Any]]:
+def to_data(gpus: Sequence[Gpu], lines: Sequence[Line], batch: int) -> list[dict[str, Any]]:
     """The same for programs; every entry says that it is modelled."""
     return [
         {
             "kind": "modelled",
             "gpu": gpu.key,
-            "kernel": peer.key,
-            "format": peer.format,
+            "whose": line.whose,
+            "kernel": line.key,
+            "format": line.format,
             "batch": batch,
-            **asdict(ratio),
-            "verdict": ratio.verdict,
+            **asdict(line.ratios[gpu.key]),
+            "verdict": line.ratios[gpu.key].verdict,
         }
-        for gpu, line in ratios(gpus, peers, batch)
-        for peer, ratio in line
+        for gpu in gpus
+        for line in lines
     ]
 
 

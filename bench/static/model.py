@@ -39,6 +39,7 @@ LIMITERS: dict[str, Limiter] = {
     "launch": "launch",
 }
 ENDS: tuple[End, ...] = ("value", "better", "worse")
+SLOW_WARP_MMA = ("9.0", "10.0")  # their full rate needs another instruction
 PIPES = ("issue", "integer", "half2", "fp32", "xu", "shared")
 
 
@@ -100,7 +101,8 @@ def pipe_cycles(
 ) -> dict[str, float]:
     """Clocks of one multiprocessor per weight that each pipe needs, at 100 % of its lanes.
 
-    Conversions that have no fast instruction (I2FP) run on the slow unit, otherwise on the integer pipe.
+    Conversions that have no fast instruction (I2FP) run on the slow unit, otherwise on the integer pipe; where
+    that is disputed, the worse end has them on both, for either may be the one that runs out.
     """
     counts = kernel.instructions(batch)
     lanes = {
@@ -109,10 +111,12 @@ def pipe_cycles(
     }
     fast_lanes = rate(multiprocessor.fast_conversion_lanes, end)
     has_fast = fast_lanes > lanes["conversion"]
+    usual = multiprocessor.fast_conversion_lanes.value > multiprocessor.conversion_lanes.value
+    on_integer = has_fast or (end == "worse" and usual)
     slow = counts.conversion + (0 if has_fast else counts.fast_conversion)
     return {
         "issue": counts.total / lanes["issue"],
-        "integer": (counts.integer + (counts.fast_conversion if has_fast else 0))
+        "integer": (counts.integer + (counts.fast_conversion if on_integer else 0))
         / lanes["integer"],
         "half2": counts.half2 / lanes["half2"],
         "fp32": counts.fp32 / lanes["fp32"],
@@ -136,6 +140,13 @@ def tensor_rate(gpu: Gpu, end: End = "value") -> float:
     peak = rate(gpu.tensor_fp16_tflops, end) * 1e12
     faster = gpu.tensor_fp16_half_accumulate_tflops
     return peak * efficiency if faster is None else min(peak, rate(faster, end) * 1e12 * efficiency)
+
+
+def warp_tensor_share(gpu: Gpu, end: End = "value") -> float:
+    """The share of the tensor rate that the tensor-core instruction of one warp reaches."""
+    if gpu.capability in SLOW_WARP_MMA:
+        return rate(parameters.WARP_TENSOR_SHARE, end)
+    return 1.0
 
 
 def unsupported(gpu: Gpu, kernel: KernelCost, batch: int) -> str:
@@ -175,7 +186,8 @@ def predict(gpu: Gpu, kernel: KernelCost, problem: Problem, end: End = "value") 
         parts[pipe] = cycles[pipe] * problem.weights / (clocks * rate(share, end))
     if kernel.tensor_cores:
         operations = 2.0 * kernel.multiplied_rows(problem.batch) * problem.weights
-        parts["tensor"] = operations / tensor_rate(gpu, end)
+        share_of_rate = warp_tensor_share(gpu, end) if kernel.warp_mma else 1.0
+        parts["tensor"] = operations / (tensor_rate(gpu, end) * share_of_rate)
     if kernel.bytes_in_flight is not None:
         rounds = weight_bytes * reads / gpu.sms.value / kernel.bytes_in_flight
         parts["latency"] = rounds * _latency_s(gpu, end)

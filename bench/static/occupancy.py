@@ -34,8 +34,10 @@ class Multiprocessor:
 
 
 MULTIPROCESSORS = {
+    75: Multiprocessor(warps=32, programs=16, shared_bytes=64 * 1024),
     80: Multiprocessor(warps=64, programs=32, shared_bytes=164 * 1024),
     86: Multiprocessor(warps=48, programs=16, shared_bytes=100 * 1024),
+    87: Multiprocessor(warps=48, programs=16, shared_bytes=164 * 1024),
     89: Multiprocessor(warps=48, programs=24, shared_bytes=100 * 1024),
     90: Multiprocessor(warps=64, programs=32, shared_bytes=228 * 1024),
     100: Multiprocessor(warps=64, programs=32, shared_bytes=228 * 1024),

@@ -34,6 +34,14 @@ TENSOR_EFFICIENCY = _number(
     *(0.75, 0.55, 0.90, "fraction of peak", "assumed"),
     "bf16 GEMM on several boards; small tiles reach less",
 )
+WARP_TENSOR_SHARE = _number(
+    *(0.63, 0.40, 1.0, "fraction of the tensor rate", "assumed"),
+    "mma.sync on compute capability 9.0 and 10.0, whose rate is that of instructions of four warps or none",
+)
+OUTSIDE_SHARE = _number(
+    *(0.70, 0.40, 1.0, "fraction of the instructions around a loop", "assumed"),
+    "what a warp runs of a kernel's prologue and end: some of it belongs to cases that do not occur",
+)
 DRAM_EFFICIENCY = _number(
     *(0.87, 0.75, 0.93, "fraction of peak", "fitted"),
     "bf16 GEMM on A100, H100, B200, RTX PRO 6000 (0.75 to 0.90), gpt-fast on an A100 (0.83), a read "
@@ -59,6 +67,10 @@ NORM = _number(
 
 CACHE_FACTOR = 2.0  # weights up to this many last-level caches may be read from it when not rotated
 SHORTEST_S = 20e-6  # a single operator below this is not modelled: launch and ramp decide
+
+GUARDED_SHARE = (
+    0.5  # of a hot path that branches may skip: beyond it, counts are off by a factor of two
+)
 
 # Half-width of the 90 % interval, as a natural logarithm of predicted over true time: from the residuals
 # of every published source, by batch. `python -m bench.validate` prints them; a test compares.

@@ -38,6 +38,7 @@ WIDEN = ("HADD2.F32",)
 NARROW = ("F2FP",)
 SPILLS = ("LDL", "STL")
 TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA")
+WARP_MMA = ("HMMA",)  # the instruction of one warp; newer ones belong to four warps or to none
 MULTIPLY_ADD = ("FFMA", "HFMA2")
 DIVERGENCE = ("BRA.DIV", "BRA.CONV")
 LEAVES = ("EXIT", "RET", "BRX", "JMX")
@@ -167,6 +168,39 @@ def hot_path(code: Code) -> Code:
         seen.add(index)
         todo += successors(inside[index])
     return tuple(instruction for instruction in body if instruction.index in seen)
+
+
+def guarded(code: Code) -> int:
+    """Instructions of the hot path that a forward branch within it may skip, though they are counted.
+
+    Many of them mean that the path of a typical warp is not known: the loop is guarded.
+    """
+    hot = hot_path(code)
+    skipped: set[int] = set()
+    for instruction in hot:
+        if not instruction.opcode.startswith("BRA") or instruction.is_any(DIVERGENCE):
+            continue
+        targets = [index for index in successors(instruction) if index > instruction.index + 1]
+        if len(successors(instruction)) > 1 and targets and targets[0] <= hot[-1].index:
+            skipped.update(i.index for i in hot if instruction.index < i.index < targets[0])
+    return len(skipped)
+
+
+def outside(code: Code) -> Code:
+    """What a warp may run once, before and after the body of `hot_code`; empty without a loop."""
+    if not loops(code):
+        return ()
+    body = hot_code(code)
+    first, last = body[0].index, body[-1].index
+    seen: set[int] = set()
+    todo = [0]
+    while todo:
+        index = todo.pop()
+        if index in seen or index >= len(code):
+            continue
+        seen.add(index)
+        todo += [last + 1] if first <= index <= last else successors(code[index])
+    return tuple(i for i in code if i.index in seen and not first <= i.index <= last)
 
 
 def successors(instruction: Instruction) -> list[int]:

@@ -12,6 +12,8 @@ A sample, on any device:
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -21,12 +23,14 @@ if TYPE_CHECKING:
     from kernels.formats import WeightFormat
     from kernels.kernel import Kernel
     from profiles.schema import DeviceInfo
+    from profiles.specs import Gpu
 
 Mode = Literal["graph", "eager"]
 Kind = Literal["cpu", "cuda", "simulated"]
 Float16 = Literal["fp16", "bf16"]
 PoolKey = tuple[str, str]  # operator, and the layout of the weights
 Burst = tuple[float, float]  # seconds of work at least, seconds of rest after it
+TOOL_TIMEOUT_S = 20.0  # a driver that has lost its board may never answer
 CHUNK_S = 0.05  # of layers between two marks of a steady load, at most
 
 
@@ -227,6 +231,51 @@ def find_device(name: str) -> Kind:
         f"--gpu {name} was asked for, but {found}. Use --gpu auto for what is there, "
         f"or --gpu cpu to measure the CPU."
     )
+
+
+def modelled_board(name: str) -> Gpu | None:
+    """The board that stands in for a GPU that is named and not here; None where a device is measured.
+
+    Only on a machine without any NVIDIA GPU: where there is another one, a model of the one that was named
+    would be taken for a measurement of it.
+
+    Raises:
+        DeviceError: there is another GPU, or one that PyTorch cannot use, or nothing is known of that name.
+    """
+    wanted = name.strip().lower()
+    if wanted in ("auto", "cpu", "cuda") or wanted.startswith("simulated"):
+        return None
+
+    from bench.measure.devices.cuda import find_gpu
+    from profiles.specs import load_gpu
+
+    gpu, why = find_gpu()
+    if gpu is not None:
+        find_device(name)  # raises where it is another one
+        return None
+    present = nvidia_gpus()
+    if present:
+        raise DeviceError(
+            f"--gpu {name} was asked for, and this machine has {present[0]}, but it cannot be used "
+            f"({why}); a model would be taken for a measurement of it. Install a PyTorch with CUDA, or "
+            f"use --gpu cpu."
+        )
+    try:
+        return load_gpu(wanted)
+    except ValueError as error:
+        raise DeviceError(f"no usable NVIDIA GPU was found ({why}), and {error}") from None
+
+
+def nvidia_gpus() -> tuple[str, ...]:
+    """What the driver's own tool lists, whether or not PyTorch can use it."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    try:
+        done = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=TOOL_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(line for line in done.stdout.splitlines() if done.returncode == 0 and line)
 
 
 def open_device(name: str) -> Device:

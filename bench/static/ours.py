@@ -1,0 +1,168 @@
+"""Our own kernels as the model sees them: what was counted in their machine code, for one operator.
+
+    counts per weight = loop x padding + instructions around the loop x lanes / weights of a program
+
+The loop is counted once, on W[4096, 14336] (`audit.py`); how an operator is cut into programs, what the last
+step along k wastes and how many passes a batch takes come from the plan that would be launched on it. Bytes
+are those of `kernels.kernel.traffic`, each once; every further pass reads the weights again.
+
+Bytes in flight, for Little's law: one pass of the loop of every resident warp, and of a pipelined loop as
+many passes as it has stages less one. It is what the code may request, so a bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import TYPE_CHECKING, cast
+
+from bench.static import parameters
+from bench.static.audit import Audit, Job, K, N, bytes_moved, cost_of, counts_of, plan_for, row_of
+from bench.static.compile import WARP_LANES
+from bench.static.cost import InstructionCounts, KernelCost, Problem, counts_of_classes
+from bench.static.limits import Ratio, supply_demand
+from bench.static.peers import load_peers
+from kernels.formats import WeightFormat, find_format
+from kernels.kernel import PRODUCTS, Kernel, traffic
+from profiles.specs import Gpu
+
+if TYPE_CHECKING:
+    from kernels.kernel import Arm
+    from kernels.triton.plan import Plan
+
+COMPILED = "triton"  # the implementation whose kernels are compiled and counted
+LIBRARY = "torch"
+TENSOR_CAPABILITY = 80  # from here on Triton multiplies tiles with tensor cores
+NO_TENSOR_CORES = "Triton multiplies tiles without tensor cores on compute capability 7.5"
+LIBRARY_SIXTEEN = "vendor16"  # cuBLAS and its like in peers.toml: bytes and tensor rate only
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a kernel cuts one operator into programs.
+
+    Attributes:
+        rows_per_pass: rows of x of one program.
+        padding: work done over work needed: last steps along n and k that are not whole.
+        weights: of one program.
+        lanes: of one program.
+        stages: passes of the loop that are under way at a time.
+        tiled: whether it cuts the batch into tiles, to multiply them with tensor cores.
+    """
+
+    rows_per_pass: int
+    padding: float
+    weights: int
+    lanes: int
+    stages: int
+    tiled: bool
+
+    @classmethod
+    def of(cls, plan: Plan, weight_format: WeightFormat, problem: Problem) -> Cut:
+        """Read off a plan, whose constants are those of `kernels/triton`."""
+        constants = cast("dict[str, int]", plan.constexprs)
+        block_n, tiled = constants["BLOCK_N"], len(plan.grid) > 1 and "BLOCK_B" in constants
+        looped = "BLOCK_K" in constants  # along k, by one program
+        block_k = (
+            constants["BLOCK_K"]
+            if looped
+            else constants["BLOCK_W"] * weight_format.weights_per_word
+        )
+        return cls(
+            rows_per_pass=constants["BLOCK_B"] if tiled else problem.batch,
+            padding=_whole(problem.k, block_k) * _whole(problem.n, block_n) / problem.weights,
+            weights=block_n * (problem.k if looped else block_k),
+            lanes=WARP_LANES * cast("int", plan.options["num_warps"]),
+            stages=constants.get("NUM_STAGES", 2),
+            tiled=tiled,
+        )
+
+
+def launch_on(
+    kernel: Kernel, job: Job, audit: Audit, gpu: Gpu, problem: Problem
+) -> tuple[KernelCost, Problem]:
+    """One of our kernels on one operator, and the operator with the bytes that this arm moves.
+
+    Args:
+        kernel: the kernel.
+        job: what was compiled; of the batch of the problem.
+        audit: what was found in its machine code.
+        gpu: the board, which says whether its latency is known.
+        problem: the operator.
+    """
+    weight_format = find_format(job.format)
+    cut = Cut.of(plan_for(job, problem.n, problem.k), weight_format, problem)
+    shape = (weight_format, problem.n, problem.k, problem.batch)
+    moved, words = traffic(cast("Arm", job.arm), *shape), traffic("stream", *shape).bytes_read
+    stored = words / problem.weights
+    problem = replace(problem, other_bytes=moved.bytes_read + moved.bytes_written - words)
+    reason = unmodelled(audit)
+    if cut.tiled and job.arm in PRODUCTS and job.capability < TENSOR_CAPABILITY:
+        reason = reason or NO_TENSOR_CORES
+    if reason or audit.weights is None:
+        bare = InstructionCounts(bytes=stored)
+        return KernelCost(job.name, job.arm, bare, unmodelled=reason), problem
+    loop = counts_of(audit, stored)
+    known = gpu.multiprocessor is not None and gpu.multiprocessor.dram_latency_s is not None
+    in_flight = None
+    if known and audit.resident_warps:
+        each = audit.weights * WARP_LANES * weight_format.bits_stored(problem.k) / 8
+        in_flight = each * audit.resident_warps * max(1, cut.stages - 1)
+    cost = KernelCost(
+        name=job.name,
+        family=job.arm,
+        counts=scaled(loop, cut.padding, stored) + around(audit, cut),
+        source="compiled and counted, not run",
+        tensor_cores=audit.classes.get("mma", 0) > 0,
+        rows_per_pass=cut.rows_per_pass,
+        rereads=True,
+        bytes_in_flight=in_flight,
+        batches=kernel.batches,
+        warp_mma=audit.warp_mma > 0,
+    )
+    return cost, problem
+
+
+def ratio_of(gpu: Gpu, job: Job, audit: Audit) -> Ratio:
+    """R of one of our kernels at the batch it was compiled for; every pass dequantizes again."""
+    weight_format = find_format(job.format)
+    cost = cost_of(row_of(audit, job), bytes_moved(job.arm, weight_format), job.batch)
+    if cost is None:
+        return Ratio(None, reason="nobody knows how many weights one pass of the loop handles")
+    cut = Cut.of(plan_for(job), weight_format, Problem(N, K, job.batch))
+    return supply_demand(gpu, replace(cost, rows_per_pass=cut.rows_per_pass), job.batch)
+
+
+def library_cost(kernel: Kernel) -> KernelCost | None:
+    """A library's 16-bit kernel, of which bytes and tensor rate are known; None for any other."""
+    if kernel.arm != "vendor" or kernel.weight_bits != 16:
+        return None
+    return load_peers()[LIBRARY_SIXTEEN].cost
+
+
+def unmodelled(audit: Audit) -> str:
+    """Why counting says nothing about a kernel's time; empty where it does."""
+    if audit.spills:
+        return "spills: values go through local memory, which is not counted"
+    if audit.guarded > parameters.GUARDED_SHARE * audit.instructions:
+        return "guarded loop: most of it may be skipped, and how often is not known"
+    if audit.weights is None:
+        return "nobody knows how many weights one pass of the loop handles"
+    return ""
+
+
+def around(audit: Audit, cut: Cut) -> InstructionCounts:
+    """What runs once in a program, per weight; slow conversions there are taken for fast ones."""
+    once = counts_of_classes(audit.outside, 0, {}, 1, 0.0)
+    return once * (parameters.OUTSIDE_SHARE.value * cut.lanes / cut.weights)
+
+
+def scaled(counts: InstructionCounts, padding: float, stored: float) -> InstructionCounts:
+    """Counts with the work on padding, which moves no bytes."""
+    more = counts * padding
+    return InstructionCounts(**{**more.__dict__, "bytes": stored})
+
+
+def _whole(size: int, block: int) -> int:
+    """The size, rounded up to whole blocks."""
+    return ceil(size / block) * block

@@ -1,0 +1,487 @@
+"""The modelled device: times by hand, refusals, and a profile that nobody takes for a measured one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import exp
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+import bench.measure.devices
+from bench import check, dequant, report
+from bench.analysis.trust import REFUSED_SHARE
+from bench.measure.devices import DeviceError, modelled_board
+from bench.static import audit_all, device, parameters
+from bench.static.audit import Audit, Job, plan_for
+from bench.static.cost import Problem
+from bench.static.device import Layer, Model, jobs_of_layer
+from bench.static.modelled import difference, ratio, tabulate
+from bench.static.ours import Cut, launch_on
+from kernels import find_kernels
+from kernels.formats import find_format
+from kernels.unfused import compose
+from profiles.reader import ProfileError, load_profile
+from profiles.schema import LAYER, Operator, Profile, Quantity, Workload, quantities
+from profiles.specs import load_gpu
+
+H100 = load_gpu("h100")
+INT4 = find_format("int4-g128")
+SQUARE = Operator(name="o_proj", n=4096, k=4096)
+WIDE = Operator(name="gate_up_proj", n=28672, k=4096, count=2)
+FUSED = Job("fused", "gemv-ptx", "int4-g128", "fp16", 1, 90)
+CLASSES = {"int": 64, "half2": 128, "cvt": 8, "load": 8, "exchange": 4, "other": 44}
+
+
+def near(value):
+    """Profiles round to five digits."""
+    return pytest.approx(value, rel=3e-5)
+
+
+def planted(job: Job) -> Audit:
+    """256 instructions for 128 weights of a lane; dequantize and 16-bit kernels as well."""
+    return Audit(
+        job.name, job.capability, CLASSES, slow_conversions=2, loads={128: 8}, looped=True,
+        weights=128, registers=56, shared_bytes=0, num_warps=4, resident_warps=32,
+        outside={"int": 60, "other": 40},
+    )  # fmt: skip
+
+
+def kernel_of(job: Job):
+    (found,) = (
+        k
+        for k in find_kernels("cuda", find_format(job.format), job.activation, job.batch)
+        if (k.arm, k.variant, k.implementation) == (job.arm, job.variant, "triton")
+    )
+    return found
+
+
+def modelled(
+    batches: tuple[int, ...] = (1, 16),
+    operators: tuple[Operator, ...] = (SQUARE, WIDE),
+    gpu: str = "h100",
+    lacking: Iterable[Job] = (),
+    **changes: object,
+) -> Model:
+    """A layer of planted kernels; jobs in `lacking` did not compile, others have the changes."""
+    layer = Layer(operators, (INT4,), batches, "fp16")
+    board, lacking = load_gpu(gpu), set(lacking)
+    jobs = jobs_of_layer(layer, [device.capability_of(board)])
+    audits = {job: replace(planted(job), **changes) for job in jobs if job not in lacking}  # type: ignore[arg-type]
+    return Model(layer, board, audits, dict.fromkeys(lacking, "it does not compile: why."))
+
+
+def workload(model: Model) -> Workload:
+    return Workload(
+        model="m", layers=2, operators=model.layer.operators, activation="fp16",
+        formats=("int4-g128",), batches=model.layer.batches, launch_mode="graph",
+        cache_state="cold", rotation_bytes=0, seeds={},
+    )  # fmt: skip
+
+
+def arm(model: Model, name: str, variant: str, operator: str = "o_proj", batch: int = 1):
+    (found,) = (
+        a
+        for a in model.arms
+        if (a.kernel.arm, a.kernel.variant, a.operator, a.batch) == (name, variant, operator, batch)
+    )
+    return found
+
+
+# --- one kernel on one operator
+
+
+def test_counts_of_an_operator_by_hand() -> None:
+    """4 rows of 4096 weights are a program of 4 warps: 100 instructions around the loop, 70 % of them run."""
+    cost, problem = launch_on(kernel_of(FUSED), FUSED, planted(FUSED), H100, Problem(4096, 4096, 1))
+    once = 0.7 * 128 / (4 * 4096)
+    assert cost.counts.total == pytest.approx(256 / 128 + 100 * once)
+    assert cost.counts.integer == pytest.approx(64 / 128 + 60 * once)
+    assert cost.counts.conversion == pytest.approx(2 / 128)
+    assert cost.counts.fast_conversion == pytest.approx(6 / 128)
+    assert cost.counts.bytes == pytest.approx(4.125 / 8)
+    assert problem.activation_bytes == 2 * (4096 + 4096)
+    assert cost.bytes_in_flight == pytest.approx(128 * 32 * 4.125 / 8 * 32)
+    assert not cost.tensor_cores
+
+
+def test_a_last_step_that_is_not_whole_is_work_too() -> None:
+    """6144 columns in steps of 4096 (4 warps) or 2048 (2): the kernel takes the second, without waste."""
+    cut = Cut.of(plan_for(FUSED, 4096, 6144), INT4, Problem(4096, 6144, 1))
+    assert (cut.padding, cut.lanes) == (1.0, 64)
+    odd = Cut.of(plan_for(FUSED, 4098, 5120), INT4, Problem(4098, 5120, 1))
+    assert odd.padding == pytest.approx(6144 / 5120 * 4100 / 4098)
+    cost, _ = launch_on(kernel_of(FUSED), FUSED, planted(FUSED), H100, Problem(4098, 5120, 1))
+    assert cost.counts.half2 == pytest.approx(odd.padding)  # 128 of 128
+    assert cost.counts.bytes == pytest.approx(4.125 / 8)
+
+
+def test_a_batch_of_several_tiles_dequantizes_again() -> None:
+    job = Job("fused", "gemm-ptx", "int4-g128", "fp16", 256, 90)
+    kernel = kernel_of(job)
+    audit = replace(planted(job), classes={**CLASSES, "mma": 16}, warp_mma=16)
+    cost, _ = launch_on(kernel, job, audit, H100, Problem(4096, 4096, 256))
+    assert (cost.rows_per_pass, cost.passes(256), cost.multiplied_rows(256)) == (64, 4, 256)
+    assert cost.tensor_cores
+    assert cost.warp_mma
+    assert cost.bytes_in_flight == pytest.approx(128 * 32 * 4.125 / 8 * 32 * 2)  # three stages
+
+
+def test_dequantize_writes_16_bits_beside_what_it_reads() -> None:
+    job = Job("dequantize", "ptx", "int4-g128", "fp16", 1, 90)
+    cost, problem = launch_on(kernel_of(job), job, planted(job), H100, Problem(4096, 4096, 1))
+    assert cost.counts.bytes == pytest.approx(4.125 / 8)
+    assert problem.activation_bytes == 2 * 4096 * 4096
+    assert cost.passes(1) == 1
+
+
+def test_the_instruction_of_one_warp_is_slow_on_new_boards() -> None:
+    job = Job("fused", "gemm-ptx", "int4-g128", "fp16", 256, 90)
+    mma = {"classes": {**CLASSES, "mma": 16}}
+    fast = modelled((256,), **mma)
+    slow = modelled((256,), **mma, warp_mma=16)
+    old = modelled((256,), gpu="a100", **mma, warp_mma=16)
+    assert job.variant == "gemm-ptx"
+    parts = [
+        arm(m, "fused", "gemm-ptx", batch=256).estimate.parts_s["tensor"] for m in (fast, slow, old)
+    ]
+    assert parts[1] == pytest.approx(parts[0] / parameters.WARP_TENSOR_SHARE.value)
+    operations = 2 * 256 * 4096 * 4096
+    assert parts[2] == pytest.approx(operations / (312e12 * 0.75))
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"spill_instructions": 2}, "spills"),
+        ({"stack_bytes": 80}, "spills"),
+        ({"guarded": 129}, "guarded loop"),
+        ({"weights": None}, "how many weights"),
+    ],
+)
+def test_what_counting_says_nothing_about_has_no_time(
+    changes: dict[str, object], reason: str
+) -> None:
+    found = arm(modelled(**changes), "fused", "gemv-ptx").estimate  # type: ignore[arg-type]
+    assert found.value_s is None
+    assert reason in found.reason
+
+
+def test_a_loop_that_is_guarded_in_part_is_counted() -> None:
+    assert arm(modelled(guarded=128), "fused", "gemv-ptx").estimate.value_s is not None
+
+
+def test_a_kernel_that_does_not_compile_costs_its_rows_and_unfused() -> None:
+    lost = Job("dequantize", "ptx", "int4-g128", "fp16", 1, 90)
+    model = modelled((1,), lacking=[lost])
+    assert arm(model, "dequantize", "ptx").estimate.reason == "it does not compile: why."
+    assert arm(model, "unfused", "default").estimate.reason == "it does not compile: why."
+    assert arm(model, "fused", "gemv-ptx").estimate.value_s is not None
+
+
+def test_a_library_kernel_of_a_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a library's 16-bit kernel bytes and tensor rate are known; of its others nothing is."""
+
+    def with_library(*asked: object):
+        found = find_kernels(*asked)  # type: ignore[arg-type]
+        theirs = replace(found[-1], arm="vendor", implementation="torch", variant="int4mm")
+        return (*found, theirs, replace(theirs, implementation="cuda", variant="needs CuPy"))
+
+    monkeypatch.setattr(device, "find_kernels", with_library)
+    model = modelled((1,))
+    assert arm(model, "vendor", "int4mm").estimate.reason == device.NOT_COMPILED
+    assert "needs CuPy" not in {a.kernel.variant for a in model.arms}
+    vendor = arm(model, "vendor", "default").estimate
+    assert vendor.limiter == "DRAM"
+    assert vendor.parts_s["dram"] == pytest.approx((2 * 4096 * 4096 + 2 * 8192) / (3350e9 * 0.87))
+
+
+def test_a_layer_below_20_us_is_refused_and_an_operator_within_a_longer_one_is_not() -> None:
+    short = modelled((1,), operators=(SQUARE,))
+    assert arm(short, "fused", "gemv-ptx").estimate.reason == device.LAYER_TOO_SHORT
+    whole = arm(modelled((1,)), "fused", "gemv-ptx").estimate
+    assert whole.value_s is not None
+    assert whole.value_s < parameters.SHORTEST_S
+
+
+def test_the_slow_unit_of_12_0_is_not_known() -> None:
+    slow = {"slow_conversions": 384, "classes": {**CLASSES, "cvt": 384}}
+    model = modelled((1,), gpu="rtx5090", **slow)
+    assert arm(model, "fused", "gemv-ptx").estimate.reason == device.SLOW_UNIT_UNKNOWN
+    assert arm(modelled((1,), **slow), "fused", "gemv-ptx").estimate.limiter == "XU"
+
+
+def test_tiles_are_refused_where_no_tensor_cores_multiply_them() -> None:
+    model = modelled((16,), gpu="t4")
+    refused = {(a.kernel.arm, a.kernel.variant) for a in model.arms if a.estimate.value_s is None}
+    variants = ("gemm", "gemm-ptx")
+    products = {(arm, v) for arm in ("fused", "bypass") for v in variants}
+    assert refused == products | {("native", "gemm")}
+    assert "7.5" in arm(model, "fused", "gemm", batch=16).estimate.reason
+
+
+# --- a layer
+
+
+def test_every_arm_of_a_measured_run_has_a_row_under_the_same_name() -> None:
+    model = modelled((1, 16))
+    for batch in (1, 16):
+        kernels = find_kernels("cuda", INT4, "fp16", batch)
+        dequantizer = next(k for k in kernels if k.arm == "dequantize")
+        vendor = next(k for k in kernels if k.arm == "vendor")
+        wanted = {
+            (k.arm, k.implementation, k.variant, k.reads(INT4, "fp16").name)
+            for k in (*kernels, compose(dequantizer, vendor))
+        }
+        for operator in ("o_proj", "gate_up_proj"):
+            found = [
+                tuple(a.kernel.model_dump().values())
+                for a in model.arms
+                if (a.operator, a.batch) == (operator, batch)
+            ]
+            assert len(found) == len(set(found))
+            assert set(found) == wanted
+
+
+def test_unfused_is_two_launches_and_may_be_faster_where_the_cache_holds_the_matrix() -> None:
+    model = modelled((1,))
+    both = arm(model, "unfused", "default").estimate
+    first = arm(model, "dequantize", "ptx").estimate
+    second = arm(model, "vendor", "default").estimate
+    assert both.value_s == pytest.approx(first.value_s + second.value_s)
+    assert both.high_s == pytest.approx(both.value_s * exp(parameters.WIDTH_SMALL_BATCH))
+    way_s = 2 * 2 * 4096 * 4096 / (3350e9 * 0.87)  # 34 MB there and back; the cache has 50
+    least_s = (both.value_s - way_s) * exp(-parameters.WIDTH_SMALL_BATCH)
+    assert both.low_s == pytest.approx(least_s)
+    wide = arm(model, "unfused", "default", "gate_up_proj").estimate
+    assert wide.low_s == pytest.approx(wide.value_s * exp(-parameters.WIDTH_SMALL_BATCH))
+
+
+def test_the_layer_is_the_sum_over_its_operators() -> None:
+    model = modelled((1,))
+    rows, comparisons = tabulate(model, workload(model))
+    layer = {r.arm: r for r in rows if r.operator == LAYER}
+    parts = [arm(model, "fused", "gemv-ptx", o).estimate for o in ("o_proj", "gate_up_proj")]
+    assert layer["fused"].time_s.value == near(parts[0].value_s + 2 * parts[1].value_s)
+    assert layer["fused"].time_s.high == near(parts[0].high_s + 2 * parts[1].high_s)
+    assert layer["fused"].limiter == parts[1].limiter
+    step = next(c for c in comparisons if c.operator == LAYER).extrapolated
+    assert step is not None
+    assert step.fused_s.value == near(2 * layer["fused"].time_s.value)
+
+
+def test_a_difference_takes_the_far_ends_and_a_ratio_the_width_of_a_time() -> None:
+    def around(value: float) -> Quantity:
+        w = exp(parameters.WIDTH_SMALL_BATCH)
+        return Quantity(value=value, low=value / w, high=value * w, kind="modelled")
+
+    a, b, w = around(3.0), around(2.0), exp(parameters.WIDTH_SMALL_BATCH)
+    phi = difference(a, b)
+    assert (phi.value, phi.low, phi.high) == near((1.0, 3 / w - 2 * w, 3 * w - 2 / w))
+    speedup = ratio(a, b, batch=1)
+    assert (speedup.value, speedup.low, speedup.high) == near((1.5, 1.5 / w, 1.5 * w))
+    overhead = ratio(a, b, 1, less=1.0)
+    assert (overhead.value, overhead.low) == near((0.5, 1.5 / w - 1))
+    lower = a.model_copy(update={"low": 0.3})
+    assert ratio(lower, b, batch=1).low == near(0.15)
+    absent = Quantity(value=None, reason="not modelled: spills", kind="modelled")
+    assert ratio(a, absent, 1).reason == difference(absent, a).reason == "not modelled: spills"
+
+
+def test_r_falls_with_every_pass_over_the_weights() -> None:
+    model = modelled((64, 256))
+    found = {b: r for _, b, k, r in model.ratios if (k.arm, k.variant) == ("fused", "gemm-ptx")}
+    assert found[256].value == pytest.approx(found[64].value / 4)
+
+
+@pytest.mark.parametrize("key", ["orin", "a10", "a100", "h100", "rtx5090"])
+def test_the_ends_of_r_lie_on_either_side_whatever_is_disputed(key: str) -> None:
+    """Fast conversions may be on the slow unit; that does not relieve the pipe that they are said to be on."""
+    classes = {**CLASSES, "int": 200, "cvt": 40}
+    model = modelled((1,), gpu=key, classes=classes, slow_conversions=2)
+    assert model.ratios
+    assert all(r.low <= r.value <= r.high for _, _, _, r in model.ratios)
+
+
+# --- the command
+
+APP = typer.Typer(add_completion=False)
+APP.command()(dequant.main)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.measure.devices.cuda.find_gpu", lambda: (None, "no driver"))
+    monkeypatch.setattr(bench.measure.devices, "nvidia_gpus", lambda: ())
+
+
+@pytest.fixture
+def compilations(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Planted audits in place of a compiler, with changes that a test may add."""
+    changes: dict[str, object] = {}
+
+    def audited(jobs: Sequence[Job], *_: object) -> tuple[dict[Job, Audit], dict[Job, str]]:
+        return {job: replace(planted(job), **changes) for job in jobs}, {}  # type: ignore[arg-type]
+
+    monkeypatch.setattr(audit_all, "audited", audited)
+    return changes
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(APP, list(arguments))
+
+
+def run(output: Path, *arguments: str) -> Result:
+    given = ["--gpu", "h100", "--format", "int4-g128", "--batches", "1,64", "--output", str(output)]
+    return command(*given, *arguments)
+
+
+@pytest.mark.usefixtures("compilations")
+def test_a_gpu_that_is_not_here_is_modelled_and_nobody_can_miss_it(tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "h100.json"
+    done = run(output)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("0 of 120 rows refused")
+    assert lines[1].startswith("MODELLED, NOT MEASURED")
+    assert "--gpu h100 is modelled as the H100 SXM5 80 GB, not measured." in done.stderr
+    assert "Each value with its 90 % interval." in " ".join(done.stdout.split())
+    assert "int4-g128 unfused loses to fp16" in done.stdout
+    assert "at every modelled batch, B = 1 to 64." in " ".join(done.stdout.split())
+    assert "DRAM" in done.stdout
+    assert [path.name for path in output.parent.iterdir()] == [
+        "h100.json"
+    ]  # no journal, no samples
+    with pytest.raises(ProfileError, match="kind 'modelled'"):
+        load_profile(output)
+    profile = load_profile(output, allow=("modelled",))
+    everything = [q for item in (*profile.rows, *profile.comparisons) for q in quantities(item)]
+    assert {q.kind for q in everything} == {profile.kind} == {profile.device.kind} == {"modelled"}
+    assert all(q.low is not None for q in everything if q.value is not None)
+    assert all(r.limiter for r in profile.rows)
+    assert not profile.energy.rows
+    assert all(r.energy_j.value is None and "joule" not in r.energy_j.reason for r in profile.rows)
+    assert profile.modelled is not None
+    assert profile.modelled.parameters["memory_gb_per_s"].sort == "datasheet"
+    assert len(profile.rows) == 120 + sum(r.operator == LAYER for r in profile.rows)
+
+
+@pytest.mark.usefixtures("compilations")
+def test_other_commands_take_the_profile_and_say_what_it_is(tmp_path: Path) -> None:
+    output = tmp_path / "h100.json"
+    run(output)
+    profile, findings = check.check(output)
+    assert {f.topic for f in findings if f.severity == "serious"} <= {"kind", "checkout"}
+    assert any(f.found.startswith("The numbers are modelled") for f in findings)
+    assert "other boards" in " ".join(f.found for f in findings)
+    app = typer.Typer()
+    app.command()(report.main)
+    printed = CliRunner().invoke(app, [str(output), "--operator", "o_proj"])
+    assert printed.exit_code == 0
+    assert printed.stdout.splitlines()[1].startswith("MODELLED, NOT MEASURED")
+    assert profile.kind == "modelled"
+
+
+def test_many_refused_rows_make_the_exit_code_1_and_come_first(
+    tmp_path: Path, compilations: dict[str, object]
+) -> None:
+    compilations["stack_bytes"] = 80
+    done = run(tmp_path / "h100.json")
+    assert done.exit_code == 1
+    assert done.stdout.startswith("112 of 120 rows refused: not modelled (93%)")
+    assert "112 spills" in done.stdout
+    assert f"more than {REFUSED_SHARE:.0%}" in done.stderr
+    profile, findings = check.check(tmp_path / "h100.json")
+    assert "refused rows" in {f.topic for f in findings if f.severity == "serious"}
+    refused = [r for r in profile.rows if r.time_s.value is None]
+    assert len(refused) == 112
+    assert all(r.time_s.reason.startswith("not modelled: spills") for r in refused)
+    assert all(r.failure is None for r in refused)
+
+
+@pytest.mark.usefixtures("compilations")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--require-measured"], "--gpu h100 can only be modelled here"),
+        (["--launch", "eager"], "leave out --launch eager."),
+        (["--energy", "full"], "leave out --energy full."),
+        (["--model", "GPT-9"], "there is no model named 'GPT-9'"),
+        (["--gpu", "h9000"], "nothing is known of a GPU named 'h9000'; choose one of a10,"),
+        (["--output", "measured/x.json"], "a modelled profile has no place among measured ones"),
+    ],
+)
+def test_what_cannot_be_modelled_is_one_sentence_and_code_2(
+    tmp_path: Path, arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(tmp_path / "x.json", *arguments)
+    assert done.exit_code == 2
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_simulated_devices_are_not_measured_either() -> None:
+    done = command("--gpu", "simulated:h100", "--require-measured")
+    assert done.exit_code == 2
+    assert "can only be simulated here" in done.stderr
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "simulated:h100", " CPU "])
+def test_other_devices_are_never_modelled(name: str) -> None:
+    assert modelled_board(name) is None
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_h100_is_the_sxm_board_where_it_is_modelled() -> None:
+    assert modelled_board("H100").key == "h100-sxm"
+
+
+def test_another_gpu_is_an_error_and_never_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = "bench.measure.devices.cuda.find_gpu"
+    monkeypatch.setattr(found, lambda: ("NVIDIA GeForce RTX 4090", ""))
+    with pytest.raises(DeviceError, match="the GPU found is NVIDIA GeForce RTX 4090"):
+        modelled_board("h100")
+    assert modelled_board("rtx4090") is None  # it is measured
+    monkeypatch.setattr(found, lambda: (None, "this build of PyTorch has no CUDA support"))
+    monkeypatch.setattr(bench.measure.devices, "nvidia_gpus", lambda: ("GPU 0: NVIDIA L4",))
+    with pytest.raises(DeviceError, match=r"has GPU 0: NVIDIA L4, but it cannot be used"):
+        modelled_board("h100")
+    assert modelled_board("auto") is None
+
+
+@pytest.mark.parametrize(
+    ("script", "seen"),
+    [
+        ("echo 'GPU 0: NVIDIA L4 (UUID: x)'", 1),
+        ("echo 'NVIDIA-SMI has failed'; exit 9", 0),
+        ("true", 0),
+    ],
+)
+def test_the_drivers_tool_is_asked_about_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, seen: int
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert len(bench.measure.devices.nvidia_gpus()) == seen
+
+
+def test_a_profile_that_rests_on_a_model_is_a_modelled_one(
+    tmp_path: Path, compilations: dict[str, object]
+) -> None:
+    output = tmp_path / "h100.json"
+    run(output)
+    data = json.loads(output.read_text())
+    with pytest.raises(ValueError, match="does not rest on a model"):
+        Profile.model_validate(data | {"kind": "imported", "rows": [], "comparisons": []})
