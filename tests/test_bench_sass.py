@@ -386,7 +386,7 @@ def test_the_second_run_compiles_nothing(compilations: list[Job], cache: Cache) 
     assert (first.exit_code, len(compilations)) == (0, 8)
     again = CliRunner().invoke(APP, SMALL)
     assert (again.output, len(compilations)) == (first.output, 8)
-    cache.path(compilations[2]).write_text("damaged")
+    cache.path(cache.key(compilations[2])).write_text("damaged")
     CliRunner().invoke(APP, SMALL)
     assert compilations[8:] == [compilations[2]]
 
