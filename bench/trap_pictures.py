@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,7 @@ PART_COLORS = {
     "residual": COLORS["unfused"],
 }
 PANELS_PER_ROW = 4
+CHARACTERS_PER_INCH = 18  # of a note
 LARGEST_RATIO = 4.0  # beyond which colours do not change
 
 
@@ -89,12 +91,12 @@ def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]
 
 def _titled(figure: Figure, book: Book, words: str, note: str) -> Figure:
     profile = book.profile
-    figure.suptitle(
-        f"{profile.kind.upper()}: {profile.device.name}, {profile.workload.model}. {words}",
-        fontsize=11,
-    )
-    figure.text(0.01, 0.01, note, fontsize=7, color="#555555")
-    figure.tight_layout(rect=(0, 0.04, 1, 0.97))
+    width, height = figure.get_size_inches()
+    title = f"{profile.kind.upper()}: {profile.device.name}, {profile.workload.model}. {words}"
+    figure.suptitle("\n".join(wrap(title, int(12 * width))), fontsize=11)
+    lines = wrap(note, int(CHARACTERS_PER_INCH * width))
+    figure.text(0.01, 0.01, "\n".join(lines), fontsize=7, color="#555555")
+    figure.tight_layout(rect=(0, (0.14 * len(lines) + 0.05) / height, 1, 1))
     return figure
 
 
@@ -122,7 +124,7 @@ def _waterfall(axis: Axes, ladder: Ladder) -> None:
         axis.bar(len(names), q.value * scale, bottom=base, color=PART_COLORS[part], width=0.7)
         _error_bar(axis, len(names), q, base, scale)
         base += q.value * scale
-        names.append(part if part != "multiply" or "move" in names else "move +\nmultiply")
+        names.append(_label(part, ladder))
     _bar(axis, len(names), ladder.total, scale, COLORS["fused"])
     names.append("fused")
     axis.set_xticks(range(len(names)), names, fontsize=7, rotation=30)
@@ -131,6 +133,16 @@ def _waterfall(axis: Axes, ladder: Ladder) -> None:
     axis.set_title(ladder.problem.format, fontsize=10)
     axis.grid(True, axis="y", color="#dddddd", linewidth=0.6)
     axis.set_axisbelow(True)
+
+
+def _label(part: str, ladder: Ladder) -> str:
+    """The name of a part, with those that it holds because they are not known by themselves."""
+    missing = {name for name, q in ladder.parts.items() if q.value is None}
+    if part == "multiply" and "move" in missing:
+        return "move +\nmultiply"
+    if part == "residual" and {"unpack", "scale"} <= missing:
+        return "dequantize\n(exposed)"
+    return part
 
 
 def _bar(axis: Axes, x: int, q: Quantity, scale: float, color: str) -> None:
@@ -174,12 +186,15 @@ def _phi(book: Book, answers: Answers) -> Figure | None:
             axis.step(bits, value * 1e6, where="post", color=shades[batch], linewidth=0.8)
         _name_formats(axis, {(p.bits_stored, p.format) for p in points})
         axis.axhline(0, color="#333333", linewidth=0.8)
+        axis.set_xlim(
+            0, max(9.0, *(p.bits_stored + 1 for p in points if p.bits_stored is not None))
+        )
         axis.set_xlabel("p, stored bits per weight")
         axis.set_ylabel("µs per layer")
         axis.set_title(f"φ {word}", fontsize=10)
         axis.grid(True, color="#dddddd", linewidth=0.6)
         if axis.has_data():
-            axis.legend(fontsize=7, frameon=False)
+            axis.legend(fontsize=7, frameon=False, loc="center left")
     return _titled(
         figure, book, "φ(h, p)",
         f"Steps, not a curve: formats differ in more than their bits. Bars: {book.confidence:.0%}.",
@@ -209,7 +224,7 @@ def _maps(book: Book, maps: Sequence[TrapMap]) -> Figure | None:
     return _titled(
         figure, book, "The trap map",
         "Blue: low bits pay; red: they cost (the trap); grey with '?': undecided at 95 %. ° extrapolated to "
-        "operators over twice as large as any measured.\nBold: measured layer. ! 16-bit weights exceed the "
+        "operators over twice as large as any measured. Bold: measured layer. ! 16-bit weights exceed the "
         "device's memory. Linear operators of a step, lm_head left out.",
     )  # fmt: skip
 

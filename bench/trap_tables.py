@@ -51,7 +51,12 @@ def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> Renderabl
         parts.append(_map_legend(answers.maps))
     parts += [Text(), hops_table(answers), *_hop_notes(answers)]
     if fidelity is not None:
-        parts += [Text(), fidelity_table(answers, fidelity), _fidelity_note(fidelity)]
+        parts += [
+            Text(),
+            fidelity_table(answers, fidelity),
+            *_laws(answers),
+            _fidelity_note(fidelity),
+        ]
     parts += [Text(), indices_table(answers), *_trap_steps(answers)]
     parts += [Text(), Text(answers.advice, style="bold")]
     return Group(*parts)
@@ -378,14 +383,19 @@ def fidelity_table(answers: Answers, fidelity: Fidelity) -> Table:
         ),
     )
     table.columns[0].header = "format, weights"
-    table.add_column("law (d layers)", no_wrap=False)
-    for (name, distribution), law in answers.laws.items():
+    for name, distribution in answers.laws:
         mine = {
             r.layers: r for r in fidelity.rows if (r.format, r.distribution) == (name, distribution)
         }
         cells = [error_of(mine[d], fidelity.kind) if d in mine else None for d in shown]
-        table.add_row(f"{name}\n  {distribution}", *(cell_of(q) for q in cells), law.words)
+        table.add_row(f"{name}\n  {distribution}", *(cell_of(q) for q in cells))
     return table
+
+
+def _laws(answers: Answers) -> Iterator[Text]:
+    for (name, distribution), law in answers.laws.items():
+        off = "" if law.form is None else f", off by {law.residual:.0%}"
+        yield Text(f"{name}, {distribution}: error after d layers {law.words}{off}.", style="dim")
 
 
 def _fidelity_note(fidelity: Fidelity) -> Text:

@@ -134,7 +134,7 @@ def costs_of(
             continue
         logs += [x - y for x, y in zip(a.residuals, b.residuals, strict=True)]
         free += max(len(a.residuals) - 2, 0)
-        hosts = {role: _host_s(comparisons, role, launched, host) for role in points}
+        hosts = {role: _host_s(book, comparisons, role, launched, host) for role in points}
         fitted[batch] = (ArmCosts(a, hosts["best16"]), ArmCosts(b, hosts[path]))
     misfit = math.sqrt(sum(x * x for x in logs) / free) if free else math.inf
     return {batch: Costs(batch, a, b, misfit, free) for batch, (a, b) in fitted.items()}
@@ -192,26 +192,41 @@ def _root(costs: Costs, calls: int, eager: bool, i: int) -> tuple[Sign, float]:
 
 
 def _host_s(
+    book: Book,
     comparisons: Iterable[Comparison],
     role: str,
     launched: Mapping[Problem, Comparison],
     host: Book | None,
 ) -> Draws | None:
-    """Seconds of the host for one operator: the least eager time of any, since the device hides in it.
+    """Seconds of the host for one operator, where eager launches were measured beside graph ones.
 
-    Where even that is the device's own time, it is an upper bound of the host's, and one that max() with the
-    time of a larger call never feels.
+    Of an operator that takes longer eagerly the eager time is the host's. Where none does, the host is faster
+    than the shortest of them, and that is all there is to know: anything from 0 to that, in the replicates.
     """
     if host is None:
         return None
-    times = []
+    bound, all_times = [], []
     for c in comparisons:
         other = launched.get(problem_of(c)._replace(launch_mode="eager"))
-        if other is not None:
-            d = host.time_s(problem_of(other), getattr(other, role))
-            if d is not None:
-                times.append(d)
-    return min(times, key=lambda d: float(d[0]), default=None)
+        if other is None:
+            continue
+        graph, eager = (
+            book.time_s(problem_of(c), getattr(c, role)),
+            host.time_s(problem_of(other), getattr(other, role)),
+        )
+        if graph is None or eager is None:
+            continue
+        all_times.append(eager)
+        if np.quantile(eager[1:] - graph[1:], (1 - book.confidence) / 2) > 0:
+            bound.append(eager)
+    if bound:
+        return min(bound, key=lambda d: float(d[0]))
+    if not all_times:
+        return None
+    least = min(all_times, key=lambda d: float(d[0]))
+    share = np.concatenate([[0.5], np.random.default_rng(0).uniform(size=len(least) - 1)])
+    unknown: Draws = least * share
+    return unknown
 
 
 def model_ratio(book: Book, costs: Costs, shape: ModelShape, eager: bool) -> Draws:

@@ -71,7 +71,8 @@ class Questions:
 class Answers:
     """All that follows from a profile.
 
-    Keys are (format, path, by) of `theories` and `crossings`, and formats of `at_load_crossings`: at load against fused.
+    Keys are (format, path, by) of `theories` and `crossings`, and formats of `at_load_crossings`, which
+    compare dequantizing at load with the fused kernel.
     """
 
     questions: Questions
