@@ -25,9 +25,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
-import planted_profile
 import typer
-from planted_truth import _without_processes
 
 from bench.analysis.critical_scale import LARGEST, SMALLEST, costs_of, critical_scale
 from bench.analysis.crossing import crossing
@@ -54,6 +52,8 @@ from bench.measure.run import Run
 from kernels.formats import find_format
 from kernels.kernel import Arm
 from profiles.schema import Operator, Profile, Protocol
+from tests import planted_profile
+from tests.planted_truth import _without_processes
 
 FORMAT = find_format("int4-g128")
 OPERATORS = (
@@ -198,8 +198,8 @@ def run_book(case: Case, scenario: Scenario, seed: int, mode: str = "graph") -> 
     samples = samples_table(journal.rows)
     rows, comparisons = decompose(samples, result.workload, protocol, result.facts, "simulated")
     profile = Profile(
-        **{name: getattr(planted_profile, name.upper()) for name in ("software",)},
-        created="2026-01-31T12:00:00Z", kind="simulated", complete=True, device=device.describe(),
+        software=planted_profile.SOFTWARE, created="2026-01-31T12:00:00Z", kind="simulated",
+        complete=True, device=device.describe(),
         git={"commit": "a" * 40, "dirty": False}, argv=(), workload=result.workload,
         kernels_sha256="0" * 64, protocol=protocol, rows=rows, comparisons=comparisons,
     )  # fmt: skip
@@ -214,7 +214,11 @@ def one_run(case: Case, planted: Truth, seed: int) -> Found:
     """A run of a case, and whether B* and N* were found."""
     scenario = replace(SCENARIOS["moments"], seed=1000 * CASES.index(case) + 1)
     book = run_book(case, scenario, seed)
-    host = run_book(case, replace(scenario, seed=scenario.seed + 1), seed, "eager") if case.eager else None
+    host = (
+        run_book(case, replace(scenario, seed=scenario.seed + 1), seed, "eager")
+        if case.eager
+        else None
+    )
     points = [(c.batch, c.speedup_fused) for c in layers_of(book)]
     at = crossing(points, "simulated")
     batch = at.sign == planted.batch_sign and len(at.at) == len(planted.batches)
@@ -224,7 +228,9 @@ def one_run(case: Case, planted: Truth, seed: int) -> Found:
     scale = critical_scale(book, FORMAT.name, "fused", costs, CALLS, case.eager)
     right = scale.sign == planted.scale_sign
     if right and not math.isnan(planted.params):
-        right = scale.params.low is not None and scale.params.low <= planted.params <= scale.params.high
+        right = (
+            scale.params.low is not None and scale.params.low <= planted.params <= scale.params.high
+        )
     return Found(batch, right, f"{at.words}; {scale.sign} {scale.params}")
 
 
@@ -251,7 +257,9 @@ def line(case: Case, planted: Truth, found: list[Found]) -> str:
 
 def main(runs: int = RUNS, processes: int = 0) -> None:
     """Print the table."""
-    print(f"{'planted machine':30} {'B* planted':19} {'found':>7}   {'N* planted':18} {'found':>7}  runs")
+    print(
+        f"{'planted machine':30} {'B* planted':19} {'found':>7}   {'N* planted':18} {'found':>7}  runs"
+    )
     for row in table(runs, processes or None):
         print(line(*row), flush=True)
 

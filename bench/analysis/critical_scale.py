@@ -200,8 +200,9 @@ def _host_s(
 ) -> Draws | None:
     """Seconds of the host for one operator, where eager launches were measured beside graph ones.
 
-    Of operators that take longer eagerly the eager time is the host's: their mean. Where none does, the host is faster
-    than the shortest of them, and that is all there is to know: anything from 0 to that, in the replicates.
+    Of operators that take longer eagerly the eager time is the host's: their mean. Where none does, the host
+    is faster than the shortest of them, and that is all there is to know: anything from 0 to that, in the
+    replicates.
     """
     if host is None:
         return None
