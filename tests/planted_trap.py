@@ -62,11 +62,11 @@ OPERATORS = (
     Operator(name="wide", n=6144, k=2048),
     Operator(name="large", n=4096, k=8192),
 )
-BATCHES = (1, 8, 32, 64, 128, 256)
+BATCHES = (1, 8, 64, 128, 256)
 ARMS: tuple[Arm, ...] = ("bypass", "fused", "native")
 LAYERS = 36
 CALLS = LAYERS * len(OPERATORS)
-REPLICATES = 400
+REPLICATES = 300
 RUNS = 500
 TO_FIND = 0.93
 WORK_S = COSTS["fused"].work_s
@@ -180,7 +180,7 @@ def true_scale(case: Case) -> tuple[Sign, float]:
 def run_book(case: Case, scenario: Scenario, seed: int, mode: str = "graph") -> Book:
     """A run of a case, as bench.trap opens it."""
     protocol = Protocol(
-        pilot_blocks=10, fresh_blocks_minimum=21, fresh_blocks_maximum=45, processes=3,
+        pilot_blocks=10, fresh_blocks_minimum=21, fresh_blocks_maximum=30, processes=3,
         target_half_width=0.02, confidence=0.95, sample_minimum_s=1e-3,
     )  # fmt: skip
     plan = Plan(
