@@ -179,7 +179,7 @@ def _paper(book: Book, batches: Floats, draws: list[Floats], bits: float) -> Fit
     )
     both = np.concatenate([batches, batches])
     y = np.vstack(draws[:2]) / both[:, None]
-    found = np.array([_relative(x, y[:, i]) for i in range(REPLICATED + 1)])
+    found = np.array([_relative(x, y[:, i]) for i in range(min(REPLICATED + 1, y.shape[1]))])
     slope, phi = found[:, 0], found[:, 1]
     with np.errstate(divide="ignore"):
         crosses = slope * (16 - bits) / phi
@@ -220,7 +220,7 @@ def _step(book: Book, batches: Floats, draws: list[Floats], path: Path) -> Fit:
 
     best = min(tiles, key=lambda tile: _quality(design(tile), y[:, 0], groups)[0])
     x = design(best)
-    found = np.array([_relative(x, y[:, i]) for i in range(REPLICATED + 1)])
+    found = np.array([_relative(x, y[:, i]) for i in range(min(REPLICATED + 1, y.shape[1]))])
     if path == "unfused":
         found = np.column_stack([found[:, :2], found])  # M(p) = M(16), C(p) = C(16)
     names = (*("M(16)", "C(16)", "M(p)", "C(p)", "phi_1"),)
