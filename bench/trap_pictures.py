@@ -41,6 +41,7 @@ PART_COLORS = {
 PANELS_PER_ROW = 4
 CHARACTERS_PER_INCH = 18  # of a note
 LARGEST_RATIO = 4.0  # beyond which colours do not change
+DARK_BEYOND = 1.4  # of the ratio's logarithm: black cannot be read on such cells
 
 
 def draw(book: Book, answers: Answers, profile_path: Path) -> Iterator[Path]:
@@ -247,8 +248,9 @@ def _map(axis: Axes, found: TrapMap) -> None:
             color = colors(norm(math.log2(cell.ratio.value))) if decided else "#d9d9d9"
             axis.add_patch(_square(x, y, color, decided))
             text = f"{cell.ratio.value:.2f}{'' if decided else '?'}{'°' if cell.beyond else ''}"
+            dark = decided and abs(math.log2(cell.ratio.value)) > DARK_BEYOND
             axis.text(
-                x, y, text, ha="center", va="center", fontsize=6,
+                x, y, text, ha="center", va="center", fontsize=6, color="white" if dark else "black",
                 fontweight="bold" if cell.measured else "normal",
             )  # fmt: skip
         names.append(model.name + ("" if fits else " !"))
