@@ -1,0 +1,160 @@
+"""One paragraph that one can act on: which format and path, by how much, how sure, and what would change it.
+
+Nothing here is computed: it reads what the other modules found, and says it in words. It never names a
+winner whose interval holds another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.analysis.crossing import Crossing
+from bench.analysis.phi_curve import PATHS
+from bench.analysis.verdict import By, Path, outcome
+from profiles.schema import Comparison, Profile, Quantity
+from profiles.shapes import ModelShape
+
+
+@dataclass(frozen=True)
+class Option:
+    """A format and path at the batch in question."""
+
+    format: str
+    path: Path
+    ratio: Quantity
+
+
+def advise(
+    profile: Profile,
+    batch: int,
+    comparisons: Sequence[Comparison],
+    crossings: Mapping[tuple[str, Path, By], Crossing],
+    shape: ModelShape | None,
+) -> str:
+    """The paragraph.
+
+    Args:
+        profile: for its names.
+        batch: in question.
+        comparisons: of the layer at that batch, one per format.
+        crossings: B* per format and path, in time and energy.
+        shape: of the profile's model; None where this checkout does not know it.
+    """
+    by: By = "energy" if any(_known(c, "energy") for c in comparisons) else "time"
+    options = sorted(
+        (
+            Option(c.format, path, q)
+            for c in comparisons
+            for path in PATHS
+            if (q := _ratio(c, path, by)).value is not None
+        ),
+        key=lambda o: -(o.ratio.value or 0),
+    )
+    where = f"{profile.workload.model} at batch {batch} on {profile.device.name} ({profile.kind})"
+    if not options:
+        return f"For {where} nothing can be advised: no quantized arm was compared with 16 bits."
+    measure = "energy of the linear operators" if by == "energy" else "time of the linear operators"
+    sentences = []
+    if by == "time":
+        sentences.append(
+            f"There are no joules in this profile, so this is about time alone: "
+            f"{profile.energy.reason or 'none were measured'}."
+        )
+    best = options[0]
+    match outcome(best.ratio):
+        case "wins":
+            sentences.append(
+                f"For {where}, {best.format} with the {best.path} kernel costs the least {measure}: "
+                f"{_saving(best.ratio)} less than the best 16-bit kernel{_ties(options)}."
+            )
+            sentences += _change(best, crossings.get((best.format, best.path, by)), batch)
+        case "loses":
+            sentences.append(
+                f"For {where}, stay with 16 bits: every quantized path costs more {measure}, the "
+                f"nearest ({best.format}, {best.path}) by {_excess(best.ratio)}."
+            )
+            sentences += _change(best, crossings.get((best.format, best.path, by)), batch)
+        case _:
+            sentences.append(
+                f"For {where} nothing is decided: the best quantized path ({best.format}, {best.path}) "
+                f"cannot be told apart from 16 bits in {measure} ({_interval(best.ratio)} of best16 over "
+                f"it). More blocks would narrow that."
+            )
+    sentences.append(_memory(profile, shape, outcome(best.ratio)))
+    return " ".join(s for s in sentences if s)
+
+
+def _known(c: Comparison, by: By) -> bool:
+    return any(_ratio(c, path, by).value is not None for path in PATHS)
+
+
+def _ratio(c: Comparison, path: Path, by: By) -> Quantity:
+    name = "speedup" if by == "time" else "energy_ratio"
+    found: Quantity = getattr(c, f"{name}_{path}")
+    return found
+
+
+def _ties(options: Sequence[Option]) -> str:
+    """Others whose interval reaches into the best one's."""
+    best = options[0].ratio
+    near = [
+        f"{o.format} {o.path}"
+        for o in options[1:]
+        if o.ratio.high is not None and best.low is not None and o.ratio.high >= best.low
+    ]
+    return f"; {' and '.join(near[:3])} cannot be told apart from it" if near else ""
+
+
+def _saving(q: Quantity) -> str:
+    """1 - 1 / ratio, with its interval, in per cent."""
+    assert q.value is not None
+    if q.low is None or q.high is None:
+        return f"{1 - 1 / q.value:.0%}"
+    return f"{1 - 1 / q.value:.0%} (95 % interval {1 - 1 / q.low:.0%} to {1 - 1 / q.high:.0%})"
+
+
+def _excess(q: Quantity) -> str:
+    assert q.value is not None
+    if q.low is None or q.high is None or q.low <= 0:
+        return f"{1 / q.value - 1:.0%}"
+    return f"{1 / q.value - 1:.0%} (95 % interval {1 / q.high - 1:.0%} to {1 / q.low - 1:.0%})"
+
+
+def _interval(q: Quantity) -> str:
+    return "no interval" if q.low is None else f"{q.low:.3g} to {q.high:.3g}"
+
+
+def _change(best: Option, found: Crossing | None, batch: int) -> list[str]:
+    """What would change the answer: the next crossing on either side of the batch."""
+    if found is None:
+        return []
+    above = [q for q in found.at if (q.high or 0) > batch]
+    below = [q for q in found.at if (q.low or 0) < batch]
+    other = "16 bits win" if outcome(best.ratio) == "wins" else "it would win"
+    parts = []
+    if above:
+        parts.append(f"from a batch between {above[0].low:.0f} and {above[0].high:.0f} on {other}")
+    if below and not above:
+        parts.append(f"below a batch between {below[-1].low:.0f} and {below[-1].high:.0f} {other}")
+    if not parts:
+        reach = [x for x, _ in found.outcomes]
+        return [
+            f"No measured batch ({reach[0]:.0f} to {reach[-1]:.0f}) changes that."
+            if len(reach) > 1
+            else "Only this batch was measured; other batches may change that."
+        ]
+    return [f"What would change it: {'; '.join(parts)}."]
+
+
+def _memory(profile: Profile, shape: ModelShape | None, verdict: str) -> str:
+    """Whether 16 bits are a choice at all."""
+    memory = profile.device.memory_bytes
+    if shape is None or memory is None:
+        return ""
+    need = 2 * shape.params
+    sizes = f"{need / 2**30:.1f} GiB of weights, {memory / 2**30:.1f} GiB of memory"
+    if need <= memory:
+        return f"16 bits fit this device ({sizes}; KV cache and activations not counted)."
+    trap = " The trap cannot be escaped by using 16 bits." if verdict == "loses" else ""
+    return f"16 bits do not fit this device ({sizes}).{trap}"

@@ -1,0 +1,390 @@
+"""N*: the model size at which low bits begin, or cease, to pay; closed form, and solved on real layer tables.
+
+A step of a model of N weights, in `calls` operators, costs an arm
+
+    graph launches      calls t0 + N c
+    eager launches      max(calls t_host, calls t0 + N c)      the host runs ahead, or is waited for
+
+with t0 and c of each arm from the sizes of the operators in the profile (size_fit.py), t0 that of all
+launches of an operator together. Where both arms are bound by the device
+
+    N* = calls (t0_q - t0_16) / (c_16 - c_q)
+
+and the sign says which side wins. Nothing on the right is fitted to any measured crossing. Real models have
+more calls the larger they are, so the same cost is also laid over the layer tables of model families: then N*
+lies between two models of a family.
+
+How far t0 + c n k is off is known from the operators themselves: log(measured ratio / fitted ratio), pooled
+over batches. Cells of models that were not run carry it in their interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from bench.analysis.arms import Problem
+from bench.analysis.crossing import Crossing, crossing
+from bench.analysis.replicates import Book, Draws, problem_of
+from bench.analysis.size_fit import SizeFit, fit_sizes
+from bench.analysis.verdict import By, Path, Sign, outcome
+from profiles.schema import LAYER, Comparison, Quantity, absent
+from profiles.shapes import ModelShape
+
+SMALLEST, LARGEST = 1e8, 1e12  # weights between which a crossing is looked for
+
+
+@dataclass(frozen=True)
+class ArmCosts:
+    """What one arm costs at one batch, whatever the operator.
+
+    Attributes:
+        fit: t0 and c, from operators on the device.
+        host_s: [1 + R], seconds of the host for one operator launched eagerly; None: not known.
+    """
+
+    fit: SizeFit
+    host_s: Draws | None = None
+
+    def step_s(self, calls: float, weights: float | np.ndarray, eager: bool) -> Draws:
+        """Seconds of a step of so many operators with so many weights together."""
+        device = calls * self.fit.t0_s + self.fit.per_weight_s * weights
+        if eager and self.host_s is not None:
+            return np.maximum(device, calls * self.host_s)
+        return device
+
+
+@dataclass(frozen=True)
+class Costs:
+    """best16 and a quantized arm of one format at one batch, and how far their ratio is off.
+
+    Attributes:
+        batch: rows of x.
+        best16: the best 16-bit arm of each operator.
+        arm: the quantized one.
+        misfit: standard deviation of log(measured ratio / fitted ratio), of one operator.
+        freedom: degrees of freedom of that.
+    """
+
+    batch: int
+    best16: ArmCosts
+    arm: ArmCosts
+    misfit: float
+    freedom: int
+
+
+@dataclass(frozen=True)
+class CriticalScale:
+    """N* of one format, path, batch and launch mode, from the profile alone.
+
+    Attributes:
+        format: weight format.
+        path: "fused" or "unfused".
+        batch: rows of x.
+        eager: whether launches are eager.
+        sign: wins_above, wins_below, always, never, or undecided where replicates disagree.
+        params: N*, weights of the operators of a step; absent with the reason where there is none.
+        calls: operators of a step that it is meant for.
+    """
+
+    format: str
+    path: Path
+    batch: int
+    eager: bool
+    sign: Sign
+    params: Quantity
+    calls: int
+
+
+def costs_of(
+    book: Book, weight_format: str, path: Path, host: Book | None = None
+) -> dict[int, Costs]:
+    """Costs per batch of one format and path.
+
+    Args:
+        book: of the profile whose operators give t0 and c.
+        weight_format: whose arms.
+        path: which arm.
+        host: of a profile with eager launches, which gives the host's time; None for graph launches. It may
+            be `book` itself, where there are eager launches only.
+    """
+    launched = {problem_of(c): c for c in host.profile.comparisons} if host else {}
+    chosen: dict[int, list[Comparison]] = {}
+    for c in book.profile.comparisons:
+        if c.operator != LAYER and c.format == weight_format:
+            chosen.setdefault(c.batch, []).append(c)
+    fitted: dict[int, tuple[ArmCosts, ArmCosts]] = {}
+    logs: list[float] = []
+    free = 0
+    for batch, comparisons in sorted(chosen.items()):
+        points: dict[str, list[tuple[int, Draws]]] = {"best16": [], path: []}
+        for c in comparisons:
+            pair = {role: book.time_s(problem_of(c), getattr(c, role)) for role in points}
+            if all(d is not None for d in pair.values()) and c.n and c.k:
+                for role, d in pair.items():
+                    if d is not None:
+                        points[role].append((c.n * c.k, d))
+        fits = {role: fit_sizes(each) for role, each in points.items()}
+        a, b = fits["best16"], fits[path]
+        if a is None or b is None:
+            continue
+        logs += [x - y for x, y in zip(a.residuals, b.residuals, strict=True)]
+        free += max(len(a.residuals) - 2, 0)
+        hosts = {role: _host_s(book, comparisons, role, launched, host) for role in points}
+        fitted[batch] = (ArmCosts(a, hosts["best16"]), ArmCosts(b, hosts[path]))
+    misfit = math.sqrt(sum(x * x for x in logs) / free) if free else math.inf
+    return {batch: Costs(batch, a, b, misfit, free) for batch, (a, b) in fitted.items()}
+
+
+def critical_scale(
+    book: Book, weight_format: str, path: Path, costs: Costs, calls: int, eager: bool
+) -> CriticalScale:
+    """N* of steps of `calls` operators, from t0 and c alone."""
+    roots = [
+        _root(costs, calls, eager, i) for i in range(min(book.size + 1, len(costs.arm.fit.t0_s)))
+    ]
+    sign, _ = roots[0]
+    agree = sum(s == sign for s, _ in roots[1:]) / max(len(roots) - 1, 1)
+    if agree < book.confidence:
+        reason = f"only {agree:.0%} of the replicates agree with the sign of the estimate, {sign}"
+        return CriticalScale(
+            weight_format, path, costs.batch, eager, "undecided", absent(reason, book.kind), calls
+        )
+    at = np.array([n if s == sign else math.nan for s, n in roots])
+    params = book.quantity(at, f"there is none: low bits win {sign}, as far as t0 and c say")
+    return CriticalScale(weight_format, path, costs.batch, eager, sign, params, calls)
+
+
+def _root(costs: Costs, calls: int, eager: bool, i: int) -> tuple[Sign, float]:
+    """Sign and N* of one replicate: the larger of two rising lines against another such pair."""
+
+    def line(arm: ArmCosts) -> tuple[float, float, float]:
+        host = arm.host_s[i] if eager and arm.host_s is not None else 0.0
+        return calls * arm.fit.t0_s[i], float(arm.fit.per_weight_s[i]), calls * float(host)
+
+    a, b = line(costs.arm), line(costs.best16)
+
+    def gain(n: float) -> float:
+        """Seconds that the arm saves."""
+        return max(b[2], b[0] + b[1] * n) - max(a[2], a[0] + a[1] * n)
+
+    corners = [(h - t0) / c for t0, c, h in (a, b) if c > 0 and h > t0]
+    if a[1] != b[1]:
+        corners.append((a[0] - b[0]) / (b[1] - a[1]))
+    for (t0, c, _), (_, _, h) in ((a, b), (b, a)):
+        if c > 0:
+            corners.append((h - t0) / c)
+    inner = sorted({n for n in corners if SMALLEST < n < LARGEST})
+    edges = [SMALLEST, *inner, LARGEST]
+    signs = [gain(math.sqrt(x * y)) > 0 for x, y in pairwise(edges)]
+    turns = [
+        x for x, before, after in zip(inner, signs, signs[1:], strict=False) if before != after
+    ]
+    if not turns:
+        return ("always" if signs[0] else "never"), math.nan
+    if len(turns) > 1:
+        return "several crossings", turns[0]
+    return ("wins_below" if signs[0] else "wins_above"), turns[0]
+
+
+def _host_s(
+    book: Book,
+    comparisons: Iterable[Comparison],
+    role: str,
+    launched: Mapping[Problem, Comparison],
+    host: Book | None,
+) -> Draws | None:
+    """Seconds of the host for one operator, where eager launches were measured beside graph ones.
+
+    Of operators that take longer eagerly the eager time is the host's: their mean. Where none does, the host
+    is faster than the shortest of them, and that is all there is to know: anything from 0 to that, in the
+    replicates.
+    """
+    if host is None:
+        return None
+    bound, all_times = [], []
+    for c in comparisons:
+        other = launched.get(problem_of(c)._replace(launch_mode="eager"))
+        if other is None:
+            continue
+        graph, eager = (
+            book.time_s(problem_of(c), getattr(c, role)),
+            host.time_s(problem_of(other), getattr(other, role)),
+        )
+        if graph is None or eager is None:
+            continue
+        all_times.append(eager)
+        if np.quantile(eager[1:] - graph[1:], (1 - book.confidence) / 2) > 0:
+            bound.append(eager)
+    if bound:
+        mean: Draws = np.mean(bound, axis=0)
+        return mean
+    if not all_times:
+        return None
+    least = min(all_times, key=lambda d: float(d[0]))
+    share = np.concatenate([[0.5], np.random.default_rng(0).uniform(size=len(least) - 1)])
+    unknown: Draws = least * share
+    return unknown
+
+
+def model_ratio(book: Book, costs: Costs, shape: ModelShape, eager: bool) -> Draws:
+    """Draws of t(best16) / t(arm) of a step of a model, misfit included; lm_head left out."""
+    calls = shape.layers * sum(o.count for o in shape.operators)
+    weights = shape.layers * shape.layer_params
+    ratio = costs.best16.step_s(calls, weights, eager) / costs.arm.step_s(calls, weights, eager)
+    if costs.freedom == 0 or not math.isfinite(costs.misfit):
+        return np.concatenate([ratio[:1], np.full(len(ratio) - 1, np.nan)])
+    rng = np.random.default_rng(costs.batch)
+    noise = costs.misfit * rng.standard_t(costs.freedom, size=len(ratio) - 1)
+    return np.concatenate([ratio[:1], ratio[1:] * np.exp(noise)])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model at one batch.
+
+    Attributes:
+        model: its shape.
+        batch: rows of x.
+        ratio: best16 / arm, in time or energy; above 1 low bits pay.
+        measured: whether the layer itself was measured; otherwise it is extrapolated from its operators.
+        beyond: whether an operator is larger or smaller than any that was measured, by a factor of two.
+        fits16: whether 16-bit weights fit the device's memory; None: its memory is not known.
+        fits_arm: the same of the quantized weights.
+    """
+
+    model: ModelShape
+    batch: int
+    ratio: Quantity
+    measured: bool
+    beyond: bool
+    fits16: bool | None
+    fits_arm: bool | None
+
+    @property
+    def outcome(self) -> str:
+        """wins, loses or undecided."""
+        return outcome(self.ratio)
+
+
+@dataclass(frozen=True)
+class TrapMap:
+    """Model sizes by batches, of one format and path."""
+
+    format: str
+    path: Path
+    by: By
+    eager: bool
+    cells: tuple[Cell, ...]
+
+    @property
+    def models(self) -> tuple[ModelShape, ...]:
+        """Rising in size."""
+        found = {c.model.name: c.model for c in self.cells}
+        return tuple(sorted(found.values(), key=lambda m: m.params))
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Rising."""
+        return tuple(sorted({c.batch for c in self.cells}))
+
+    def at(self, model: str, batch: int) -> Cell | None:
+        """The cell of a model and batch."""
+        return next((c for c in self.cells if (c.model.name, c.batch) == (model, batch)), None)
+
+    def scales(self, kind: str) -> tuple[tuple[str, int, Crossing], ...]:
+        """N* per family and batch, between the models of that family."""
+        found = []
+        for name in dict.fromkeys(family(m.name) for m in self.models):
+            for batch in self.batches:
+                points = [
+                    (float(c.model.params), c.ratio)
+                    for c in self.cells
+                    if family(c.model.name) == name and c.batch == batch
+                ]
+                if len(points) > 1:
+                    found.append((name, batch, crossing(points, kind)))  # type: ignore[arg-type]
+        return tuple(found)
+
+
+def family(model: str) -> str:
+    """The family of a model: its name without the size."""
+    return model.rsplit("-", 1)[0]
+
+
+def trap_map(
+    book: Book,
+    weight_format: str,
+    path: Path,
+    costs: Mapping[int, Costs],
+    shapes: Sequence[ModelShape],
+    bits: float | None,
+    eager: bool,
+    by: By = "time",
+) -> TrapMap:
+    """Every model at every batch that has costs.
+
+    In joules the ratio is that of time, times the ratio of energy over time of the measured layer at that
+    batch: the watts of an arm are taken to be the same whatever the model.
+    """
+    layers = {
+        c.batch: c
+        for c in book.profile.comparisons
+        if (c.operator, c.format) == (LAYER, weight_format)
+    }
+    memory = book.profile.device.memory_bytes
+    cells = []
+    for shape in shapes:
+        for batch, cost in sorted(costs.items()):
+            layer = layers.get(batch)
+            own = shape.name == book.profile.workload.model and layer is not None
+            ratio = _cell_ratio(book, cost, shape, layer if own else None, layer, path, eager, by)
+            sizes = [o.n * o.k for o in shape.operators]
+            known = cost.arm.fit.sizes
+            cells.append(
+                Cell(
+                    shape, batch, ratio, own,
+                    max(sizes) > 2 * max(known) or min(sizes) < min(known) / 2,
+                    None if memory is None else 2 * shape.params <= memory,
+                    None if memory is None or bits is None
+                    else quantized_bytes(shape, bits) <= memory,
+                )
+            )  # fmt: skip
+    return TrapMap(weight_format, path, by, eager, tuple(cells))
+
+
+def quantized_bytes(shape: ModelShape, bits: float) -> float:
+    """Bytes of a model whose layers are quantized; embeddings and lm_head stay in 16 bits."""
+    layers = shape.layers * shape.layer_params
+    return layers * bits / 8 + 2 * (shape.params - layers)
+
+
+def _cell_ratio(
+    book: Book,
+    cost: Costs,
+    shape: ModelShape,
+    own: Comparison | None,
+    layer: Comparison | None,
+    path: Path,
+    eager: bool,
+    by: By,
+) -> Quantity:
+    if own is not None:
+        return getattr(own, f"{'speedup' if by == 'time' else 'energy_ratio'}_{path}")  # type: ignore[no-any-return]
+    ratio = model_ratio(book, cost, shape, eager)
+    if by == "energy":
+        if layer is None:
+            return absent("no layer was measured at this batch", book.kind)
+        energy, speed = getattr(layer, f"energy_ratio_{path}"), getattr(layer, f"speedup_{path}")
+        joules, seconds = (
+            book.drawn(energy, "watts", layer.key, path),
+            book.drawn(speed, "speed", layer.key),
+        )
+        if joules is None or seconds is None:
+            return absent(energy.reason or "the layer has no joules at this batch", book.kind)
+        ratio = ratio * joules / seconds
+    return book.quantity(ratio, "operators of too few sizes")

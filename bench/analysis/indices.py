@@ -1,0 +1,199 @@
+"""The paper's indices of sustainability, and its test for the trap (arXiv 2602.13595, Prop. A.1).
+
+    SSI    energy: joules per token of best16 over those of the format     16 bits are 1
+    ESI    economy: tokens per second over those of best16                 16 bits are 1
+    TSI    trust: 1 - error of the chain after the hops, not below 0 (a proxy for accuracy), or the
+           accuracy of a user's own table over that of its 16-bit row       16 bits are 1
+    SI     sum of w_i v_i, weights that sum to 1
+    trap   dSI/dp > 0 over a step of p: fewer bits, less SI
+
+Scaled to 16 bits, so that terms of different units can be added. A missing term is never filled in: SI is
+absent then, unless its weight is 0.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from bench.analysis.compounding import error_at
+from bench.analysis.phi_curve import bits_stored, layers_of
+from bench.analysis.replicates import Book, Draws, drawn
+from profiles.fidelity import Fidelity
+from profiles.files import ProfileError, read_file
+from profiles.schema import Comparison, Quantity, absent
+
+MAXIMUM_TABLE_BYTES = 1024 * 1024
+SIXTEEN = "16-bit"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What each term counts, in the order trust, environment, economy; they sum to 1."""
+
+    trust: float = 1 / 3
+    environment: float = 1 / 3
+    economy: float = 1 / 3
+
+
+@dataclass(frozen=True)
+class Index:
+    """The indices of one format on the fused path (unfused where there is no fused kernel)."""
+
+    format: str
+    path: str
+    bits_stored: float | None
+    trust: Quantity
+    environment: Quantity
+    economy: Quantity
+    si: Quantity
+
+
+@dataclass(frozen=True)
+class TrapStep:
+    """SI from one p to the next: a trap where its slope is above 0."""
+
+    formats: tuple[str, str]
+    bits: tuple[float, float]
+    slope: Quantity
+
+    @property
+    def outcome(self) -> str:
+        """trap, no trap or undecided."""
+        if self.slope.low is None or self.slope.high is None:
+            return "undecided"
+        return "trap" if self.slope.low > 0 else "no trap" if self.slope.high < 0 else "undecided"
+
+
+def indices(
+    book: Book,
+    batch: int,
+    weights: Weights,
+    fidelity: Fidelity | None,
+    hops: int,
+    accuracy: Mapping[str, Quantity] | None,
+) -> tuple[tuple[Index, ...], tuple[TrapStep, ...]]:
+    """Every format at one batch, and every step of p between neighbours, 16 bits being the last.
+
+    Args:
+        book: of the profile.
+        batch: one that was measured.
+        weights: of the terms.
+        fidelity: of the profile's formats; None: TSI is absent unless there is `accuracy`.
+        hops: after how many the error counts.
+        accuracy: of each format and of "16-bit"; replaces the proxy.
+    """
+    one = np.ones(book.size + 1)
+    points: list[tuple[float, str, Draws]] = [(16.0, SIXTEEN, one)]
+    rows = []
+    for c in layers_of(book):
+        if c.batch != batch:
+            continue
+        path = "fused" if c.fused is not None else "unfused"
+        p = bits_stored(book, c.format)
+        trust = _trust(c.format, book, fidelity, hops, accuracy)
+        environment, economy = (
+            getattr(c, f"{name}_{path}") for name in ("energy_ratio", "speedup")
+        )
+        terms = (
+            (weights.trust, trust),
+            (weights.environment, environment),
+            (weights.economy, economy),
+        )
+        si, reason = _sum(book, terms, c)
+        if si is not None and p is not None:
+            points.append((p, c.format, si))
+        rows.append(
+            Index(c.format, path, p, trust, environment, economy, book.quantity(si, reason))
+        )
+    steps = [
+        TrapStep((a, b), (p, q), book.quantity((y - x) / (q - p)))
+        for (p, a, x), (q, b, y) in pairwise(sorted(points, key=lambda point: point[:2]))
+        if q > p
+    ]
+    return tuple(rows), tuple(steps)
+
+
+def read_accuracy(path: Path) -> dict[str, Quantity]:
+    """Accuracy per format from a CSV file: columns format, accuracy, and low and high where known.
+
+    One row is named "16-bit": what the others are divided by.
+
+    Raises:
+        ProfileError: the file cannot be read, lacks a column or the row "16-bit", or holds no number.
+    """
+    try:
+        text = read_file(path, MAXIMUM_TABLE_BYTES).decode()
+    except UnicodeDecodeError:
+        raise ProfileError(f"{path} is not text in UTF-8.") from None
+    rows = list(csv.DictReader(text.splitlines()))
+    if not rows or not {"format", "accuracy"} <= set(rows[0]):
+        raise ProfileError(f"{path} needs a first line with the columns format and accuracy.")
+    found = {}
+    for line, row in enumerate(rows, start=2):
+        try:
+            value = float(row["accuracy"])
+            low, high = (float(row[end]) if row.get(end) else None for end in ("low", "high"))
+            found[row["format"]] = Quantity(
+                value=value, low=low, high=high, kind="imported",
+                reason="" if low is not None else "the table gives no interval",
+            )  # fmt: skip
+        except (TypeError, ValueError):
+            raise ProfileError(
+                f"{path} line {line} needs an accuracy, and a low and high around it or neither."
+            ) from None
+    if SIXTEEN not in found or not (found[SIXTEEN].value or 0) > 0:
+        raise ProfileError(f'{path} needs a row named "{SIXTEEN}" with an accuracy above 0.')
+    return found
+
+
+def _trust(
+    name: str,
+    book: Book,
+    fidelity: Fidelity | None,
+    hops: int,
+    accuracy: Mapping[str, Quantity] | None,
+) -> Quantity:
+    if accuracy is not None:
+        q, base = accuracy.get(name), accuracy[SIXTEEN].value or 1.0
+        if q is None:
+            return absent("the accuracy table has no row for this format", "imported")
+        ends = {
+            end: None if (v := getattr(q, end)) is None else v / base
+            for end in ("value", "low", "high")
+        }
+        return q.model_copy(update=ends)
+    found = None if fidelity is None else error_at(fidelity, name, hops)
+    if found is None:
+        return absent("no fidelity was measured: python -m bench.fidelity PROFILE", book.kind)
+    _, error = found
+    if error.value is None or error.low is None or error.high is None:
+        return error
+    return error.model_copy(
+        update={
+            "value": max(0.0, 1 - error.value),
+            "low": max(0.0, 1 - error.high),
+            "high": max(0.0, 1 - error.low),
+        }
+    )
+
+
+def _sum(
+    book: Book, terms: Sequence[tuple[float, Quantity]], c: Comparison
+) -> tuple[Draws | None, str]:
+    """Draws of the weighted sum; an interval that is missing counts as none wide."""
+    total = np.zeros(book.size + 1)
+    for i, (weight, q) in enumerate(terms):
+        if weight == 0:
+            continue
+        if q.value is None:
+            name = ("trust", "environment", "economy")[i]
+            return None, f"{name} is absent ({q.reason}); --weights can give it 0"
+        draws = drawn(q, ("si", i, c.key), book.confidence, book.size)
+        total += weight * (draws if draws is not None else np.full(book.size + 1, q.value))
+    return total, ""

@@ -1,0 +1,217 @@
+"""The parts of a fused kernel's time, rung by rung; in joules where every rung has some.
+
+    launch      t0 of `stream`, from operators of different sizes (size_fit.py)
+    move        t(stream) - launch
+    unpack      t(unpack) - t(stream)
+    scale       t(scale) - t(unpack)
+    multiply    t(bypass) - t(stream)         what multiplying adds to moving, dequantization being free
+    residual    t(fused) - the sum of all of these
+
+Stages that overlap cost less together than one by one: then the residual is negative, and the casting that
+unpack and scale show alone is partly hidden. Exposed dequantization is unpack + scale + residual, whatever
+the residual is. Each stage needs a consumer that keeps it alive, so single parts are descriptive; their sum
+is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+from bench.analysis.arms import Problem
+from bench.analysis.replicates import Book, Draws, problem_of
+from bench.analysis.size_fit import SizeFit, fit_sizes
+from profiles.schema import LAYER, Comparison, EnergyRow, Implementation, Quantity, absent
+
+PARTS = ("launch", "move", "unpack", "scale", "multiply", "residual")
+STAGE_MISSING = "this kernel has no such stage of its own; it is within the residual"
+Unit = Literal["s", "j"]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The parts of one fused kernel on one problem.
+
+    Attributes:
+        problem: operator, batch, format.
+        kernel: the fused kernel.
+        parts: name to seconds or joules, in the order of PARTS; they sum to `total`.
+        total: t(fused), or its joules.
+        exposed: unpack + scale + residual, that is fused - bypass.
+        unit: "s" or "j".
+        paired: whether parts were taken within blocks.
+    """
+
+    problem: Problem
+    kernel: Implementation
+    parts: Mapping[str, Quantity]
+    total: Quantity
+    exposed: Quantity
+    unit: Unit
+    paired: bool
+
+
+def ladders(book: Book) -> Iterator[Ladder]:
+    """The decomposition of every comparison that has a fused kernel: time, then joules where there are."""
+    joules = energy_draws(book)
+    fits: dict[Problem, SizeFit | None] = {}
+    for c in book.profile.comparisons:
+        problem = problem_of(c)
+        where = problem._replace(operator=LAYER)
+        if where not in fits:
+            fits[where] = _stream_fit(book, where)
+        timed = _in_seconds(book, c, fits[where])
+        if timed is not None:
+            yield timed
+        if problem.operator == LAYER:
+            in_joules = _in_joules(book, c, joules)
+            if in_joules is not None:
+                yield in_joules
+
+
+def energy_draws(book: Book) -> dict[tuple[str, int, Implementation], Draws]:
+    """Draws of gross joules of a layer, per format, batch and arm.
+
+    The sensor's gain is common to all of them: it is one factor in every replicate, so that it cancels in
+    ratios. The rest of each interval is its own; trials are not in a profile, so pairing is absent here.
+    """
+    traits = book.profile.energy.characterised or book.profile.energy.published
+    gain = traits.gain_uncertainty if traits else 0.0
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal(book.size) / NormalDist().inv_cdf((1 + book.confidence) / 2)
+    factor = np.concatenate([[1.0], 1 + gain * z])
+    found = {}
+    for row in book.profile.energy.rows:
+        own = book.drawn(
+            _without_gain(row.energy_j, gain), "joules", row.format, row.batch, row.kernel
+        )
+        if own is not None:
+            found[row.format, row.batch, row.kernel] = own * factor
+    return found
+
+
+def energy_row(book: Book, c: Comparison, kernel: Implementation | None) -> EnergyRow | None:
+    """The energy windows of an arm on a layer."""
+    for row in book.profile.energy.rows:
+        if (row.format, row.batch, row.kernel) == (c.format, c.batch, kernel):
+            return row
+    return None
+
+
+def _without_gain(q: Quantity, gain: float) -> Quantity:
+    if q.value is None or q.low is None or q.high is None:
+        return q
+    low, high = (
+        max((end - q.value) ** 2 - (gain * q.value) ** 2, 0.0) ** 0.5 for end in (q.low, q.high)
+    )
+    return q.model_copy(update={"low": q.value - low, "high": q.value + high})
+
+
+def _stream_fit(book: Book, layer: Problem) -> SizeFit | None:
+    """t0 + c n k of `stream` over the operators of a layer, of the kernels that are its fused ones."""
+    points = []
+    for c in book.profile.comparisons:
+        problem = problem_of(c)
+        if problem._replace(operator=LAYER) == layer and c.n and c.k:
+            times = book.time_s(problem, book.stage(problem, c.fused, "stream"))
+            if times is not None:
+                points.append((c.n * c.k, times))
+    return fit_sizes(points)
+
+
+def _in_seconds(book: Book, c: Comparison, fit: SizeFit | None) -> Ladder | None:
+    problem, fused = problem_of(c), c.fused
+    total = book.time_s(problem, fused)
+    if fused is None or total is None:
+        return None
+    stages = {a: book.stage(problem, fused, a) for a in ("stream", "unpack", "scale", "bypass")}
+
+    def less(a: str, b: str) -> Draws | None:
+        x, y = stages[a], stages[b]
+        return book.combined_s(problem, {x: 1.0, y: -1.0}) if x and y else None
+
+    launch = None
+    if fit is not None:
+        calls = 1
+        if problem.operator == LAYER:
+            calls = sum(o.count for o in book.profile.workload.operators)
+        launch = calls * fit.t0_s
+    bypass = stages["bypass"]
+    exposed = book.combined_s(problem, {fused: 1.0, bypass: -1.0}) if bypass else None
+    if not book.paired:
+        exposed = book.drawn(c.phi_exposed_s, "phi", problem)
+    draws = {
+        "launch": launch,
+        "move": _minus(book.time_s(problem, stages["stream"]), launch),
+        "unpack": less("unpack", "stream"),
+        "scale": less("scale", "unpack"),
+        "multiply": less("bypass", "stream"),
+    }
+    why = {"launch": "operators of one size only do not tell it apart; it is within move"}
+    return _ladder(book, problem, fused, draws, total, exposed, "s", why)
+
+
+def _in_joules(
+    book: Book, c: Comparison, joules: Mapping[tuple[str, int, Implementation], Draws]
+) -> Ladder | None:
+    """Joules: the same rungs, as far as they had energy windows."""
+    problem, fused = problem_of(c), c.fused
+    if fused is None:
+        return None
+
+    def of(arm: str) -> Draws | None:
+        return joules.get((c.format, c.batch, fused.model_copy(update={"arm": arm})))
+
+    total = of("fused")
+    if total is None:
+        return None
+    draws = {
+        "launch": None,
+        "move": of("stream"),
+        "unpack": _minus(of("unpack"), of("stream"), strict=True),
+        "scale": _minus(of("scale"), of("unpack"), strict=True),
+        "multiply": _minus(of("bypass"), of("stream")),
+    }
+    why = {
+        "launch": "windows last seconds and hold no time without a load; it is within the other parts",
+        "move": "stream had no energy windows (--energy full has them); it is within multiply",
+        "unpack": "unpack had no energy windows; it is within the residual",
+        "scale": "scale had no energy windows; it is within the residual",
+    }
+    exposed = book.drawn(c.phi_exposed_j, "phi in joules", problem)
+    return _ladder(book, problem, fused, draws, total, exposed, "j", why)
+
+
+def _ladder(
+    book: Book,
+    problem: Problem,
+    fused: Implementation,
+    draws: dict[str, Draws | None],
+    total: Draws,
+    exposed: Draws | None,
+    unit: Unit,
+    why: Mapping[str, str],
+) -> Ladder:
+    """Parts and what they leave, so that all of them sum to the total in every replicate."""
+    known = [d for d in draws.values() if d is not None]
+    residual = total - sum(known[1:], known[0]) if known else None
+    parts = {name: book.quantity(d, why.get(name, STAGE_MISSING)) for name, d in draws.items()}
+    parts["residual"] = book.quantity(residual, "no other part is known")
+    return Ladder(
+        problem, fused, parts, book.quantity(total),
+        book.quantity(exposed) if exposed is not None else absent("no bypass", book.kind),
+        unit, book.paired and unit == "s",
+    )  # fmt: skip
+
+
+def _minus(a: Draws | None, b: Draws | None, strict: bool = False) -> Draws | None:
+    """What is left of a without b; a itself where b is not known, unless strict."""
+    if a is None:
+        return None
+    if b is None:
+        return None if strict else a
+    return a - b

@@ -1,0 +1,261 @@
+"""Two theories of what quantization costs over the batch, fitted to the same points, side by side.
+
+The paper's form, per token, in joules or seconds (arXiv 2602.13595), with phi(16) = 0:
+
+    E(p, B) = K alpha p / B + phi(p)                            so  B* = K alpha (16 - p) / phi
+
+The step form, per step: weights are read once per step and dequantized once per row tile:
+
+    B E(p, B) = M(p) + phi_1 ceil(B / BLOCK_M) + C(p) B         so within one tile
+    B* = [M(p) + phi_1 - M(16)] / [C(16) - C(p)]
+
+Read as printed, the paper's form says that low bits win below B*; its text says the opposite. The step form
+has either sign, by which of its two differences is positive. No parameter is below 0 in either fit.
+
+The step form has more parameters and so the smaller residuals by right. What decides is how well each form
+predicts the batches it was not fitted to, one left out at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from bench.analysis.ladder import energy_draws
+from bench.analysis.replicates import Book, Draws, problem_of
+from bench.analysis.verdict import By, Path, Sign
+from profiles.schema import Comparison, Implementation, Quantity, absent
+
+Floats = NDArray[np.float64]
+Form = Literal["paper", "step"]
+
+FEWEST_BATCHES = 4  # so that three are left when one is left out
+ROW_TILES = (1, 8, 16, 32, 64, 128, 256)  # BLOCK_M; the last is one tile at every batch there is
+REPLICATED = 200  # replicates of a fit
+CLEARLY = 1.25  # times the other's error, before one form is called better
+DESCRIBES = 0.10  # prediction error within which a form describes the hardware
+LARGEST_BATCH = 4096  # up to which a crossing is looked for
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One form, fitted to best16 and one quantized arm over batches.
+
+    Attributes:
+        form: "paper" or "step".
+        parameters: as named in the module: K alpha per bit, phi per token; M per step, C per row, phi_1 per
+            row tile; of one layer, in seconds or joules.
+        row_tile: BLOCK_M of the step form; None in the paper's.
+        residual: root mean square of log(measured / fitted) over all points.
+        worst: the largest of them, by magnitude.
+        prediction: root mean square of the same at batches left out.
+        crosses: B*, with the interval of the replicates; absent with a reason where it does not cross.
+        sign: which side wins, as fitted.
+    """
+
+    form: Form
+    parameters: dict[str, Quantity]
+    row_tile: int | None
+    residual: float
+    worst: float
+    prediction: float
+    crosses: Quantity
+    sign: Sign
+
+
+@dataclass(frozen=True)
+class Theories:
+    """Both fits of one format and path."""
+
+    format: str
+    path: Path
+    batches: tuple[int, ...]
+    paper: Fit
+    step: Fit
+
+    @property
+    def verdict(self) -> str:
+        """Which of the two describes this hardware better, or that neither does."""
+        paper, step = self.paper.prediction, self.step.prediction
+        best: Form = "paper" if paper < step else "step"
+        errors = f"(errors at batches left out: step {step:.1%}, paper {paper:.1%})"
+        if min(paper, step) > DESCRIBES:
+            if max(paper, step) < CLEARLY * min(paper, step):
+                return f"neither form describes this hardware {errors}"
+            return f"neither form describes this hardware; the {best} form is nearer {errors}"
+        if max(paper, step) < CLEARLY * min(paper, step):
+            return f"the two cannot be told apart {errors}"
+        return f"the {best} form describes this hardware better {errors}"
+
+
+def fit_theories(
+    book: Book, comparisons: Sequence[Comparison], path: Path, bits: float | None, by: By = "time"
+) -> Theories | str:
+    """Both forms on the layers of one format, or why they cannot be fitted.
+
+    Args:
+        book: of the profile.
+        comparisons: of one format's layer, in order of batch.
+        path: which quantized arm.
+        bits: p, its stored bits per weight.
+        by: seconds, or gross joules of a layer.
+    """
+    if bits is None:
+        return "its stored bits per weight are not known"
+    joules = energy_draws(book) if by == "energy" else None
+    points = [p for c in comparisons if (p := _point(book, c, path, joules)) is not None]
+    if len(points) < FEWEST_BATCHES:
+        return f"{len(points)} batches have both arms; the fits need {FEWEST_BATCHES}"
+    batches = np.array([batch for batch, _ in points], float)
+    draws = [np.array([series[i] for _, series in points]) for i in range(3)]  # [batches, 1 + R]
+    return Theories(
+        comparisons[0].format,
+        path,
+        tuple(batch for batch, _ in points),
+        _paper(book, batches, draws, bits),
+        _step(book, batches, draws, path),
+    )
+
+
+def _point(
+    book: Book,
+    c: Comparison,
+    path: Path,
+    joules: Mapping[tuple[str, int, Implementation], Draws] | None,
+) -> tuple[int, tuple[Draws, Draws, Draws]] | None:
+    """What a step of best16 costs, one of the arm, and one of the arm with dequantization for nothing."""
+    problem = problem_of(c)
+    arm: Implementation | None
+    if path == "fused":
+        arm, free = c.fused, book.stage(problem, c.fused, "bypass")
+    else:
+        arm, free = c.unfused, c.best16
+    kernels = [kernel for kernel in (c.best16, arm, free) if kernel is not None]
+    if joules is None:
+        series = [book.time_s(problem, kernel) for kernel in kernels]
+    else:
+        series = [joules.get((c.format, c.batch, kernel)) for kernel in kernels]
+    known = [d for d in series if d is not None]
+    return (c.batch, (known[0], known[1], known[2])) if len(known) == 3 else None
+
+
+def _relative(x: Floats, y: Floats) -> Floats:
+    """Parameters of y = x @ parameters, none below 0, least squares of the relative residuals."""
+    found: Floats = nnls(x / y[:, None], np.ones(len(y)))[0]
+    return found
+
+
+def _predicted(x: Floats, y: Floats, groups: Floats) -> float:
+    """Root mean square of log(measured / predicted) at each group of points left out of its fit."""
+    errors = []
+    for group in np.unique(groups):
+        out = groups == group
+        fitted = x[out] @ _relative(x[~out], y[~out])
+        errors += [
+            math.log(m / f) if f > 0 else math.inf for m, f in zip(y[out], fitted, strict=True)
+        ]
+    return math.sqrt(sum(e * e for e in errors) / len(errors))
+
+
+def _quality(x: Floats, y: Floats, batches: Floats) -> tuple[float, float, float]:
+    fitted = np.maximum(x @ _relative(x, y), 1e-300)
+    logs = np.log(y / fitted)
+    return float(np.sqrt((logs**2).mean())), float(np.abs(logs).max()), _predicted(x, y, batches)
+
+
+def _paper(book: Book, batches: Floats, draws: list[Floats], bits: float) -> Fit:
+    """E(16) and E(p) per token; unknowns K alpha and phi."""
+    x = np.vstack(
+        [
+            np.column_stack([16 / batches, np.zeros(len(batches))]),
+            np.column_stack([bits / batches, np.ones(len(batches))]),
+        ]
+    )
+    both = np.concatenate([batches, batches])
+    y = np.vstack(draws[:2]) / both[:, None]
+    found = np.array([_relative(x, y[:, i]) for i in range(min(REPLICATED + 1, y.shape[1]))])
+    slope, phi = found[:, 0], found[:, 1]
+    with np.errstate(divide="ignore"):
+        crosses = slope * (16 - bits) / phi
+    sign: Sign = "wins_below" if np.isfinite(crosses[0]) else "always"
+    never = "phi is fitted as 0: low bits win at every batch"
+    return Fit(
+        "paper",
+        {"K alpha": book.quantity(slope), "phi": book.quantity(phi)},
+        None,
+        *_quality(x, y[:, 0], both),
+        book.quantity(crosses, never),
+        sign,
+    )
+
+
+def _step(book: Book, batches: Floats, draws: list[Floats], path: Path) -> Fit:
+    """Costs per step; unknowns M(16), C(16), M(p), C(p), phi_1; of the tiles, the one that fits best.
+
+    The unfused path multiplies with the best 16-bit kernel: M and C are those of best16, and phi_1 is paid
+    once per step.
+    """
+    tiles = ROW_TILES if path == "fused" else ROW_TILES[-1:]
+    y = np.vstack(draws) if path == "fused" else np.vstack(draws[:2])
+    groups = np.tile(batches, len(y) // len(batches))
+
+    def design(tile: int) -> Floats:
+        one, zero = np.ones(len(batches)), np.zeros(len(batches))
+        turns = np.ceil(batches / tile)
+        if path == "fused":
+            rows = [
+                np.column_stack([one, batches, zero, zero, zero]),
+                np.column_stack([zero, zero, one, batches, turns]),
+                np.column_stack([zero, zero, one, batches, zero]),
+            ]
+        else:
+            rows = [np.column_stack([one, batches, zero]), np.column_stack([one, batches, one])]
+        return np.vstack(rows)
+
+    best = min(tiles, key=lambda tile: _quality(design(tile), y[:, 0], groups)[0])
+    x = design(best)
+    found = np.array([_relative(x, y[:, i]) for i in range(min(REPLICATED + 1, y.shape[1]))])
+    if path == "unfused":
+        found = np.column_stack([found[:, :2], found])  # M(p) = M(16), C(p) = C(16)
+    names = (*("M(16)", "C(16)", "M(p)", "C(p)", "phi_1"),)
+    crossings = [_cross(row, best) for row in found]
+    sign, value = crossings[0]
+    same = np.array([at if s == sign else math.nan for s, at in crossings])
+    reason = f"as fitted it wins {sign}"
+    if math.isfinite(value):
+        crosses = book.quantity(same)
+    else:
+        crosses = absent(reason, book.kind)
+    return Fit(
+        "step",
+        {name: book.quantity(found[:, i]) for i, name in enumerate(names)},
+        best,
+        *_quality(x, y[:, 0], groups),
+        crosses,
+        sign,
+    )
+
+
+def _cross(parameters: Floats, tile: int) -> tuple[Sign, float]:
+    """The sign of the fitted step form over B = 1 .. LARGEST_BATCH, and where it first turns."""
+    m16, c16, m, c, phi = parameters
+    batch = np.arange(1, LARGEST_BATCH + 1)
+    wins = m + phi * np.ceil(batch / tile) + c * batch < m16 + c16 * batch
+    turns = np.flatnonzero(wins[1:] != wins[:-1])
+    if not len(turns):
+        return ("always" if wins[0] else "never"), math.nan
+    first = int(turns[0])
+    gap = m + phi * math.ceil(batch[first] / tile) - m16
+    slope = c16 - c
+    at = gap / slope if slope else math.nan
+    if not batch[first] <= at <= batch[first] + 1:  # it turns with a tile, not within one
+        at = batch[first] + 0.5
+    if len(turns) > 1:
+        return "several crossings", float(at)
+    return ("wins_below" if wins[0] else "wins_above"), float(at)

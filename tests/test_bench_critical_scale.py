@@ -1,0 +1,161 @@
+"""N* against its closed form by hand, graph and eager, and the trap map against the layer tables."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from trap_profiles import OPERATORS, book, simple
+
+from bench.analysis.critical_scale import (
+    costs_of,
+    critical_scale,
+    quantized_bytes,
+    trap_map,
+)
+from bench.analysis.size_fit import fit_sizes
+from profiles.shapes import load_model, load_models
+
+CALLS = 36 * 3
+
+
+def draws(value: float) -> np.ndarray:
+    return np.full(11, value)
+
+
+def test_a_fit_of_exact_times_gives_back_t0_and_c() -> None:
+    fit = fit_sizes([(size, draws(3e-6 + 0.5e-12 * size)) for size in (10**6, 10**7, 10**8)])
+    assert fit is not None
+    assert fit.t0_s[0] == pytest.approx(3e-6)
+    assert fit.per_weight_s[0] == pytest.approx(0.5e-12)
+    assert fit.at(4e6)[0] == pytest.approx(5e-6)
+    assert max(map(abs, fit.residuals)) < 1e-9
+
+
+def test_neither_part_of_a_fit_falls_below_0() -> None:
+    less = fit_sizes([(size, draws(1e-18 * size**2)) for size in (10**6, 10**7)])  # bends upwards
+    assert less is not None
+    assert less.t0_s[0] == 0
+    assert less.per_weight_s[0] > 0
+    falling = fit_sizes([(10**6, draws(2e-6)), (10**7, draws(1e-6))])
+    assert falling is not None
+    assert falling.per_weight_s[0] == 0
+    assert 1e-6 < falling.t0_s[0] < 2e-6
+    assert fit_sizes([(10**6, draws(1.0)), (10**6, draws(2.0))]) is None
+
+
+def scale(eager: bool = False, host_16: float = 0.0, host_q: float = 0.0, **planted: float):  # type: ignore[no-untyped-def]
+    time = simple(phi=0.0, **planted)
+    graph = book(time, (1,))
+    host = None
+    if eager:
+
+        def slower(arm, o, batch, weight_format):  # type: ignore[no-untyped-def]
+            return max(time(arm, o, batch, weight_format), host_16 if arm == "native" else host_q)
+
+        host = book(slower, (1,), mode="eager", seed=5)
+    costs = costs_of(graph, "int4-g128", "fused", host)[1]
+    return critical_scale(graph, "int4-g128", "fused", costs, CALLS, eager)
+
+
+def test_n_star_is_the_closed_form() -> None:
+    found = scale(t0_q=10e-6, t0_16=2e-6)
+    assert found.sign == "wins_above"
+    expected = CALLS * 8e-6 / 0.5e-12
+    assert found.params.value == pytest.approx(expected, rel=0.02)
+    assert found.params.low < expected < found.params.high
+
+
+@pytest.mark.parametrize(
+    ("planted", "sign"),
+    [
+        ({"t0_q": 2e-6, "t0_16": 10e-6, "c_q": 1.2e-12}, "wins_below"),
+        ({"t0_q": 2e-6, "t0_16": 10e-6}, "always"),
+        ({"t0_q": 10e-6, "t0_16": 2e-6, "c_q": 0.9e-12}, "never"),
+    ],
+)
+def test_signs_of_n_star(planted: dict[str, float], sign: str) -> None:
+    found = scale(**planted)
+    assert found.sign == sign
+    assert (found.params.value is None) == (sign in ("always", "never"))
+
+
+def test_eager_launches_move_n_star_to_where_the_hosts_time_ends() -> None:
+    """16 us of the host for fused, 8 us for 16 bits: 108 * 16 us = 108 * 2 us + N * 0.7 ps."""
+    found = scale(eager=True, host_16=8e-6, host_q=16e-6)
+    assert found.sign == "wins_above"
+    assert found.params.value == pytest.approx(CALLS * 14e-6 / 0.7e-12, rel=0.02)
+
+
+def test_a_host_that_is_never_waited_for_stays_unknown_where_it_matters() -> None:
+    """Operators too large to see the host's time: small models must not be decided by it."""
+    big = tuple(o.model_copy(update={"n": o.n * 16}) for o in OPERATORS)
+    time = simple(phi=0.0)
+    graph = book(time, (1,), operators=big)
+    eager = book(time, (1,), operators=big, mode="eager", seed=7)
+    costs = costs_of(graph, "int4-g128", "fused", eager)[1]
+    host = costs.best16.host_s
+    assert host is not None
+    least = time("native", big[0], 1, "int4-g128")
+    assert host[1:].min() < 0.05 * least
+    assert host[1:].max() > 0.95 * least
+
+
+def test_replicates_that_disagree_leave_the_sign_undecided() -> None:
+    graph = book(simple(phi=0.0, c_q=0.7e-12, t0_q=2e-6), (1,), noise=0.05)
+    costs = costs_of(graph, "int4-g128", "fused")[1]
+    found = critical_scale(graph, "int4-g128", "fused", costs, CALLS, False)
+    assert found.sign == "undecided"
+    assert "replicates agree" in found.params.reason
+
+
+def test_the_map_holds_the_ratio_of_each_layer_table() -> None:
+    b = book(simple(phi=0.0, t0_q=10e-6), (1, 64), model="Falcon3-3B")
+    shapes = list(load_models().values())
+    costs = costs_of(b, "int4-g128", "fused")
+    found = trap_map(b, "int4-g128", "fused", costs, shapes, 4.125, False)
+    shape = load_model("Qwen3-0.6B")
+    calls, weights = 28 * 4, 28 * shape.layer_params
+    expected = (calls * 2e-6 + weights * 0.7e-12) / (calls * 10e-6 + weights * 0.2e-12)
+    cell = found.at("Qwen3-0.6B", 1)
+    assert cell is not None
+    assert cell.ratio.value == pytest.approx(expected, rel=0.01)
+    assert cell.outcome == "loses"
+    large = found.at("Qwen2.5-72B", 1)
+    assert large is not None
+    assert large.outcome == "wins"
+    assert large.beyond
+    assert (large.fits16, large.fits_arm) == (False, False)
+    own = found.at("Falcon3-3B", 1)
+    assert own is not None
+    assert own.measured
+    assert own.ratio == next(
+        c.speedup_fused for c in b.profile.comparisons if (c.operator, c.batch) == ("layer", 1)
+    )
+    assert own.fits16  # 6 GiB of 20
+    qwen3 = next(c for name, batch, c in found.scales("measured") if (name, batch) == ("Qwen3", 1))
+    assert qwen3.sign == "wins_above"
+    sizes = [load_model(m).params for m in ("Qwen3-0.6B", "Qwen3-14B")]
+    assert sizes[0] <= (qwen3.at[0].low or 0) < (qwen3.at[0].high or math.inf) <= sizes[1]
+
+
+def test_a_form_that_does_not_fit_leaves_models_undecided() -> None:
+    """Operators whose times scatter by a third around t0 + c n k say little about others."""
+    off = {"small": 1.4, "middle": 0.7, "large": 1.2}
+
+    def scattered(arm, o, batch, weight_format):  # type: ignore[no-untyped-def]
+        time = simple(phi=0.0, c_q=0.6e-12)(arm, o, batch, weight_format)
+        return time * (off[o.name] if arm == "native" else 1.0)
+
+    b = book(scattered, (1, 8))
+    costs = costs_of(b, "int4-g128", "fused")
+    assert costs[1].misfit > 0.2
+    found = trap_map(b, "int4-g128", "fused", costs, [load_model("Qwen3-4B")], 4.125, False)
+    assert {c.outcome for c in found.cells} == {"undecided"}
+
+
+def test_bytes_of_a_quantized_model_by_hand() -> None:
+    shape = load_model("Qwen3-8B")
+    layers, rest = 36 * shape.layer_params, 2 * 151936 * 4096
+    assert quantized_bytes(shape, 4.125) == layers * 4.125 / 8 + 2 * rest

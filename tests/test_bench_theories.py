@@ -1,0 +1,84 @@
+"""Both theories on costs that follow one of them, and the crossings of each by hand."""
+
+from __future__ import annotations
+
+import pytest
+from trap_profiles import OPERATORS, book, simple
+
+from bench.analysis.phi_curve import layers_of
+from bench.analysis.theories import Theories, fit_theories
+from profiles.schema import Operator
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+WEIGHTS = sum(o.n * o.k for o in OPERATORS)
+BITS = 4.125
+
+
+def fitted(time, path: str = "fused", batches: tuple[int, ...] = BATCHES) -> Theories:  # type: ignore[no-untyped-def]
+    b = book(time, batches)
+    found = fit_theories(b, layers_of(b), path, BITS)  # type: ignore[arg-type]
+    assert isinstance(found, Theories)
+    return found
+
+
+def test_the_step_form_is_found_where_it_was_planted() -> None:
+    found = fitted(simple(t0_q=1e-9, t0_16=1e-9, row_s=0.002e-12))
+    step = found.step
+    assert step.row_tile == 16
+    expected = {
+        "M(16)": WEIGHTS * 0.7e-12, "C(16)": WEIGHTS * 0.002e-12, "M(p)": WEIGHTS * 0.2e-12,
+        "C(p)": WEIGHTS * 0.002e-12, "phi_1": WEIGHTS * 0.05e-12,
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert step.parameters[name].value == pytest.approx(value, rel=0.03), name
+    assert step.residual < 0.01
+    assert step.sign == "wins_below"
+    assert step.crosses.value == pytest.approx(160, abs=1)  # 0.5 / 0.05 tiles of 16
+    assert "step form describes this hardware better" in found.verdict
+    assert found.paper.prediction > 0.1
+
+
+def paper(arm: str, o: Operator, batch: int, weight_format: str) -> float:
+    """K alpha p / B + phi per token, on every operator in proportion to its weights."""
+    share = o.n * o.k / WEIGHTS
+    alpha, phi = 1e-6, 0.3e-6
+    per_token = {"native": alpha * 16 / batch, "bypass": alpha * BITS / batch}
+    return share * batch * per_token.get(arm, alpha * BITS / batch + phi)
+
+
+def test_the_papers_form_is_found_where_it_was_planted() -> None:
+    found = fitted(paper)
+    assert found.paper.parameters["K alpha"].value == pytest.approx(1e-6, rel=0.02)
+    assert found.paper.parameters["phi"].value == pytest.approx(0.3e-6, rel=0.02)
+    assert found.paper.crosses.value == pytest.approx((16 - BITS) / 0.3, rel=0.03)
+    assert found.paper.sign == "wins_below"
+    assert found.paper.residual < 0.01
+
+
+def test_the_step_form_has_the_other_sign_where_its_differences_have() -> None:
+    """A format that multiplies faster, after a cost paid once per step: native FP8."""
+
+    def native_fp8(arm: str, o: Operator, batch: int, weight_format: str) -> float:
+        size = o.n * o.k
+        if arm == "native":
+            return size * (0.7e-12 + 0.01e-12 * batch)
+        return size * (0.6e-12 + 0.005e-12 * batch) + (0 if arm == "bypass" else size * 0.3e-12)
+
+    found = fitted(native_fp8)
+    assert found.step.sign == "wins_above"
+    assert found.step.crosses.value == pytest.approx(0.2 / 0.005, rel=0.1)
+
+
+def test_unfused_pays_once_per_step_on_top_of_best16() -> None:
+    found = fitted(simple(t0_q=1e-9, t0_16=1e-9), "unfused")
+    assert found.step.sign == "never"
+    assert found.step.crosses.value is None
+    assert found.step.parameters["phi_1"].value == pytest.approx(WEIGHTS * 1e-12, rel=0.03)
+
+
+def test_too_few_batches_and_unknown_bits_are_said() -> None:
+    b = book(simple(), (1, 2, 4))
+    assert (
+        fit_theories(b, layers_of(b), "fused", BITS) == "3 batches have both arms; the fits need 4"
+    )
+    assert "not known" in str(fit_theories(b, layers_of(b), "fused", None))

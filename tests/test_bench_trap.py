@@ -1,0 +1,304 @@
+"""`python -m bench.trap` from a file to its words: what it answers, refuses, and leaves absent."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from test_bench_ladder import energy_row
+from trap_profiles import OPERATORS, book, planted, simple
+from typer.testing import CliRunner
+
+import bench.trap
+from bench.analysis.hops import chains
+from bench.analysis.indices import Weights, indices, read_accuracy
+from bench.analysis.phi_curve import layers_of
+from bench.analysis.replicates import Book
+from bench.analysis.trap import Questions, analyse
+from profiles.fidelity import Fidelity, FidelityRow, fidelity_of
+from profiles.reader import ProfileError, load_profile, write_profile
+from profiles.schema import LAYER, Energy, Kind, Quantity
+
+BATCHES = (1, 16, 64, 256)
+WEIGHTS = sum(o.n * o.k for o in OPERATORS)
+
+
+def run(*arguments: str | Path) -> Any:
+    app = typer.Typer()
+    app.command()(bench.trap.main)
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "80"})
+
+
+def write(folder: Path, name: str = "run.json", samples: bool = True, **settings: Any) -> Path:
+    profile, table = planted(settings.pop("time", simple(phi=0.1e-12)), BATCHES, **settings)
+    write_profile(profile, table if samples else None, folder / name)
+    return folder / name
+
+
+def spoken(text: str) -> str:
+    """The output without line ends."""
+    return " ".join(text.split())
+
+
+def test_a_profile_is_answered_in_80_columns_and_drawn(tmp_path: Path) -> None:
+    path = write(tmp_path, formats=("int4-g128", "int8-g128"))
+    result = run(path)
+    assert result.exit_code == 0, result.output
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+    text = spoken(result.stdout)
+    assert "MEASURED on Planted CPU: Qwen3-8B" in text
+    # t16 = 33.2 us; fused 29.3 us at 64 and 75.9 us at 256, so by straight lines of logarithms 77
+    assert re.search(r"int4-g128 fused wins_below 7[678] \(64 to 256\) no joules", text)
+    assert "int4-g128 unfused never" in text
+    assert re.search(r"int4-g128 at load† wins_above 7[678] \(64 to 256\)", text)
+    assert "the step form describes this hardware better" in text
+    assert "rises from B = 16 to 64, 64 to 256" in text
+    assert "dφ/dp exposed, symmetric integers, groups of 128, B = 1" in text
+    assert "+1.88" in text or "+1.89" in text  # 33.2 us / 17.6 us, the profile's own layer
+    assert "No launch share" in text
+    assert "There are no joules in this profile, so this is about time alone" in text
+    assert "16 bits fit this device" in text
+    for name in ("waterfall", "phi", "trap"):
+        picture = path.with_suffix(f".{name}.png")
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert picture.stat().st_size > 10_000
+
+
+def test_other_kinds_are_read_only_when_named(tmp_path: Path) -> None:
+    path = write(tmp_path, kind="modelled", samples=False)
+    refused = run(path)
+    assert refused.exit_code == 2
+    assert "is not measured" in refused.output
+    assert "--kind modelled" in spoken(refused.output)
+    assert run(path, "--kind", "simulated").exit_code == 2
+    result = run(path, "--kind", "modelled", "--no-pictures")
+    assert result.exit_code == 0, result.output
+    text = spoken(result.stdout)
+    assert text.startswith("MODELLED on")
+    assert "this profile has no samples, so pairing within blocks is absent" in text
+    assert re.search(r"wins_below 7[678] \(64 to 256\)", text)
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--batch", "3"), "batch 3 was not measured; choose from 1, 16, 64, 256"),
+        (("--format", "nf4-b64"), "has no nf4-b64; it has int4-g128"),
+        (("--weights", "1,2"), "three numbers"),
+        (("--weights", "1,-2,3"), "three numbers"),
+        (("--weights", "0,0,0"), "three numbers"),
+        (("--accuracy", "nothing.csv"), "there is no file"),
+        (("--other-launch", "run.json"), "has graph launches too"),
+        (("--hops", "0"), "--hops"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path)
+    result = run("run.json", *arguments)
+    assert result.exit_code == 2
+    assert words in spoken(result.output.replace("│", " "))
+    assert "Traceback" not in result.output
+
+
+def test_files_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
+    assert run(tmp_path / "nothing.json").exit_code == 2
+    path = write(tmp_path)
+    next(tmp_path.glob("*.parquet")).unlink()
+    gone = run(path)
+    assert gone.exit_code == 2
+    assert "there is no file" in gone.output
+    path = write(tmp_path, "again.json")
+    fidelity_of(path).write_text("{}")
+    bad = run(path)
+    assert bad.exit_code == 2
+    assert "no fidelity file" in spoken(bad.output)
+
+
+def test_two_launch_modes_of_different_devices_do_not_mix(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    other = write(tmp_path, "other.json", mode="eager", model="Qwen3-4B")
+    result = run(path, "--other-launch", other)
+    assert result.exit_code == 2
+    assert "another device, model or activation" in spoken(result.output)
+
+
+# Hops. ---------------------------------------------------------------------------------------------
+
+
+def test_a_chain_is_its_layers_times_steps_and_its_launch_part_is_eager_less_graph() -> None:
+    time = simple(phi=0.0)
+
+    def slower(arm: str, o: Any, batch: int, weight_format: str) -> float:
+        return float(time(arm, o, batch, weight_format) or 0) + (6e-6 if arm == "fused" else 0)
+
+    graph = book(time, (1, 64))
+    eager = book(slower, (1, 64), mode="eager", seed=9)
+    for here, there in ((graph, eager), (eager, graph)):
+        found = {c.role: c for c in chains(here, 4, 256, 1, there)}
+        fused = found["fused"]
+        layer_s = 3 * (2e-6 if here is graph else 8e-6) + 0.2e-12 * WEIGHTS
+        assert fused.time_s.value == pytest.approx(4 * 256 * 36 * layer_s, rel=0.01)
+        assert fused.launch_s.value == pytest.approx(4 * 256 * 36 * 3 * 6e-6, rel=0.02)
+        assert found["best16"].launch_s.low < 0 < found["best16"].launch_s.high
+    (fused,) = (c for c in chains(graph, 4, 256, 1) if c.role == "fused")
+    assert fused.launch_s.value is None
+    assert fused.not_amortised.value == pytest.approx(
+        64, rel=0.01
+    )  # nothing here grows with the batch
+    assert fused.amortised_at == 64
+
+
+def test_joules_of_a_chain_need_windows() -> None:
+    b = book(simple(), (1,))
+    (c,) = layers_of(b)
+    assert c.fused
+    rows = (energy_row("fused", 2e-3, c.fused),)
+    b.profile = b.profile.model_copy(update={"energy": Energy(rows=rows, sensor="planted")})
+    found = {x.role: x for x in chains(b, 2, 10, 1)}
+    assert found["fused"].energy_j.value == pytest.approx(2 * 10 * 36 * 2e-3)
+    assert found["best16"].energy_j.value is None
+    assert "no energy windows" in found["best16"].energy_j.reason
+
+
+# Indices. ------------------------------------------------------------------------------------------
+
+
+def fidelity(errors: dict[str, float]) -> Fidelity:
+    from bench.measure.fidelity import SHAPE
+
+    rows = tuple(
+        FidelityRow(format=name, distribution="gaussian", implementation="numba", layers=8 * hops,
+                    hops=hops, errors=(e * hops,) * 6)
+        for name, e in errors.items() for hops in (1, 2, 4)
+    )  # fmt: skip
+    return Fidelity(
+        created=datetime(2026, 1, 31, tzinfo=UTC), kind="measured", shape=SHAPE,
+        seeds=(1, 2, 3, 4, 5, 6), kernels_sha256="0" * 64, rows=rows,
+    )  # fmt: skip
+
+
+def faster_with_fewer_bits(arm: str, o: Any, batch: int, weight_format: str) -> float | None:
+    c_q = 0.2e-12 if weight_format.startswith("int4") else 0.35e-12
+    return simple(t0_q=1e-9, t0_16=1e-9, phi=0.0, c_q=c_q)(arm, o, batch, weight_format)
+
+
+def test_si_is_the_weighted_sum_and_the_trap_is_a_rise_with_bits() -> None:
+    b = book(faster_with_fewer_bits, (1,), formats=("int4-g128", "int8-g128"))
+    errors = fidelity({"int4-g128": 0.2, "int8-g128": 0.01})
+    weights = Weights(trust=0.75, environment=0.0, economy=0.25)
+    rows, steps = indices(b, 1, weights, errors, 4, None)
+    four, eight = rows
+    assert (four.trust.value, eight.trust.value) == pytest.approx((0.2, 0.96))
+    assert four.economy.value == pytest.approx(3.5, rel=0.01)
+    assert four.si.value == pytest.approx(0.75 * 0.2 + 0.25 * 3.5, rel=0.01)
+    assert eight.si.value == pytest.approx(0.75 * 0.96 + 0.25 * 2.0, rel=0.01)
+    assert [s.formats for s in steps] == [("int4-g128", "int8-g128"), ("int8-g128", "16-bit")]
+    assert [s.outcome for s in steps] == ["trap", "no trap"]  # 1.025, 1.22, 1
+    assert steps[0].slope.value == pytest.approx((1.22 - 1.025) / 4, rel=0.03)
+
+
+def test_a_missing_term_makes_si_absent_unless_it_does_not_count() -> None:
+    b = book(simple(), (1,))
+    (row,), steps = indices(b, 1, Weights(), None, 4, None)
+    assert row.si.value is None
+    assert "trust is absent" in row.si.reason
+    assert not steps
+    (row,), _ = indices(b, 1, Weights(0.0, 0.0, 1.0), None, 4, None)
+    assert row.si.value == pytest.approx(row.economy.value)
+    (row,), _ = indices(b, 1, Weights(0.0, 0.5, 0.5), None, 4, None)
+    assert "environment is absent" in row.si.reason
+
+
+def test_a_table_of_accuracies_replaces_the_proxy(tmp_path: Path) -> None:
+    table = tmp_path / "accuracy.csv"
+    table.write_text("format,accuracy,low,high\n16-bit,0.8,0.78,0.82\nint4-g128,0.6,0.58,0.62\n")
+    found = read_accuracy(table)
+    b = book(simple(), (1,))
+    (row,), _ = indices(b, 1, Weights(1.0, 0.0, 0.0), fidelity({"int4-g128": 0.9}), 4, found)
+    assert row.trust.value == pytest.approx(0.75)
+    assert (row.trust.low, row.trust.high) == pytest.approx((0.725, 0.775))
+    assert row.trust.kind == "imported"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("format,score\na,1\n", "columns format and accuracy"),
+        ("format,accuracy\nint4-g128,0.5\n", 'row named "16-bit"'),
+        ("format,accuracy\n16-bit,high\n", "line 2 needs an accuracy"),
+        ("format,accuracy,low,high\n16-bit,0.5,0.6,0.7\n", "line 2 needs"),
+        ("format,accuracy\n16-bit,0\n", "above 0"),
+        ("", "first line"),
+    ],
+)
+def test_bad_tables_of_accuracies_are_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+    table = tmp_path / "accuracy.csv"
+    table.write_text(text)
+    with pytest.raises(ProfileError, match=words):
+        read_accuracy(table)
+
+
+# Advice. -------------------------------------------------------------------------------------------
+
+
+def advice(batch: int, **settings: Any) -> str:
+    time = settings.pop("time", simple(phi=0.1e-12))
+    return analyse(book(time, BATCHES, **settings), Questions(batch=batch)).advice
+
+
+def test_advice_names_the_winner_how_sure_and_what_would_change_it() -> None:
+    text = advice(1)
+    assert "int4-g128 with the fused kernel costs the least time" in text
+    assert "47% (95 % interval 47% to 47%) less" in text  # 1 - 17.6 / 33.2
+    assert "from a batch between 64 and 256 on 16 bits win" in text
+    lost = advice(256)
+    assert "stay with 16 bits" in lost
+    assert "below a batch between 64 and 256 it would win" in lost
+
+
+def test_advice_says_when_nothing_is_decided_or_tied() -> None:
+    even = simple(phi=0.0, c_q=0.7e-12)
+    assert "nothing is decided" in advice(1, time=even, noise=0.05)
+    assert "cannot be told apart from it" in advice(1, formats=("int4-g128", "nf4-b64"), noise=0.02)
+
+
+def test_a_trap_that_16_bits_cannot_escape_is_said() -> None:
+    text = advice(256, model="Qwen3-32B")
+    assert "16 bits do not fit this device (61.0 GiB of weights, 20.0 GiB of memory)" in text
+    assert text.endswith("The trap cannot be escaped by using 16 bits.")
+    assert "cannot be escaped" not in advice(1, model="Qwen3-32B")
+
+
+def test_with_joules_the_answer_is_about_joules() -> None:
+    b = book(simple(phi=0.1e-12), (1, 256))
+    comparisons = tuple(
+        c.model_copy(update={"energy_ratio_fused": Quantity(value=0.8, low=0.7, high=0.9)})
+        if c.operator == LAYER
+        else c
+        for c in b.profile.comparisons
+    )
+    b.profile = b.profile.model_copy(update={"comparisons": comparisons})
+    found = analyse(b, Questions(batch=1))
+    assert "every quantized path costs more energy" in found.advice
+    assert "25% (95 % interval 11% to 43%)" in found.advice
+    assert found.crossings["int4-g128", "fused", "energy"].sign == "never"
+    assert found.crossings["int4-g128", "fused", "time"].sign == "wins_below"
+
+
+@pytest.mark.parametrize("kind", ["modelled", "imported"])
+def test_every_answer_is_of_the_profiles_kind(tmp_path: Path, kind: Kind) -> None:
+    path = write(tmp_path, kind=kind, samples=False)
+    answers = analyse(Book.open(load_profile(path, allow=(kind,)), None, 100), Questions(batch=1))
+    kinds = {q.kind for x in answers.ladders for q in (*x.parts.values(), x.total, x.exposed)}
+    kinds |= {c.ratio.kind for m in answers.maps for c in m.cells}
+    kinds |= {s.params.kind for s in answers.scales} | {c.time_s.kind for c in answers.chains}
+    kinds |= {q.kind for c in answers.crossings.values() for q in c.at}
+    assert kinds == {kind}
