@@ -374,7 +374,7 @@ def multiplied(arm: str, weights: Weights, reading: BypassReading = "fp32") -> N
     Raises:
         ValueError: no such arm, or one that multiplies nothing.
     """
-    if arm in ("native", "unfused"):
+    if arm in ("native", "unfused", "upcast"):
         return weights.values16.astype(np.float64)
     if arm == "fused":
         return weights.values

@@ -27,6 +27,7 @@ def compose(dequantize: Kernel, sixteen: Kernel) -> Kernel:
     if (
         dequantize.arm != "dequantize"
         or sixteen.weight_bits != 16
+        or sixteen.arm == "upcast"
         or dequantize.device != sixteen.device
     ):
         raise ValueError(

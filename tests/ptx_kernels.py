@@ -45,13 +45,13 @@ def all_jobs() -> list[Job]:
         for variant, name in product(("default", "ptx"), FORMATS)
         for activation, (n, k, capability) in problems
     ]
-    native = [
-        Job("native", regime, activation, activation, n, k, batch, capability)
-        for regime in ("gemv", "gemm")
+    sixteen = [
+        Job(arm, regime, activation, activation, n, k, batch, capability)
+        for arm, regime in product(("native", "upcast"), ("gemv", "gemm"))
         for activation, (n, k, capability) in problems
         for batch in BATCHES[regime]
     ]
-    return [*ladder, *others, *native]
+    return [*ladder, *others, *sixteen]
 
 
 @cache

@@ -35,6 +35,7 @@ COMPARED_SAMPLE_S = (
     3e-3  # of the arms whose differences are the result: longer samples, fewer blocks
 )
 COMPARED = ("bypass", "fused", "native", "vendor", "unfused")
+BASELINES = ("native", "vendor")  # reading 16-bit weights: best16 is the faster of them
 CACHE_MULTIPLE = 2  # bytes touched between two uses of a copy, in last-level caches
 
 
@@ -410,9 +411,8 @@ class _Block:
 
 def _in_every_block(arm: _Arm) -> bool:
     """Whether blocks beyond the minimum may time it too."""
-    return (
-        arm.state.name.arm in ("fused", "bypass", "unfused")
-        or arm.prepared.kernel.weight_bits == 16
+    return arm.state.name.arm in ("fused", "bypass", "unfused") or (
+        arm.state.name.arm in BASELINES and arm.prepared.kernel.weight_bits == 16
     )
 
 
@@ -424,7 +424,7 @@ def _unfused(arms: Sequence[_Arm], planned: Mapping[ArmName, int]) -> Kernel | N
     kernels: dict[int, Kernel] = {}
     for arm in arms:
         kernel = arm.prepared.kernel
-        if kernel.weight_bits == 16 and kernel.arm in ("native", "vendor"):
+        if kernel.weight_bits == 16 and kernel.arm in BASELINES:
             kernels[id(kernel)] = kernel
             totals[id(kernel)] += arm.state.estimate_s or 0.0
             counts[id(kernel)] += 1
@@ -445,4 +445,4 @@ def _unfused(arms: Sequence[_Arm], planned: Mapping[ArmName, int]) -> Kernel | N
 
 def _traffic(problem: Problem, kernel: Kernel) -> Traffic:
     reads = kernel.reads(problem.format, problem.activation)
-    return traffic(kernel.arm, reads, problem.n, problem.k, problem.batch)
+    return traffic(kernel.arm, reads, problem.n, problem.k, problem.batch, kernel.scratch_bits)

@@ -26,5 +26,10 @@ if not os.environ.get("NUMBA_CACHE_DIR") and os.access(_HERE, os.W_OK):
 
 from kernels.cpu import numba_kernels, torch_ops  # noqa: E402
 from kernels.kernel import Kernel  # noqa: E402
+from kernels.layercast import layercast  # noqa: E402
 
-KERNELS: tuple[Kernel, ...] = numba_kernels.KERNELS + torch_ops.KERNELS
+KERNELS: tuple[Kernel, ...] = (
+    *numba_kernels.KERNELS,
+    *torch_ops.KERNELS,
+    layercast("cpu", ("bf16",), torch_ops.pack_bf16),
+)

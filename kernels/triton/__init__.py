@@ -12,8 +12,9 @@ from kernels.codebooks import Encoding
 from kernels.cuda_vendor import VENDOR
 from kernels.formats import FORMATS, WeightFormat, plain
 from kernels.kernel import LADDER, Arm, Kernel
+from kernels.layercast import layercast
 from kernels.packing import BypassReading, Float16
-from kernels.triton import dequantize, gemm, gemv, native, tuned
+from kernels.triton import dequantize, gemm, gemv, native, tuned, upcast
 from kernels.triton.plan import ACTIVATIONS, Plan, packed_tensors
 
 ENCODINGS: tuple[Encoding, ...] = ("int", "nf4", "e4m3", "e5m2")
@@ -85,6 +86,9 @@ def plan_of(
     if arm == "native":
         sixteen = native.plan_gemv if variant == "gemv" else native.plan_gemm
         return sixteen(activation, n, k, batch)
+    if arm == "upcast":
+        wide = upcast.plan_gemv if variant == "gemv" else upcast.plan_gemm
+        return wide(activation, n, k, batch)
     plan = gemm.plan if variant.startswith("gemm") else gemv.plan
     tuning = (variant.endswith("-ptx"), capability)
     return plan(arm, weight_format, activation, n, k, batch, None, *tuning)
@@ -119,6 +123,8 @@ KERNELS: tuple[Kernel, ...] = (
     NATIVE_GEMV,
     NATIVE_GEMM,
     VENDOR,
+    *upcast.KERNELS,
+    layercast("cuda", ACTIVATIONS, native.pack),
     *(
         dequantizer(v, e) for v in ("ptx", "default") for e in ENCODINGS
     ),  # the first makes `unfused`
