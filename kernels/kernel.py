@@ -40,6 +40,10 @@ Tensors = dict[str, "torch.Tensor"]
 Launch = Callable[[], object]
 
 
+class UnsupportedError(RuntimeError):
+    """The device lacks the instructions that a kernel is about: no row, and no fault of the kernel."""
+
+
 @dataclass(frozen=True)
 class Traffic:
     """What one launch must move and do, counted from the shapes: no re-reads, no padding.
@@ -53,6 +57,13 @@ class Traffic:
     bytes_read: int
     bytes_written: int
     flops: int
+
+
+def no_configuration(
+    weight_format: WeightFormat, activation: str, n: int, k: int, batch: int
+) -> str:
+    """Of a kernel that has nothing to configure."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,8 @@ class Kernel:
         reading: how the bypass arm reads its words as numbers.
         tolerance: largest allowed error relative to the largest reference magnitude.
         scratch_bits: per weight, that `upcast` in two launches writes to memory and reads back.
+        configuration: (format, activation, n, k, batch) to the launch configuration that `bind` takes on the
+            device that is here, in words that begin with "tuned" or "untuned"; "" for a kernel without one.
     """
 
     arm: Arm
@@ -87,6 +100,7 @@ class Kernel:
     reading: BypassReading = "fp32"
     tolerance: float = 1e-2
     scratch_bits: int = 0
+    configuration: Callable[[WeightFormat, str, int, int, int], str] = no_configuration
 
     @property
     def weight_bits(self) -> int | None:

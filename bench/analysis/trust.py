@@ -106,7 +106,7 @@ from bench.analysis.stats import PILOT_MINIMUM
 from bench.analysis.trust_energy import examine_energy
 from bench.analysis.trust_phi import examine_phis
 from bench.analysis.trust_samples import ROW_SHARE, recomputed, windows, without_samples
-from profiles.schema import LAYER, ArmRow, Profile
+from profiles.schema import LAYER, NOT_HERE, ArmRow, Profile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -167,7 +167,8 @@ def examine(
 
 def failures(profile: Profile) -> list[ArmRow]:
     """Rows of kernels that crashed or gave wrong numbers."""
-    return [row for row in profile.rows if row.failure is not None]
+    rows = [row for row in profile.rows if row.failure is not None]
+    return [row for row in rows if not str(row.failure).startswith(NOT_HERE)]
 
 
 def warm(profile: Profile) -> bool:

@@ -26,9 +26,9 @@ import numpy as np
 from bench.analysis.traces import Load
 from bench.measure.devices import Burst, Device, Float16, Mode, PoolKey, Prepared, Problem, Sample
 from kernels.formats import WeightFormat
-from kernels.kernel import Kernel, Traffic, traffic
+from kernels.kernel import Kernel, Traffic, UnsupportedError, traffic
 from kernels.unfused import compose
-from profiles.schema import Operator
+from profiles.schema import NOT_HERE, Operator
 
 SAMPLE_S = 1.2e-3  # planned length of a sample: METHOD asks for more than 1 ms
 COMPARED_SAMPLE_S = (
@@ -104,8 +104,10 @@ class ArmState:
             verified here.
         repeats: launches per sample.
         traffic: bytes and operations of one launch.
-        failure: why it is not timed; empty when it is.
+        failure: why it is not timed; empty when it is. NOT_HERE begins what the device cannot do.
         estimate_s: roughly the seconds of one launch; None when it was not estimated here.
+        activation_error: of `lowp`, what quantizing x adds to the error of y.
+        configuration: its launch configuration, see Kernel.configuration.
     """
 
     name: ArmName
@@ -114,6 +116,8 @@ class ArmState:
     traffic: Traffic
     failure: str = ""
     estimate_s: float | None = None
+    activation_error: float | None = None
+    configuration: str = ""
 
 
 @dataclass(frozen=True)
@@ -325,10 +329,15 @@ class Session:
                 return replace(state, failure=bar.reason)
         try:
             prepared = self.device.prepare(problem, kernel)
+            state = replace(state, configuration=prepared.configuration)
             if name in planned:
                 self.device.warm(prepared)
                 return _Arm(prepared, replace(state, repeats=planned[name]))
             error = self.device.verify(prepared)
+            if kernel.arm == "lowp":
+                state = replace(state, activation_error=self.device.activation_error(prepared))
+        except UnsupportedError as reason:
+            return replace(state, failure=f"{NOT_HERE}{reason}")
         except Exception as reason:  # whatever a compiler or a driver may raise costs this row only
             self.device.check()
             lines = str(reason).strip().splitlines() or [repr(reason)]

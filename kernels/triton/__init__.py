@@ -14,7 +14,7 @@ from kernels.formats import FORMATS, WeightFormat, plain
 from kernels.kernel import LADDER, Arm, Kernel
 from kernels.layercast import layercast
 from kernels.packing import BypassReading, Float16
-from kernels.triton import dequantize, gemm, gemv, native, tuned, upcast
+from kernels.triton import dequantize, gemm, gemv, lowp, native, tuned, upcast
 from kernels.triton.plan import ACTIVATIONS, Plan, packed_tensors
 
 ENCODINGS: tuple[Encoding, ...] = ("int", "nf4", "e4m3", "e5m2")
@@ -86,6 +86,8 @@ def plan_of(
     if arm == "native":
         sixteen = native.plan_gemv if variant == "gemv" else native.plan_gemm
         return sixteen(activation, n, k, batch)
+    if arm == "lowp":
+        return lowp.plan(weight_format, activation, n, k, batch, None, capability)
     if arm == "upcast":
         wide = upcast.plan_gemv if variant == "gemv" else upcast.plan_gemm
         return wide(activation, n, k, batch)
@@ -123,6 +125,7 @@ KERNELS: tuple[Kernel, ...] = (
     NATIVE_GEMV,
     NATIVE_GEMM,
     VENDOR,
+    *lowp.KERNELS,
     *upcast.KERNELS,
     layercast("cuda", ACTIVATIONS, native.pack),
     *(

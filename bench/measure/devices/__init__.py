@@ -56,12 +56,14 @@ class Prepared:
         pool: which weight copies it rotates over; arms that read the same words share a pool, and
             each launch of any of them takes the next copy.
         copy_bytes: size of one copy.
+        configuration: its launch configuration, see Kernel.configuration.
     """
 
     problem: Problem
     kernel: Kernel
     pool: PoolKey
     copy_bytes: int
+    configuration: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,16 @@ class Device(Protocol):
 
         Raises:
             ValueError: the kernel cannot take this problem.
+            UnsupportedError: the device lacks the instructions that the kernel is about.
         """
         ...
 
     def verify(self, prepared: Prepared) -> float:
         """Runs it once: largest error over the largest magnitude of a float64 reference."""
+        ...
+
+    def activation_error(self, prepared: Prepared) -> float | None:
+        """Of `lowp`: what quantizing x adds to the error of y, over its largest magnitude; None: unknown."""
         ...
 
     def warm(self, prepared: Prepared) -> None:
