@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from bench.usage import UsageError, exit_codes
-from kernels.formats import FORMATS, WeightFormat, find_format, formats_with_bits
+from kernels.formats import FORMATS, LOWP_ALIASES, WeightFormat, find_format, formats_with_bits
 
 if TYPE_CHECKING:
     from bench.measure.devices import Mode
@@ -90,10 +90,14 @@ def list_formats() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("format", "alias", "bits", "stored bits per weight (k = 4096)", box=None)
+    columns = ("format", "alias", "lowp", "bits", "stored bits per weight (k = 4096)")
+    table = Table(*columns, box=None)
     for weight_format in FORMATS:
         stored = f"{weight_format.bits_stored(4096):.4g}"
-        table.add_row(weight_format.name, weight_format.alias, str(weight_format.bits), stored)
+        lowp = LOWP_ALIASES.get(weight_format.name, "")
+        table.add_row(
+            weight_format.name, weight_format.alias, lowp, str(weight_format.bits), stored
+        )
     Console().print(table)
 
 

@@ -36,20 +36,13 @@ from numpy.typing import NDArray
 
 from kernels import packing
 from kernels.codebooks import nearest_code
-from kernels.formats import find_format
+from kernels.formats import LOWP_ALIASES
 
 if TYPE_CHECKING:
     from kernels.formats import WeightFormat
-    from kernels.kernel import Tensors
+    from kernels.kernel import Launch, Tensors
     from kernels.packing import Weights
 
-ALIASES = {
-    "int8-ch": "W8A8",
-    "fp8_e4m3-ch": "W8A8",
-    "mxfp8_e4m3": "W8A8",
-    "mxfp4": "W4A4",
-    "nvfp4": "W4A4",
-}
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TOLERANCE = 1e-2  # of the largest |y|, as of other products; fp32 sums, one rounding to 16 bits
 
@@ -74,7 +67,7 @@ class Activations:
 def operand_bytes(codes: NDArray[np.uint8], weight_format: WeightFormat) -> NDArray[np.uint8]:
     """Codes [rows, k] as tensor cores read them: uint8 [rows, k * bits / 8]."""
     if weight_format.bits == 4:
-        return codes[:, ::2] | codes[:, 1::2] << 4
+        return codes[:, ::2] | codes[:, 1::2] << np.uint8(4)
     return codes ^ np.uint8(0x80) if weight_format.encoding == "int" else codes
 
 
@@ -95,6 +88,16 @@ def pack(weights: Weights) -> Tensors:
     return tensors
 
 
+def in_turn(first: Launch, second: Launch) -> Launch:
+    """Both launches, one after the other: the quantization of x, and a product."""
+
+    def launch() -> object:
+        first()
+        return second()
+
+    return launch
+
+
 def quantize_activations(x: NDArray[np.float32], weight_format: WeightFormat) -> Activations:
     """Quantize x [batch, k] like weights of the format, each row by itself.
 
@@ -103,8 +106,8 @@ def quantize_activations(x: NDArray[np.float32], weight_format: WeightFormat) ->
     Raises:
         ValueError: the format has no low-precision product, or k does not divide into its groups.
     """
-    if weight_format.name not in ALIASES:
-        known = ", ".join(ALIASES)
+    if weight_format.name not in LOWP_ALIASES:
+        known = ", ".join(LOWP_ALIASES)
         raise ValueError(
             f"tensor cores take no operands in {weight_format.name}; choose one of {known}."
         )
@@ -140,8 +143,3 @@ def activation_error(x: NDArray[np.float32], weights: Weights) -> float:
     exact = x.astype(np.float64) @ values
     changed = quantize_activations(x, weights.format).values @ values
     return float(np.abs(changed - exact).max() / np.abs(exact).max())
-
-
-def alias(format_name: str) -> str:
-    """The field's shorthand for the format's low-precision product, W8A8 or W4A4; empty without one."""
-    return ALIASES.get(find_format(format_name).name, "")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kernels import find_kernels, lowp, packing
-from kernels.formats import find_format
-from kernels.kernel import Kernel
+from kernels.formats import LOWP_ALIASES, find_format
+from kernels.kernel import Kernel, UnsupportedError
 from tests.triton_cases import check
 
 INTERPRETED = pytest.mark.skipif(
@@ -93,8 +93,6 @@ def test_two_codes_of_a_byte_lie_lowest_first() -> None:
 def test_a_format_without_such_operands_is_refused() -> None:
     with pytest.raises(ValueError, match="no operands in nf4-b64; choose one of int8-ch, fp8"):
         lowp.quantize_activations(activations(6), find_format("nf4-b64"))
-    assert lowp.alias("nvfp4") == "W4A4"
-    assert lowp.alias("int4-g128") == ""
 
 
 @pytest.mark.parametrize(
@@ -128,7 +126,7 @@ def test_interpreted_products_match_the_reference(name: str, batch: int) -> None
 
 
 @INTERPRETED
-@pytest.mark.parametrize("name", list(lowp.ALIASES))
+@pytest.mark.parametrize("name", list(LOWP_ALIASES))
 def test_triton_quantizes_like_numpy(name: str) -> None:
     """Codes and scales, bit for bit."""
     from kernels.triton import lowp as triton_lowp
@@ -142,3 +140,41 @@ def test_triton_quantizes_like_numpy(name: str) -> None:
         np.testing.assert_array_equal(found.token_scales.numpy(), expected.token_scales)
     np.testing.assert_array_equal(found.scales.numpy(), expected.scales)
     np.testing.assert_array_equal(found.codes.numpy(), expected.codes)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("batch", [1, 3, 17])
+def test_the_library_multiplies_int8(device: str, batch: int) -> None:
+    """On "cuda" the code of the GPU on CPU tensors: Triton's quantization, interpreted, for `_int_mm`."""
+    found = [k for k in kernels_of("int8-ch", batch, device) if k.variant == "int_mm"]
+    before = {"cpu": "torch", "cuda": "triton"}[device]
+    assert [k.implementation for k in found] == ["torch", f"{before}+torch"]
+    for kernel in found:
+        check(kernel, "int8-ch", "bf16", batch, 72, 384, "cpu")
+
+
+@INTERPRETED
+@pytest.mark.parametrize("name", ["int8-ch", "mxfp4"])
+def test_only_the_second_row_quantizes_in_every_launch(name: str) -> None:
+    """x changes after it is bound: the product alone goes on with what was quantized before."""
+    weights = packing.random_weights(N, K, find_format(name), "bf16", seed=5)
+    for kernel in kernels_of(name, 2):
+        x = torch.from_numpy(packing.random_activations(2, K, "bf16", seed=5)).bfloat16()
+        outs = []
+        out = torch.empty(2, N, dtype=torch.bfloat16)
+        launch = kernel.bind(kernel.pack(weights), x, out)
+        for factor in (1, -1):
+            x *= factor
+            launch()
+            outs.append(out.clone())
+        quantizes = "+" in kernel.implementation
+        assert torch.equal(outs[1], -outs[0] if quantizes else outs[0]), kernel.implementation
+
+
+def test_fp8_of_the_library_says_what_it_needs() -> None:
+    (kernel, _) = (k for k in kernels_of("fp8_e4m3-ch", 1) if k.variant == "scaled_mm")
+    weights = packing.random_weights(N, K, find_format("fp8_e4m3-ch"), "bf16", seed=5)
+    x, out = torch.zeros(1, K).bfloat16(), torch.zeros(1, N).bfloat16()
+    with pytest.raises(UnsupportedError, match=r"FP8 tensor cores need compute capability 8\.9"):
+        kernel.bind(kernel.pack(weights), x, out)

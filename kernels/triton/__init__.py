@@ -8,6 +8,7 @@ faster by is what writing the instructions by hand is worth.
 
 from functools import partial
 
+from kernels import lowp_vendor
 from kernels.codebooks import Encoding
 from kernels.cuda_vendor import VENDOR
 from kernels.formats import FORMATS, WeightFormat, plain
@@ -126,6 +127,7 @@ KERNELS: tuple[Kernel, ...] = (
     NATIVE_GEMM,
     VENDOR,
     *lowp.KERNELS,
+    *lowp_vendor.CUDA_KERNELS,
     *upcast.KERNELS,
     layercast("cuda", ACTIVATIONS, native.pack),
     *(

@@ -301,7 +301,7 @@ def plan(
             f"lowp takes tiles of {least} rows of {weight_format.name} on compute capability "
             f"{capability / 10}, not of {config.block_n}: smaller ones are multiplied in 16 bits."
         )
-    constexprs = {
+    constexprs: dict[str, object] = {
         "N": n,
         "K": k,
         "BATCH": batch,
@@ -314,7 +314,7 @@ def plan(
     pointer = f"*{activation}"
     if blockwise(weight_format):
         second = "*fp32" if weight_format.scale_type == "e4m3" else None
-        signature = {
+        signature: dict[str, str | None] = {
             "codes_ptr": "*u8",
             "scales_ptr": "*u8",
             "matrix_scale_ptr": second,
@@ -371,10 +371,13 @@ def plan_quantize(weight_format: WeightFormat, activation: str, k: int, batch: i
     )
 
 
-def quantized_buffers(weight_format: WeightFormat, x: torch.Tensor) -> Quantized:
-    """Uninitialised buffers for quantized x [batch, k], on its device."""
+def quantized_buffers(
+    weight_format: WeightFormat, x: torch.Tensor, codes: torch.Tensor | None = None
+) -> Quantized:
+    """Uninitialised buffers for quantized x [batch, k], on its device; `codes`, where given, is one."""
     batch, k = x.shape
-    codes = torch.empty(batch, k * weight_format.bits // 8, dtype=torch.uint8, device=x.device)
+    if codes is None:
+        codes = torch.empty(batch, k * weight_format.bits // 8, dtype=torch.uint8, device=x.device)
     coded = blockwise(weight_format)
     dtype = torch.uint8 if coded else torch.float32
     scales = torch.empty(batch, weight_format.groups(k), dtype=dtype, device=x.device)
@@ -383,15 +386,18 @@ def quantized_buffers(weight_format: WeightFormat, x: torch.Tensor) -> Quantized
     return Quantized(codes, scales, tokens)
 
 
-def bind_quantize(weight_format: WeightFormat, x: torch.Tensor) -> tuple[Launch, Quantized]:
-    """The launch that quantizes x [batch, k], and where it writes.
+def bind_quantize(
+    weight_format: WeightFormat, x: torch.Tensor, codes: torch.Tensor | None = None
+) -> tuple[Launch, Quantized]:
+    """The launch that quantizes x [batch, k], and where it writes: to `codes`, or to a new tensor.
 
     Raises:
         ValueError: x is no matrix of 16-bit numbers.
     """
     activation, batch, k = check_activations(x)
     check("x", x, (batch, k), x.dtype, x.device)
-    to = quantized_buffers(weight_format, x)
+    to = quantized_buffers(weight_format, x, codes)
+    check("codes of x", to.codes, (batch, k * weight_format.bits // 8), torch.uint8, x.device)
     quantize = plan_quantize(weight_format, activation, k, batch)
     return quantize.launch(x, to.codes, to.scales, to.token_scales), to
 
@@ -450,10 +456,11 @@ def bind(
     check("out", out, (batch, n), x.dtype, x.device)
     quantize, to = bind_quantize(weight_format, x)
     quantize()
-    values = [tensors["codes"], tensors["scales"], to.codes, to.scales, out, k]
+    values: tuple[torch.Tensor | int | None, ...]
+    values = (tensors["codes"], tensors["scales"], to.codes, to.scales, out, k)
     if blockwise(weight_format):
         second = tensors.get("matrix_scale")
-        values = [*values[:2], second, *values[2:4], to.token_scales, out, k]
+        values = (*values[:2], second, *values[2:4], to.token_scales, out, k)
     capability = capability_of(x)
     product: Any = plan(weight_format, activation, n, k, batch, config, capability).launch(*values)
     compiled = product()
@@ -462,17 +469,7 @@ def bind(
             f"this version of Triton converts {weight_format.name} operands to 16 bits first on this "
             f"GPU, which is dequantization"
         )
-    return in_turn(quantize, product) if quantizes else product
-
-
-def in_turn(first: Launch, second: Launch) -> Launch:
-    """Both launches, one after the other."""
-
-    def launch() -> object:
-        first()
-        return second()
-
-    return launch
+    return lowp.in_turn(quantize, product) if quantizes else product
 
 
 def _kernels(format_name: str) -> tuple[Kernel, Kernel]:
