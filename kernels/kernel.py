@@ -7,7 +7,7 @@ must do. Nothing here touches a device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -59,11 +59,24 @@ class Traffic:
     flops: int
 
 
+@dataclass(frozen=True)
+class Configuration:
+    """How a kernel is launched on a problem.
+
+    Attributes:
+        config: for `bind`; None for the kernel's default.
+        text: in words that begin with "tuned" or "untuned"; "" for a kernel that has nothing to configure.
+    """
+
+    config: Hashable | None = None
+    text: str = ""
+
+
 def no_configuration(
     weight_format: WeightFormat, activation: str, n: int, k: int, batch: int
-) -> str:
+) -> Configuration:
     """Of a kernel that has nothing to configure."""
-    return ""
+    return Configuration()
 
 
 @dataclass(frozen=True)
@@ -79,13 +92,14 @@ class Kernel:
         batches: smallest and largest batch it accepts.
         pack: weights to this kernel's own tensors (on the CPU; the device copies and rotates them).
         bind: (tensors of one copy, x [batch, k], output) to a launch without arguments. Checks shapes
-            and dtypes once and raises ValueError; the launch itself allocates nothing.
+            and dtypes once and raises ValueError; the launch itself allocates nothing. A kernel with a
+            configuration takes it as `config`.
         variant: tile variant, for the row key.
         reading: how the bypass arm reads its words as numbers.
         tolerance: largest allowed error relative to the largest reference magnitude.
         scratch_bits: per weight, that `upcast` in two launches writes to memory and reads back.
-        configuration: (format, activation, n, k, batch) to the launch configuration that `bind` takes on the
-            device that is here, in words that begin with "tuned" or "untuned"; "" for a kernel without one.
+        configuration: (format, activation, n, k, batch) to the launch configuration for the device that is
+            here; what it holds is passed to `bind` as `config`, unless it is None.
     """
 
     arm: Arm
@@ -95,12 +109,12 @@ class Kernel:
     activations: tuple[str, ...]
     batches: tuple[int, int]
     pack: Callable[[Weights], Tensors]
-    bind: Callable[[Tensors, torch.Tensor, torch.Tensor], Launch]
+    bind: Callable[..., Launch]
     variant: str = "default"
     reading: BypassReading = "fp32"
     tolerance: float = 1e-2
     scratch_bits: int = 0
-    configuration: Callable[[WeightFormat, str, int, int, int], str] = no_configuration
+    configuration: Callable[[WeightFormat, str, int, int, int], Configuration] = no_configuration
 
     @property
     def weight_bits(self) -> int | None:

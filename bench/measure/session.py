@@ -107,7 +107,7 @@ class ArmState:
         failure: why it is not timed; empty when it is. NOT_HERE begins what the device cannot do.
         estimate_s: roughly the seconds of one launch; None when it was not estimated here.
         activation_error: of `lowp`, what quantizing x adds to the error of y.
-        configuration: its launch configuration, see Kernel.configuration.
+        configuration: its launch configuration in words, see Kernel.configuration.
     """
 
     name: ArmName
@@ -329,7 +329,7 @@ class Session:
                 return replace(state, failure=bar.reason)
         try:
             prepared = self.device.prepare(problem, kernel)
-            state = replace(state, configuration=prepared.configuration)
+            state = replace(state, configuration=prepared.configuration.text)
             if name in planned:
                 self.device.warm(prepared)
                 return _Arm(prepared, replace(state, repeats=planned[name]))

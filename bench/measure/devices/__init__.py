@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from kernels.kernel import Configuration
 
 if TYPE_CHECKING:
     from bench.analysis.traces import Load
@@ -56,14 +58,14 @@ class Prepared:
         pool: which weight copies it rotates over; arms that read the same words share a pool, and
             each launch of any of them takes the next copy.
         copy_bytes: size of one copy.
-        configuration: its launch configuration, see Kernel.configuration.
+        configuration: its launch configuration.
     """
 
     problem: Problem
     kernel: Kernel
     pool: PoolKey
     copy_bytes: int
-    configuration: str = ""
+    configuration: Configuration = field(default=Configuration())
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -160,6 +160,7 @@ class Scenario:
         free_bytes: memory for weights; None: nine tenths of the board's.
         as_slow_as: (arm, other): the arm takes the time of the other.
         errors: (arm, error): what verification finds of an arm.
+        configurations: (configuration, factor): what a kernel's time is multiplied by in it.
     """
 
     seed: int = 1
@@ -185,6 +186,7 @@ class Scenario:
     free_bytes: int | None = None
     as_slow_as: tuple[tuple[Arm, Arm], ...] = ()
     errors: tuple[tuple[Arm, float], ...] = ()
+    configurations: tuple[tuple[Hashable, float], ...] = ()
 
 
 NOISE = 0.01
@@ -452,6 +454,7 @@ class SimulatedDevice:
         """
         arm = dict(self.scenario.as_slow_as).get(prepared.kernel.arm, prepared.kernel.arm)
         seconds = true_time_s(self.board, prepared.problem, prepared.kernel, arm, mode)
+        seconds *= dict(self.scenario.configurations).get(prepared.configuration.config, 1.0)
         hit = max(0.0, 1 - touched / (COLD_MULTIPLE * self.board.cache_bytes))
         slow, fast = self.board.bandwidth_gb_per_s, self.board.cache_gb_per_s
         saved_s = prepared.copy_bytes * (1 / slow - 1 / fast) / (1e9 * COSTS[arm].share)

@@ -100,7 +100,8 @@ class TensorDevice(ABC):
             self._pools[pool] = Pool([one])
         copy_bytes = sum(t.nbytes for t in self._packed[pool].values())
         configuration = kernel.configuration(
-            problem.format, problem.activation, problem.n, problem.k, problem.batch
+            kernel.reads(problem.format, problem.activation),
+            *(problem.activation, problem.n, problem.k, problem.batch),
         )
         prepared = Prepared(problem, kernel, pool, copy_bytes, configuration)
         self._bound(prepared)
@@ -224,7 +225,10 @@ class TensorDevice(ABC):
             x = _activations(problem.batch, problem.k, problem.activation, self.torch_device)
             out = self._output(prepared)
             copies = self._pools[prepared.pool].copies
-            self._launches[prepared] = [prepared.kernel.bind(copy, x, out) for copy in copies]
+            config = prepared.configuration.config
+            options = {} if config is None else {"config": config}
+            bind = prepared.kernel.bind
+            self._launches[prepared] = [bind(copy, x, out, **options) for copy in copies]
         return self._launches[prepared]
 
 
