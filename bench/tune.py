@@ -236,6 +236,9 @@ def modelled(
                 accepted = kernel.accepts(weight_format, activation, batch)
                 if kernel.arm not in arms or kernel.implementation != "triton" or not accepted:
                     continue
+                if float(board.capability) * 10 < kernel.least_capability:
+                    typer.echo(f"\n{kernel.arm} {kernel.variant}: the {board.name} cannot run it.")
+                    continue
                 reads = kernel.reads(weight_format, activation)
                 if (kernel.arm, kernel.variant) in shown:
                     continue

@@ -98,6 +98,7 @@ class Kernel:
         reading: how the bypass arm reads its words as numbers.
         tolerance: largest allowed error relative to the largest reference magnitude.
         scratch_bits: per weight, that `upcast` in two launches writes to memory and reads back.
+        least_capability: compute capability, times ten, whose instructions it needs.
         configuration: (format, activation, n, k, batch) to the launch configuration for the device that is
             here; what it holds is passed to `bind` as `config`, unless it is None.
     """
@@ -114,6 +115,7 @@ class Kernel:
     reading: BypassReading = "fp32"
     tolerance: float = 1e-2
     scratch_bits: int = 0
+    least_capability: int = 0
     configuration: Callable[[WeightFormat, str, int, int, int], Configuration] = no_configuration
 
     @property

@@ -235,7 +235,7 @@ def test_list_names_every_format_with_its_stored_bits() -> None:
     assert result.exit_code == 0
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["int4-g128", "W4A16", "4", "4.125"] in rows
-    assert ["int8-ch", "W8A16", "8", "8.004"] in rows
+    assert ["int8-ch", "W8A16", "W8A8", "8", "8.004"] in rows
 
 
 @pytest.fixture

@@ -172,6 +172,18 @@ def test_only_the_second_row_quantizes_in_every_launch(name: str) -> None:
         assert torch.equal(outs[1], -outs[0] if quantizes else outs[0]), kernel.implementation
 
 
+def test_operands_that_tensor_cores_do_not_take_are_refused() -> None:
+    """sm_89 has no block scales, sm_80 no FP8: Triton would convert the operands, so nothing is compiled."""
+    from bench.static.audit import jobs_of
+    from kernels.triton import lowp as triton_lowp
+
+    for name, capability in (("nvfp4", 89), ("mxfp4", 90), ("fp8_e4m3-ch", 86)):
+        with pytest.raises(UnsupportedError, match="first, which is dequantization"):
+            triton_lowp.plan(find_format(name), "fp16", 256, 256, 1, None, capability)
+        assert not jobs_of(["lowp"], [name], ["fp16"], [capability])
+    assert {job.capability for job in jobs_of(["lowp"], ["nvfp4"], ["fp16"], [90, 100])} == {100}
+
+
 def test_fp8_of_the_library_says_what_it_needs() -> None:
     (kernel, _) = (k for k in kernels_of("fp8_e4m3-ch", 1) if k.variant == "scaled_mm")
     weights = packing.random_weights(N, K, find_format("fp8_e4m3-ch"), "bf16", seed=5)

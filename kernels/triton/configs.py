@@ -24,7 +24,7 @@ import torch
 import triton
 
 from kernels.formats import WeightFormat
-from kernels.kernel import LADDER, Configuration, Kernel
+from kernels.kernel import LADDER, Configuration, Kernel, UnsupportedError
 from kernels.triton import gemm, gemv, lowp
 from profiles.tuned import load_tuned
 
@@ -141,7 +141,10 @@ def configuration(
     name, capability = board()
     of_arm = arm_of(arm)
     problem = (weight_format, cast("Float16", activation), n, k, batch, capability)
-    default = words(plan_of(arm, variant, *problem))
+    try:
+        default = words(plan_of(arm, variant, *problem))
+    except UnsupportedError:  # what binds the kernel says so
+        return Configuration()
     found = load_tuned(name) if name else None
     key = (of_arm, variant, weight_format.name, activation, n, k, batch)
     choices = [c for c in found.choices if c.key == key] if found else []

@@ -287,13 +287,21 @@ def plan(
     k: int,
     batch: int,
     config: gemm.Config | None = None,
-    capability: int = 80,
+    capability: int = 100,
 ) -> Plan:
     """The product: what `bind` launches and what the ahead-of-time compiler compiles.
 
     Raises:
-        ValueError: the configuration's tile is too small for the instructions of this capability.
+        UnsupportedError: tensor cores of this capability take no such operands.
+        ValueError: the configuration's tile is too small for their instructions.
     """
+    needed = CAPABILITIES[weight_format.name]
+    if capability < needed:
+        raise UnsupportedError(
+            f"tensor cores that take {weight_format.name} operands need compute capability "
+            f"{needed / 10}, and this GPU has {capability / 10}: Triton would convert them to 16 bits "
+            f"first, which is dequantization"
+        )
     config = config or default_config(weight_format, batch, capability)
     least = least_rows(weight_format, capability)
     if config.block_n < least:
@@ -402,21 +410,6 @@ def bind_quantize(
     return quantize.launch(x, to.codes, to.scales, to.token_scales), to
 
 
-def refuse_emulation(weight_format: WeightFormat, x: torch.Tensor) -> None:
-    """Refuse a GPU whose tensor cores do not take the operands; interpreted, there are none.
-
-    Raises:
-        UnsupportedError: which instruction is missing.
-    """
-    needed, found = CAPABILITIES[weight_format.name], capability_of(x)
-    if x.device.type == "cuda" and found < needed:
-        raise UnsupportedError(
-            f"tensor cores that take {weight_format.name} operands need compute capability "
-            f"{needed / 10}, and this GPU has {found / 10}: Triton would convert them to 16 bits first, "
-            f"which is dequantization"
-        )
-
-
 def takes_operands(weight_format: WeightFormat, ptx: str) -> bool:
     """Whether a compiled product hands the tensor cores operands of the format, not converted ones."""
     return re.search(INSTRUCTIONS[weight_format.name], ptx) is not None
@@ -445,7 +438,6 @@ def bind(
         UnsupportedError: the GPU has no such tensor cores.
     """
     weight_format = find_format(format_name)
-    refuse_emulation(weight_format, x)
     activation, batch, k = check_activations(x)
     check_batch("lowp", batch, BATCHES)
     n = tensors["codes"].shape[0]
@@ -454,6 +446,9 @@ def bind(
     check("codes", tensors["codes"], (n, k * weight_format.bits // 8), torch.uint8, x.device)
     check("scales", tensors["scales"], (n, weight_format.groups(k)), dtype, x.device)
     check("out", out, (batch, n), x.dtype, x.device)
+    on_gpu = x.device.type == "cuda"  # interpreted, there are no tensor cores
+    capability = capability_of(x) if on_gpu else CAPABILITIES[format_name]
+    cut = plan(weight_format, activation, n, k, batch, config, capability)
     quantize, to = bind_quantize(weight_format, x)
     quantize()
     values: tuple[torch.Tensor | int | None, ...]
@@ -461,8 +456,7 @@ def bind(
     if blockwise(weight_format):
         second = tensors.get("matrix_scale")
         values = (*values[:2], second, *values[2:4], to.token_scales, out, k)
-    capability = capability_of(x)
-    product: Any = plan(weight_format, activation, n, k, batch, config, capability).launch(*values)
+    product: Any = cut.launch(*values)
     compiled = product()
     if compiled is not None and not takes_operands(weight_format, compiled.asm["ptx"]):
         raise UnsupportedError(
@@ -485,6 +479,7 @@ def _kernels(format_name: str) -> tuple[Kernel, Kernel]:
         bind=partial(bind, format_name),
         variant="dot-scaled" if blockwise(find_format(format_name)) else "dot",
         tolerance=lowp.TOLERANCE,
+        least_capability=CAPABILITIES[format_name],
     )
     whole = partial(bind, format_name, quantizes=True)
     return product, replace(product, implementation="triton+triton", bind=whole)
