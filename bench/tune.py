@@ -146,8 +146,6 @@ def start_of(board: str) -> TunedBoard:
     Raises:
         UsageError: the board's file is damaged.
     """
-    import triton
-
     from kernels.triton import configs
     from profiles.tuned import TunedBoard, load_tuned
 
@@ -161,7 +159,7 @@ def start_of(board: str) -> TunedBoard:
         board=board,
         kind="measured",
         created=datetime.now(UTC),
-        triton=triton.__version__,
+        triton=configs.compiler(),
         sources=configs.sources(),
     )
 

@@ -15,6 +15,7 @@ from kernels.cpu import gemm, gemv, gemv_batch
 from kernels.cpu.activations import field_weight
 from kernels.formats import find_format
 from kernels.kernel import PRODUCTS, Kernel, output_shape, traffic
+from kernels.lowp import quantize_activations
 from kernels.unfused import compose
 
 FORMATS = ("int4-g128", "int4-g128-zp", "int8-ch", "int8-g128", "nf4-b64", "fp8_e4m3-ch")
@@ -39,6 +40,8 @@ def reference_of(kernel: Kernel, weights: packing.Weights, x: np.ndarray) -> np.
     arm: str = kernel.arm
     if arm == "vendor":
         arm = "native" if kernel.weight_bits else "fused"
+    if arm == "lowp":
+        x = quantize_activations(x, weights.format).values
     return np.asarray(packing.reference(arm, weights, x, kernel.reading), np.float64)
 
 

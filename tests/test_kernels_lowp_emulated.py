@@ -37,7 +37,7 @@ RUN = [
     LowpJob("product", "fp8_e4m3-ch", "bf16", 64, 512, 33, 120),
     LowpJob("product", "mxfp8_e4m3", "fp16", 41, 1280, 5, 120),
     LowpJob("product", "mxfp4", "bf16", 64, 512, 33, 120),
-    LowpJob("product", "nvfp4", "fp16", 41, 1280, 5, 120),
+    LowpJob("product", "nvfp4", "fp16", 64, 512, 33, 120),  # of 16 rows, halves that nothing wrote
 ]
 QUANTIZED = [
     LowpJob("quantize", "int8-ch", "fp16", 0, 1280, 5, 80),

@@ -100,10 +100,15 @@ def board() -> tuple[str, int]:
     return torch.cuda.get_device_name(0), 10 * major + minor
 
 
+def compiler() -> str:
+    """The version of Triton that compiles here; it brings its assembler."""
+    return str(triton.__version__)
+
+
 def why_stale(found: TunedBoard) -> str:
     """What has changed since a board was tuned; empty if nothing has."""
-    if found.triton != triton.__version__:
-        return f"found with Triton {found.triton}, and this is {triton.__version__}"
+    if found.triton != compiler():
+        return f"found with Triton {found.triton}, and this is {compiler()}"
     return "" if found.sources == sources() else "found with other kernel sources"
 
 
