@@ -45,8 +45,10 @@ def bind_int8(tensors: Tensors, x: torch.Tensor, out: torch.Tensor, quantizes: b
     """
     batch, k = x.shape
     n, device = tensors["codes"].shape[0], x.device
-    if n % 8 or k % 8:
-        raise ValueError(f"torch._int_mm takes n and k in multiples of 8, not {n} and {k}.")
+    if device.type == "cuda" and (n % 8 or k % 8):
+        raise ValueError(
+            f"torch._int_mm takes n and k in multiples of 8 on a GPU, not {n} and {k}."
+        )
     rows = max(batch, LEAST_ROWS[device.type])
     codes = torch.zeros(rows, k, dtype=torch.int8, device=device)
     sums = torch.empty(rows, n, dtype=torch.int32, device=device)
