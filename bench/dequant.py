@@ -33,7 +33,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 import typer
 
 from bench.usage import UsageError, exit_codes
-from kernels.formats import FORMATS, WeightFormat, formats_called, formats_with_bits
+from kernels.formats import (
+    FORMATS,
+    LOWP_ALIASES,
+    WeightFormat,
+    formats_called,
+    formats_with_bits,
+)
 
 if TYPE_CHECKING:
     from bench.measure.devices import Float16, Mode
@@ -107,7 +113,9 @@ def list_formats() -> None:
             table.add_row()
         for weight_format in alike:
             stored = f"{weight_format.bits_stored(4096):.4g}"
-            table.add_row(weight_format.name, weight_format.alias, stored, weight_format.meaning)
+            aliases = (weight_format.alias, LOWP_ALIASES.get(weight_format.name))
+            alias = "/".join(filter(None, aliases))
+            table.add_row(weight_format.name, alias, stored, weight_format.meaning)
     Console().print(table)
 
 

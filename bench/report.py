@@ -24,9 +24,11 @@ from bench.analysis.trust import warm as warm
 from bench.analysis.trust_phi import CONVERGED_SHARE as CONVERGED_SHARE
 from bench.analysis.trust_phi import converged_share as converged_share
 from bench.analysis.verdict import verdicts
+from kernels.formats import LOWP_ALIASES
 from profiles.reader import ProfileError, load_profile
 from profiles.schema import (
     LAYER,
+    NOT_HERE,
     ArmRow,
     Comparison,
     EnergyRow,
@@ -50,6 +52,7 @@ def render(profile: Profile, operator: str = LAYER) -> RenderableType:
         if chosen:
             parts += [Text(), _times(profile, chosen), _baselines(chosen), Text(), _costs(chosen)]
             parts += _ratios(profile, weight_format)
+            parts += _others(profile, chosen)
         if operator == LAYER and any(r.format == weight_format for r in profile.energy.rows):
             parts += [Text(), _energy(profile, chosen), Text(), _tokens(profile, weight_format)]
             parts += list(_curves(profile, weight_format))
@@ -157,6 +160,42 @@ def _costs(chosen: list[Comparison]) -> Table:
             cell_of(c.speedup_fused), cell_of(c.speedup_unfused),
         )  # fmt: skip
     return table
+
+
+def _others(profile: Profile, chosen: list[Comparison]) -> list[RenderableType]:
+    """The arms beside the ladder: no dequantization at all, and casting at the other end."""
+    if not any(c.lowp or c.upcast for c in chosen):
+        return []
+    alias = LOWP_ALIASES.get(chosen[0].format, "")
+    table = plain_table(
+        f"{chosen[0].format}: beside the ladder, {_what(chosen[0])}",
+        (f"lowp {alias}\nms".replace(" \n", "\n"), "product\nms", "quantize x\nms", "speed-up\nlowp",
+         "upcast\nms", "speed-up\nupcast"),
+    )  # fmt: skip
+    times = _times_of(profile)
+    for c in chosen:
+        lowp, product, upcast = (
+            cell_of(times.get((c.operator, c.batch, c.format, _identity(i))) if i else None, MS)
+            for i in (c.lowp, c.lowp_product, c.upcast)
+        )
+        table.add_row(
+            str(c.batch), lowp, product, cell_of(c.quantization_s, MS), cell_of(c.speedup_lowp),
+            upcast, cell_of(c.speedup_upcast),
+        )  # fmt: skip
+    named = {
+        f"{i.arm}: {i.implementation}, {i.variant}" for c in chosen for i in (c.lowp, c.upcast) if i
+    }
+    errors = [
+        row.activation_error for row in profile.rows
+        if row.format == chosen[0].format and row.activation_error is not None
+    ]  # fmt: skip
+    line = "; ".join(sorted(named)) + "."
+    if errors:
+        line += (
+            f" Quantizing the activations changes y by up to {max(errors):.1%} of its largest value, "
+            f"which no other arm does."
+        )
+    return [Text(), table, Text(line, style="dim")]
 
 
 def _energy(profile: Profile, chosen: list[Comparison]) -> Table:
@@ -293,6 +332,19 @@ def _notes(profile: Profile) -> Iterator[str]:
             f"FAILED {row.arm} ({row.implementation}, {row.weight_format}) on {row.operator} "
             f"at batch {row.batch}: {row.failure}."
         )
+    refused: dict[str, list[str]] = {}
+    for row in profile.rows:
+        if row.failure is not None and row.failure.startswith(NOT_HERE):
+            name = f"{row.arm} ({row.implementation}, {row.weight_format})"
+            refused.setdefault(row.failure.removeprefix(NOT_HERE), []).append(name)
+    for reason, names in refused.items():
+        yield f"Not on this device: {', '.join(sorted(set(names)))}: {reason}."
+    untuned = sum(row.configuration.startswith("untuned") for row in profile.rows)
+    if untuned:
+        yield (
+            f"{untuned} of {len(profile.rows)} rows ran in an untuned launch configuration; "
+            f"bench.tune finds others."
+        )
     if profile.resumed:
         times = len(profile.resumed)
         yield f"Resumed {times} time{'s' if times > 1 else ''} after an interruption."
@@ -382,7 +434,13 @@ def _what(comparison: Comparison) -> str:
     return "one layer" if comparison.operator == LAYER else comparison.operator
 
 
-def _identity(row: ArmRow) -> tuple[str, str, str, str]:
+def _times_of(profile: Profile) -> dict[tuple[str, int, str, tuple[str, str, str, str]], Quantity]:
+    return {
+        (row.operator, row.batch, row.format, _identity(row)): row.time_s for row in profile.rows
+    }
+
+
+def _identity(row: ArmRow | Implementation) -> tuple[str, str, str, str]:
     return (row.arm, row.implementation, row.variant, row.weight_format)
 
 

@@ -39,7 +39,17 @@ GPUS = (
 )
 FORMATS = "int4-g128,int8-ch,nf4-b64,fp8_e4m3-ch,fp16"  # one of each encoding and width
 ARMS = "bypass,fused,dequantize,native"
-EVERY_ARM = ("stream", "unpack", "scale", "bypass", "fused", "dequantize", "native")
+EVERY_ARM = (
+    "stream",
+    "unpack",
+    "scale",
+    "bypass",
+    "fused",
+    "dequantize",
+    "native",
+    "lowp",
+    "upcast",
+)
 ACTIVATIONS = ("fp16", "bf16")
 
 

@@ -177,6 +177,15 @@ FORMATS = (
 )
 
 
+LOWP_ALIASES = {  # formats whose codes tensor cores multiply as they are, with activations like them
+    "int8-ch": "W8A8",
+    "fp8_e4m3-ch": "W8A8",
+    "mxfp8_e4m3": "W8A8",
+    "mxfp4": "W4A4",
+    "nvfp4": "W4A4",
+}
+
+
 def find_format(name: str) -> WeightFormat:
     """The format of that name.
 

@@ -7,7 +7,7 @@ must do. Nothing here touches a device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,13 +19,29 @@ if TYPE_CHECKING:
     import torch
 
 Arm = Literal[
-    "stream", "unpack", "scale", "bypass", "fused", "native", "vendor", "dequantize", "unfused"
+    "stream",
+    "unpack",
+    "scale",
+    "bypass",
+    "fused",
+    "native",
+    "vendor",
+    "dequantize",
+    "unfused",
+    "lowp",
+    "upcast",
 ]
 LADDER: tuple[Arm, ...] = ("stream", "unpack", "scale", "bypass", "fused")
-PRODUCTS: tuple[Arm, ...] = ("bypass", "fused", "native", "vendor", "unfused")  # write y[batch, n]
+PRODUCTS: tuple[Arm, ...] = (  # write y[batch, n]
+    *("bypass", "fused", "native", "vendor", "unfused", "lowp", "upcast"),
+)
 
 Tensors = dict[str, "torch.Tensor"]
 Launch = Callable[[], object]
+
+
+class UnsupportedError(RuntimeError):
+    """The device lacks the instructions that a kernel is about: no row, and no fault of the kernel."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,26 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class Configuration:
+    """How a kernel is launched on a problem.
+
+    Attributes:
+        config: for `bind`; None for the kernel's default.
+        text: in words that begin with "tuned" or "untuned"; "" for a kernel that has nothing to configure.
+    """
+
+    config: Hashable | None = None
+    text: str = ""
+
+
+def no_configuration(
+    weight_format: WeightFormat, activation: str, n: int, k: int, batch: int
+) -> Configuration:
+    """Of a kernel that has nothing to configure."""
+    return Configuration()
+
+
+@dataclass(frozen=True)
 class Kernel:
     """One kernel that can be timed.
 
@@ -56,10 +92,15 @@ class Kernel:
         batches: smallest and largest batch it accepts.
         pack: weights to this kernel's own tensors (on the CPU; the device copies and rotates them).
         bind: (tensors of one copy, x [batch, k], output) to a launch without arguments. Checks shapes
-            and dtypes once and raises ValueError; the launch itself allocates nothing.
+            and dtypes once and raises ValueError; the launch itself allocates nothing. A kernel with a
+            configuration takes it as `config`.
         variant: tile variant, for the row key.
         reading: how the bypass arm reads its words as numbers.
         tolerance: largest allowed error relative to the largest reference magnitude.
+        scratch_bits: per weight, that `upcast` in two launches writes to memory and reads back.
+        least_capability: compute capability, times ten, whose instructions it needs.
+        configuration: (format, activation, n, k, batch) to the launch configuration for the device that is
+            here; what it holds is passed to `bind` as `config`, unless it is None.
     """
 
     arm: Arm
@@ -69,10 +110,13 @@ class Kernel:
     activations: tuple[str, ...]
     batches: tuple[int, int]
     pack: Callable[[Weights], Tensors]
-    bind: Callable[[Tensors, torch.Tensor, torch.Tensor], Launch]
+    bind: Callable[..., Launch]
     variant: str = "default"
     reading: BypassReading = "fp32"
     tolerance: float = 1e-2
+    scratch_bits: int = 0
+    least_capability: int = 0
+    configuration: Callable[[WeightFormat, str, int, int, int], Configuration] = no_configuration
 
     @property
     def weight_bits(self) -> int | None:
@@ -97,7 +141,7 @@ def output_shape(arm: Arm, n: int, k: int, batch: int) -> tuple[tuple[int, ...],
     """Shape and dtype of what an arm writes; "activation" stands for the dtype of x.
 
     stream and unpack write one int32 per row, scale one fp32 per row, dequantize the matrix itself, all
-    others y[batch, n].
+    others y[batch, n]; upcast keeps that in fp32.
     """
     if arm in ("stream", "unpack"):
         return (n,), "int32"
@@ -105,10 +149,12 @@ def output_shape(arm: Arm, n: int, k: int, batch: int) -> tuple[tuple[int, ...],
         return (n,), "fp32"
     if arm == "dequantize":
         return (n, k), "activation"
-    return (batch, n), "activation"
+    return (batch, n), "fp32" if arm == "upcast" else "activation"
 
 
-def traffic(arm: Arm, reads: WeightFormat, n: int, k: int, batch: int) -> Traffic:
+def traffic(
+    arm: Arm, reads: WeightFormat, n: int, k: int, batch: int, scratch_bits: int = 0
+) -> Traffic:
     """Bytes and operations of one launch of an arm on W[n, k] (METHOD section 3, column "bits moved").
 
     Args:
@@ -117,19 +163,20 @@ def traffic(arm: Arm, reads: WeightFormat, n: int, k: int, batch: int) -> Traffi
         n: rows of W.
         k: columns of W.
         batch: rows of x.
+        scratch_bits: Kernel.scratch_bits.
 
-    `unfused` reads the packed weights, writes the 16-bit matrix and reads it back, which a large cache
-    may absorb: an upper bound.
+    `unfused`, and `upcast` in two launches, write the weights wider and read these back, which a large
+    cache may absorb: an upper bound. x and y of `upcast` are fp32, those of all others 16 bits.
     """
     weights = n * k
     groups = n * reads.groups(k) if reads.quantized else 0
     second_level = second_level_numbers(reads.scale_type, groups)
     stored = (weights * reads.bits + groups * reads.group_bits) // 8 + 4 * second_level
-    x, y, flops = 2 * batch * k, 2 * batch * n, 2 * batch * weights
+    wide = 4 if arm == "upcast" else 2
+    x, y, flops = wide * batch * k, wide * batch * n, 2 * batch * weights
+    scratch = weights * (16 if arm == "unfused" else scratch_bits) // 8
     if arm in ("stream", "unpack", "scale"):
         return Traffic(stored, 4 * n, 0)
     if arm == "dequantize":
         return Traffic(stored, 2 * weights, 0)
-    if arm == "unfused":
-        return Traffic(stored + 2 * weights + x, 2 * weights + y, flops)
-    return Traffic(stored + x, y, flops)
+    return Traffic(stored + scratch + x, scratch + y, flops)

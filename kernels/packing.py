@@ -255,6 +255,8 @@ def reference(
         unpack      sum of the codes, of the scales' bits and of the zero points, modulo 2^32
         scale       sum of the dequantized weights
 
+    `lowp` multiplies quantized activations: x is then what those stand for (lowp.py).
+
     Returns:
         int64 [n] for stream and unpack (as signed 32-bit values); float64 [n] for scale;
         float32 [n, k] for dequantize; float64 [batch, n] for arms that multiply.
@@ -283,9 +285,9 @@ def multiplied(arm: str, weights: Weights, reading: BypassReading = "fp32") -> N
     Raises:
         ValueError: no such arm, or one that multiplies nothing.
     """
-    if arm in ("native", "unfused"):
+    if arm in ("native", "unfused", "upcast"):
         return weights.values16.astype(np.float64)
-    if arm == "fused":
+    if arm in ("fused", "lowp"):
         return weights.values
     if arm == "bypass":
         scaled: NDArray[np.float64] = weights.bypass_values(reading) * weights.per_weight(

@@ -9,7 +9,8 @@ from functools import lru_cache
 
 import torch
 
-from kernels.kernel import Kernel, Launch, Tensors
+from kernels.formats import WeightFormat, find_format
+from kernels.kernel import Configuration, Kernel, Launch, Tensors
 
 
 @lru_cache(maxsize=8)
@@ -27,6 +28,7 @@ def compose(dequantize: Kernel, sixteen: Kernel) -> Kernel:
     if (
         dequantize.arm != "dequantize"
         or sixteen.weight_bits != 16
+        or sixteen.arm == "upcast"
         or dequantize.device != sixteen.device
     ):
         raise ValueError(
@@ -34,16 +36,25 @@ def compose(dequantize: Kernel, sixteen: Kernel) -> Kernel:
             f"not of {dequantize.arm} ({dequantize.device}) and {sixteen.arm} ({sixteen.device})."
         )
 
-    def bind(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
+    def bind(
+        tensors: Tensors, x: torch.Tensor, out: torch.Tensor, config: object | None = None
+    ) -> Launch:
         matrix = _scratch(out.shape[1], x.shape[1], x.dtype, x.device)
         expand = dequantize.bind(tensors, x, matrix)
-        multiply = sixteen.bind({"weights": matrix}, x, out)
+        options = {} if config is None else {"config": config}
+        multiply = sixteen.bind({"weights": matrix}, x, out, **options)
 
         def launch() -> object:
             expand()
             return multiply()
 
         return launch
+
+    def configuration(
+        weight_format: WeightFormat, activation: str, n: int, k: int, batch: int
+    ) -> Configuration:
+        """That of the 16-bit kernel, which is tuned for its own weights."""
+        return sixteen.configuration(find_format(activation), activation, n, k, batch)
 
     return Kernel(
         arm="unfused",
@@ -55,4 +66,5 @@ def compose(dequantize: Kernel, sixteen: Kernel) -> Kernel:
         pack=dequantize.pack,
         bind=bind,
         variant=sixteen.variant,
+        configuration=configuration,
     )

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
+NOT_HERE = (
+    "not on this device: "  # begins the failure of a kernel whose instructions a device lacks
+)
 LAYER = "layer"  # the operator name that stands for the sum over a layer's operators
 
 Arm = Literal[
@@ -168,7 +171,11 @@ class ArmRow(Record):
     """One arm on one problem. The fields down to `kind`, with the device, are the row key.
 
     The operator "layer" is the sum over the layer's operators; it has no n and k. A kernel that
-    crashed or gave wrong numbers has a `failure` and no time.
+    crashed or gave wrong numbers has a `failure` and no time; so has one that needs instructions which the
+    device lacks, and its failure begins with "not on this device: ".
+
+    The arm `lowp` has two implementations: a product whose activations were quantized before ("triton"), and
+    the same with their quantization in a launch before it ("triton+triton").
     """
 
     operator: str
@@ -196,6 +203,15 @@ class ArmRow(Record):
     error_vs_reference: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
         description="largest error over the largest magnitude of the reference; null: not verified",
+    )
+    activation_error: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="lowp: what quantizing the activations changes y by, at most, over the largest "
+        "magnitude of y, in float64; null: another arm",
+    )
+    configuration: str = Field(
+        default="",
+        description='launch configuration: "untuned, ..." or "tuned, ..."; empty: it has none',
     )
     traffic: Traffic | None = None
     stream_bandwidth_fraction: Quantity = absent("the arm's traffic is not known")
@@ -266,7 +282,8 @@ class Comparison(Record):
 
     phi_exposed_s = t(fused) - t(bypass), phi_unfused_s = t(unfused) - t(best16), and so in joules,
     cor_exposed = phi_exposed / t(bypass), cor_unfused = phi_unfused / t(best16),
-    speedup_X = t(best16) / t(X), energy_ratio_X = the same in joules, non_stream_time_s = t(fused) - t(stream).
+    speedup_X = t(best16) / t(X), energy_ratio_X = the same in joules, non_stream_time_s = t(fused) - t(stream),
+    quantization_s = t(lowp) - t(lowp_product).
     """
 
     operator: str
@@ -283,6 +300,13 @@ class Comparison(Record):
     fused: Implementation | None
     unfused: Implementation | None
     library: Implementation | None = Field(description="a library's own kernel for this format")
+    upcast: Implementation | None = Field(default=None, description="16-bit weights times fp32")
+    lowp: Implementation | None = Field(
+        default=None, description="tensor cores take p-bit operands; x is quantized in every call"
+    )
+    lowp_product: Implementation | None = Field(
+        default=None, description="the same product, x quantized before"
+    )
 
     phi_exposed_s: Quantity
     phi_unfused_s: Quantity
@@ -294,6 +318,9 @@ class Comparison(Record):
     speedup_fused: Quantity
     speedup_unfused: Quantity
     speedup_library: Quantity
+    quantization_s: Quantity = absent("there is no lowp arm")
+    speedup_upcast: Quantity = absent("there is no upcast arm")
+    speedup_lowp: Quantity = absent("there is no lowp arm")
     energy_ratio_fused: Quantity = absent("energy was not measured")
     energy_ratio_unfused: Quantity = absent("energy was not measured")
     energy_flags: tuple[str, ...] = Field(

@@ -22,6 +22,7 @@ from kernels.triton import reading_of
 from tests.aot_triton import Job, in_workers, plan_of
 
 FLOATS = {"fp16": np.dtype(np.float16), "bf16": np.dtype(np.uint16), "fp32": np.dtype(np.float32)}
+SIXTEEN_BIT = ("native", "upcast")
 SCRATCH_POINTERS = (0, 0)  # two parameters that Triton adds to every kernel
 
 
@@ -106,8 +107,9 @@ def job_arguments(job: Job) -> tuple[list[Any], np.ndarray, np.ndarray]:
     kind = job.activation if written == "activation" else written
     out = np.zeros(shape, np.int32 if kind == "int32" else FLOATS[kind])
     bits = float_bits(x, job.activation)
-    if job.arm == "native":
-        return [float_bits(weights.values16, job.activation), bits, out, job.k], out, expected
+    if job.arm in SIXTEEN_BIT:
+        x = x if job.arm == "upcast" else bits
+        return [float_bits(weights.values16, job.activation), x, out, job.k], out, expected
     words = weights.bypass_words if job.arm == "bypass" else weights.words
     stored = packing.scale_dtype(weight_format, job.activation)
     packed = [words.copy(), float_bits(weights.scales, stored)]
@@ -120,7 +122,7 @@ def job_arguments(job: Job) -> tuple[list[Any], np.ndarray, np.ndarray]:
 
 def packed_format(job: Job) -> str:
     """The format whose values a job multiplies: 16-bit kernels take those of a quantized one."""
-    return "int8-g128" if job.arm == "native" else job.format_name
+    return "int8-g128" if job.arm in SIXTEEN_BIT else job.format_name
 
 
 def execute(ptx: Ptx, arguments: list[Any]) -> Report:

@@ -366,3 +366,38 @@ def test_verdict_reads_a_decomposed_table() -> None:
         "int4-g128 fused beats bf16 (vendor, torch) at B = 1.",
         "int4-g128 unfused loses to bf16 (vendor, torch) at B = 1.",
     ]
+
+
+LOWP_US = {
+    ("lowp", "triton", "dot", FORMAT): 30.0,
+    ("lowp", "triton+triton", "dot", FORMAT): 36.0,
+    ("lowp", "torch", "int_mm", FORMAT): 28.0,  # the faster product, and the slower whole
+    ("lowp", "triton+torch", "int_mm", FORMAT): 44.0,
+    ("upcast", "triton", "gemv", "bf16"): 125.0,
+    ("upcast", "torch", "two-launches", "bf16"): 400.0,
+}
+
+
+def test_lowp_is_what_quantizes_its_activations_and_its_product_the_same_kernel() -> None:
+    """36 us, 6 of them the quantization; the faster product of the library has no part in it."""
+    _, comparisons = decompose(samples(times=TIMES_US | LOWP_US), workload(), PROTOCOL)
+    for operator, factor in (("up", 1), ("layer", 3)):
+        found = by_operator(comparisons)[operator]
+        assert found.lowp is not None
+        assert found.lowp_product is not None
+        assert found.lowp.implementation == "triton+triton"
+        assert found.lowp_product.implementation == "triton"
+        assert found.quantization_s.value == pytest.approx(6e-6 * factor)
+        assert found.speedup_lowp.value == pytest.approx(100 / 36)
+        assert found.upcast is not None
+        assert found.upcast.implementation == "triton"
+        assert found.speedup_upcast.value == pytest.approx(100 / 125)
+        assert found.best16 is not None
+        assert found.best16.arm == "vendor"
+
+
+def test_without_these_arms_there_is_a_reason_and_no_number() -> None:
+    _, comparisons = decompose(samples(), workload(), PROTOCOL)
+    up = by_operator(comparisons)["up"]
+    assert (up.lowp, up.upcast, up.quantization_s.value, up.speedup_lowp.value) == (None,) * 4
+    assert up.speedup_upcast.reason

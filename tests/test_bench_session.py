@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fake_device import COPY_BYTES, TIMES_S, FakeDevice
+from fake_device import COPY_BYTES, TIMES_S, FakeDevice, fake_kernel
 
-from bench.measure.devices import Problem
+from bench.measure.devices import Prepared, Problem
 from bench.measure.session import ArmName, Session
 from kernels.formats import find_format
+from kernels.kernel import Configuration, Kernel, UnsupportedError
 from profiles.schema import Operator
 
 OPERATORS = (Operator(name="up", n=64, k=128), Operator(name="down", n=128, k=128))
@@ -159,3 +160,34 @@ def test_memory_of_one_format_serves_the_next() -> None:
         device._reserve((size,), torch.uint8)
         device.release()
     assert [len(memory) for memory in device._free] == [5 << 20]
+
+
+class LowpDevice(FakeDevice):
+    """A device with a low-precision kernel, and with one whose instructions it lacks."""
+
+    def kernels(self, problem: Problem) -> tuple[Kernel, ...]:
+        return (*super().kernels(problem), fake_kernel("lowp"), fake_kernel("lowp", "missing"))
+
+    def prepare(self, problem: Problem, kernel: Kernel) -> Prepared:
+        if kernel.implementation == "missing":
+            raise UnsupportedError("this GPU has no such tensor cores")
+        prepared = super().prepare(problem, kernel)
+        return replace(prepared, configuration=Configuration(None, f"untuned, {kernel.arm}"))
+
+    def activation_error(self, prepared: Prepared) -> float:
+        return 0.125
+
+    def estimate_s(self, prepared: Prepared) -> float:
+        return 1e-4
+
+
+def test_what_a_device_lacks_is_said_and_is_no_failure_of_the_kernel() -> None:
+    states = Session(LowpDevice(), OPERATORS[:1], "bf16", "eager").begin(INT4, [1], {})
+    missing, found = (
+        next(s for s in states if (s.name.arm, s.name.implementation) == ("lowp", implementation))
+        for implementation in ("missing", "fake")
+    )
+    assert missing.failure == "not on this device: this GPU has no such tensor cores"
+    assert (found.failure, found.activation_error) == ("", 0.125)
+    assert found.configuration == "untuned, lowp"
+    assert {s.activation_error for s in states if s.name.arm != "lowp"} == {None}

@@ -11,7 +11,7 @@ import pytest
 from bench.static.ptx import UnsupportedError
 from kernels import packing
 from kernels.formats import find_format
-from kernels.triton import KERNELS
+from kernels.triton import KERNELS, upcast
 from tests import ptx_cells, ptx_summary
 from tests.aot_ptx import Ptx, compile_ptx, execute, job_arguments, packed_format, run_job
 from tests.aot_triton import Job
@@ -74,7 +74,8 @@ def complaint(job: Job, outcome: Outcome) -> str:
         return "" if outcome.refused and not emulated(job) else outcome.problem
     if outcome.refused or not emulated(job):
         return "it is said not to be emulated"
-    most = 0 if job.arm in EXACT else TOLERANCES[job.activation]
+    most = upcast.TOLERANCE if job.arm == "upcast" else TOLERANCES[job.activation]
+    most = 0 if job.arm in EXACT else most
     return "" if outcome.error <= most else f"its error is {outcome.error:.1e}"
 
 

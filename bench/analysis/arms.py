@@ -5,7 +5,8 @@ arm has one time per block; two arms are paired in the blocks that both have.
 
 The layer is the sum over its operators within each block, each operator as often as the layer has
 it. Of an implementation with several variants the layer takes the fastest of each operator, as a
-server would; bypass and the other stages follow the variant of their fused kernel.
+server would; bypass and the other stages follow the variant of their fused kernel. `lowp` that quantizes its
+activations ("triton+torch") and the product alone ("torch") are two implementations.
 """
 
 from __future__ import annotations
@@ -152,6 +153,9 @@ class Roles(NamedTuple):
     stream: Implementation | None
     unfused: Implementation | None
     library: Implementation | None
+    upcast: Implementation | None
+    lowp: Implementation | None
+    lowp_product: Implementation | None
 
 
 def pick_roles(arms: Arms, weight_format: str) -> Roles:
@@ -171,6 +175,7 @@ def pick_roles(arms: Arms, weight_format: str) -> Roles:
             )
         )
 
+    lowp = fastest(lambda i: i.arm == "lowp" and "+" in i.implementation)
     return Roles(
         best16=fastest(lambda i: i.arm in ("native", "vendor") and i.weight_format in SIXTEEN_BIT),
         fused=fused,
@@ -178,7 +183,16 @@ def pick_roles(arms: Arms, weight_format: str) -> Roles:
         stream=stage("stream"),
         unfused=fastest(lambda i: i.arm == "unfused"),
         library=fastest(lambda i: i.arm == "vendor" and i.weight_format == weight_format),
+        upcast=fastest(lambda i: i.arm == "upcast"),
+        lowp=lowp,
+        lowp_product=lowp and fastest(lambda i: i == _product(lowp)),
     )
+
+
+def _product(lowp: Implementation) -> Implementation:
+    """The row of a low-precision product whose activations were quantized before: see kernels/lowp.py."""
+    product = lowp.implementation.partition("+")[2]
+    return lowp.model_copy(update={"implementation": product})
 
 
 def align(a: Series, b: Series) -> tuple[Floats, Floats, NDArray[np.int64]]:

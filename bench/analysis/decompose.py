@@ -8,6 +8,7 @@ one problem (an operator, a batch, a format) the arms give
     unfused penalty    phi = t(unfused) - t(best16)      what two launches and a round trip cost
     non-stream time          t(fused) - t(stream)
     casting overhead         phi / (t(arm) - phi), that is phi / t(bypass) and phi / t(best16)
+    quantization             t(lowp) - t(lowp, activations quantized before)
     speed-up                 t(best16) / t(arm)
 
 best16 is the faster, by median, of the arms `native` and `vendor` that read 16-bit weights. Where
@@ -76,12 +77,16 @@ class ArmFacts:
         traffic: bytes and operations of one call.
         failure: why its times do not count: it crashed, or its numbers were wrong.
         calls_per_sample: calls behind each sample; None where that varied.
+        activation_error: of `lowp`, what quantizing x adds to the error of y.
+        configuration: its launch configuration, and whether it was tuned.
     """
 
     error_vs_reference: float | None = None
     traffic: Traffic | None = None
     failure: str | None = None
     calls_per_sample: int | None = None
+    activation_error: float | None = None
+    configuration: str = ""
 
 
 def decompose(
@@ -225,6 +230,14 @@ def _compare(setting: _Setting) -> Comparison:
             "speedup_library": setting.pair(
                 best16, library, "a 16-bit arm and a library's kernel of this format"
             ).ratio(),
+            "upcast": roles.upcast,
+            "lowp": roles.lowp,
+            "lowp_product": roles.lowp_product,
+            "quantization_s": setting.pair(
+                roles.lowp, roles.lowp_product, "lowp with and without the quantization of x"
+            ).difference(),
+            "speedup_upcast": setting.pair(best16, roles.upcast, "a 16-bit arm and upcast").ratio(),
+            "speedup_lowp": setting.pair(best16, roles.lowp, "a 16-bit arm and lowp").ratio(),
             "phi_exposed_j": absent(NO_ENERGY, setting.kind),
             "phi_unfused_j": absent(NO_ENERGY, setting.kind),
             "energy_ratio_fused": absent(NO_ENERGY, setting.kind),
@@ -322,6 +335,8 @@ def _rows(
             "flags": () if series is None else series.flags,
             "converged": converged.get(arm),
             "error_vs_reference": fact.error_vs_reference,
+            "activation_error": fact.activation_error,
+            "configuration": fact.configuration,
             "traffic": fact.traffic,
             "stream_bandwidth_fraction": _bandwidth_fraction(arm, known, setting),
             "energy_j": absent(NO_ENERGY, setting.kind),

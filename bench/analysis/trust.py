@@ -108,7 +108,7 @@ from bench.analysis.stats import PILOT_MINIMUM
 from bench.analysis.trust_energy import examine_energy
 from bench.analysis.trust_phi import examine_phis
 from bench.analysis.trust_samples import ROW_SHARE, recomputed, windows, without_samples
-from profiles.schema import LAYER, ArmRow, Modelled, Profile
+from profiles.schema import LAYER, NOT_HERE, ArmRow, Modelled, Profile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -207,7 +207,8 @@ def _modelled(modelled: Modelled) -> Iterator[Finding]:
 
 def failures(profile: Profile) -> list[ArmRow]:
     """Rows of kernels that crashed or gave wrong numbers."""
-    return [row for row in profile.rows if row.failure is not None]
+    rows = [row for row in profile.rows if row.failure is not None]
+    return [row for row in rows if not str(row.failure).startswith(NOT_HERE)]
 
 
 def warm(profile: Profile) -> bool:

@@ -257,6 +257,8 @@ class Ledger:
                     flops=state.traffic.flops,
                 ),
                 failure=state.failure or None,
+                activation_error=state.activation_error,
+                configuration=state.configuration,
                 calls_per_sample=None if state.failure else state.repeats,
             )
 

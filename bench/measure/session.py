@@ -26,15 +26,16 @@ import numpy as np
 from bench.analysis.traces import Load
 from bench.measure.devices import Burst, Device, Float16, Mode, PoolKey, Prepared, Problem, Sample
 from kernels.formats import WeightFormat
-from kernels.kernel import Kernel, Traffic, traffic
+from kernels.kernel import Kernel, Traffic, UnsupportedError, traffic
 from kernels.unfused import compose
-from profiles.schema import Operator
+from profiles.schema import NOT_HERE, Operator
 
 SAMPLE_S = 1.2e-3  # planned length of a sample: METHOD asks for more than 1 ms
 COMPARED_SAMPLE_S = (
     3e-3  # of the arms whose differences are the result: longer samples, fewer blocks
 )
 COMPARED = ("bypass", "fused", "native", "vendor", "unfused")
+BASELINES = ("native", "vendor")  # reading 16-bit weights: best16 is the faster of them
 CACHE_MULTIPLE = 2  # bytes touched between two uses of a copy, in last-level caches
 
 
@@ -103,8 +104,10 @@ class ArmState:
             verified here.
         repeats: launches per sample.
         traffic: bytes and operations of one launch.
-        failure: why it is not timed; empty when it is.
+        failure: why it is not timed; empty when it is. NOT_HERE begins what the device cannot do.
         estimate_s: roughly the seconds of one launch; None when it was not estimated here.
+        activation_error: of `lowp`, what quantizing x adds to the error of y.
+        configuration: its launch configuration in words, see Kernel.configuration.
     """
 
     name: ArmName
@@ -113,6 +116,8 @@ class ArmState:
     traffic: Traffic
     failure: str = ""
     estimate_s: float | None = None
+    activation_error: float | None = None
+    configuration: str = ""
 
 
 @dataclass(frozen=True)
@@ -324,10 +329,15 @@ class Session:
                 return replace(state, failure=bar.reason)
         try:
             prepared = self.device.prepare(problem, kernel)
+            state = replace(state, configuration=prepared.configuration.text)
             if name in planned:
                 self.device.warm(prepared)
                 return _Arm(prepared, replace(state, repeats=planned[name]))
             error = self.device.verify(prepared)
+            if kernel.arm == "lowp":
+                state = replace(state, activation_error=self.device.activation_error(prepared))
+        except UnsupportedError as reason:
+            return replace(state, failure=f"{NOT_HERE}{reason}")
         except Exception as reason:  # whatever a compiler or a driver may raise costs this row only
             self.device.check()
             lines = str(reason).strip().splitlines() or [repr(reason)]
@@ -410,9 +420,8 @@ class _Block:
 
 def _in_every_block(arm: _Arm) -> bool:
     """Whether blocks beyond the minimum may time it too."""
-    return (
-        arm.state.name.arm in ("fused", "bypass", "unfused")
-        or arm.prepared.kernel.weight_bits == 16
+    return arm.state.name.arm in ("fused", "bypass", "unfused") or (
+        arm.state.name.arm in BASELINES and arm.prepared.kernel.weight_bits == 16
     )
 
 
@@ -424,7 +433,7 @@ def _unfused(arms: Sequence[_Arm], planned: Mapping[ArmName, int]) -> Kernel | N
     kernels: dict[int, Kernel] = {}
     for arm in arms:
         kernel = arm.prepared.kernel
-        if kernel.weight_bits == 16 and kernel.arm in ("native", "vendor"):
+        if kernel.weight_bits == 16 and kernel.arm in BASELINES:
             kernels[id(kernel)] = kernel
             totals[id(kernel)] += arm.state.estimate_s or 0.0
             counts[id(kernel)] += 1
@@ -445,4 +454,4 @@ def _unfused(arms: Sequence[_Arm], planned: Mapping[ArmName, int]) -> Kernel | N
 
 def _traffic(problem: Problem, kernel: Kernel) -> Traffic:
     reads = kernel.reads(problem.format, problem.activation)
-    return traffic(kernel.arm, reads, problem.n, problem.k, problem.batch)
+    return traffic(kernel.arm, reads, problem.n, problem.k, problem.batch, kernel.scratch_bits)

@@ -339,5 +339,5 @@ def jobs_of(
                     and kernel.accepts(weight_format, activation, batch)
                 ):
                     job = (kernel.arm, kernel.variant, weight_format.name, activation, batch)
-                    found += [Job(*job, capability) for capability in capabilities]
+                    found += [Job(*job, c) for c in capabilities if c >= kernel.least_capability]
     return list(dict.fromkeys(found))

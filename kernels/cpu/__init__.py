@@ -24,7 +24,14 @@ if not os.environ.get("NUMBA_CACHE_DIR") and os.access(_HERE, os.W_OK):
     _folder = f"numba-{hashlib.sha256(_sources).hexdigest()[:12]}"
     numba.config.CACHE_DIR = str(_HERE / "__pycache__" / _folder)
 
+from kernels import lowp_vendor  # noqa: E402
 from kernels.cpu import numba_kernels, torch_ops  # noqa: E402
 from kernels.kernel import Kernel  # noqa: E402
+from kernels.layercast import layercast  # noqa: E402
 
-KERNELS: tuple[Kernel, ...] = numba_kernels.KERNELS + torch_ops.KERNELS
+KERNELS: tuple[Kernel, ...] = (
+    *numba_kernels.KERNELS,
+    *torch_ops.KERNELS,
+    *lowp_vendor.CPU_KERNELS,
+    layercast("cpu", ("bf16",), torch_ops.pack_bf16),
+)

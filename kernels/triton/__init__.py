@@ -7,13 +7,17 @@ faster by is what writing the instructions by hand is worth.
 """
 
 from functools import partial
+from typing import Any
 
+from kernels import lowp_vendor
 from kernels.codebooks import Encoding
 from kernels.cuda_vendor import VENDOR
 from kernels.formats import FORMATS, WeightFormat, plain
 from kernels.kernel import LADDER, Arm, Kernel
+from kernels.layercast import layercast
 from kernels.packing import BypassReading, Float16
-from kernels.triton import dequantize, gemm, gemv, native, tuned
+from kernels.triton import dequantize, gemm, gemv, lowp, native, tuned, upcast
+from kernels.triton.configs import configured
 from kernels.triton.plan import ACTIVATIONS, Plan, packed_tensors
 
 ENCODINGS: tuple[Encoding, ...] = ("int", "nf4", "e4m3", "e5m2")
@@ -77,17 +81,23 @@ def plan_of(
     k: int,
     batch: int,
     capability: int,
+    config: Any = None,
 ) -> Plan:
-    """What the kernel of an arm and variant launches: for those who compile it and launch nothing."""
+    """What the kernel of an arm and variant launches, by default or in a configuration of its own kind."""
     if arm == "dequantize":
         tuning = (variant == "ptx", capability)
         return dequantize.plan(weight_format, activation, n, k, dequantize.DEFAULT_CONFIG, *tuning)
     if arm == "native":
         sixteen = native.plan_gemv if variant == "gemv" else native.plan_gemm
-        return sixteen(activation, n, k, batch)
+        return sixteen(activation, n, k, batch, config)
+    if arm == "lowp":
+        return lowp.plan(weight_format, activation, n, k, batch, config, capability)
+    if arm == "upcast":
+        wide = upcast.plan_gemv if variant == "gemv" else upcast.plan_gemm
+        return wide(activation, n, k, batch, config)
     plan = gemm.plan if variant.startswith("gemm") else gemv.plan
     tuning = (variant.endswith("-ptx"), capability)
-    return plan(arm, weight_format, activation, n, k, batch, None, *tuning)
+    return plan(arm, weight_format, activation, n, k, batch, config, *tuning)
 
 
 NATIVE_GEMV = Kernel(
@@ -114,12 +124,17 @@ NATIVE_GEMM = Kernel(
     variant="gemm",
     tolerance=TOLERANCE,
 )
-KERNELS: tuple[Kernel, ...] = (
+_KERNELS: tuple[Kernel, ...] = (
     *(stage(a, v, x, e) for v in VARIANTS for e in ENCODINGS for x in ACTIVATIONS for a in LADDER),
     NATIVE_GEMV,
     NATIVE_GEMM,
     VENDOR,
+    *lowp.KERNELS,
+    *lowp_vendor.CUDA_KERNELS,
+    *upcast.KERNELS,
+    layercast("cuda", ACTIVATIONS, native.pack),
     *(
         dequantizer(v, e) for v in ("ptx", "default") for e in ENCODINGS
     ),  # the first makes `unfused`
 )
+KERNELS: tuple[Kernel, ...] = tuple(map(configured, _KERNELS))

@@ -5,7 +5,8 @@ the dequantized ones, rounded to the activation dtype, so this is also the "dequ
 choice. A 16-bit kernel that loses to the library's is no baseline: the suite takes the better of
 the two.
 
-Each regime has a tile of its own, chosen for 16-bit weights, not the tile of the packed kernel.
+Each regime has a tile of its own, chosen for 16-bit weights, not the tile of the packed kernel. Given x and
+y in fp32 the same kernels are those of `upcast`, see upcast.py.
 """
 
 import torch
@@ -31,8 +32,8 @@ CHUNK = tl.constexpr(8)  # weights, and activations, in one 16-byte load
 @triton.jit
 def native_gemv_kernel(
     weights_ptr,  # activation dtype [N, K]
-    x_ptr,  # activation dtype [BATCH, K]
-    out_ptr,  # activation dtype [BATCH, N]
+    x_ptr,  # the same dtype, or fp32 [BATCH, K]
+    out_ptr,  # dtype of x [BATCH, N]
     k_end,  # K again, but known only at run time: see plan.py
     N: tl.constexpr,
     K: tl.constexpr,
@@ -68,8 +69,8 @@ def native_gemv_kernel(
 @triton.jit
 def native_gemm_kernel(
     weights_ptr,  # activation dtype [N, K]
-    x_ptr,  # activation dtype [BATCH, K]
-    out_ptr,  # activation dtype [BATCH, N]
+    x_ptr,  # the same dtype, or fp32 [BATCH, K]
+    out_ptr,  # dtype of x [BATCH, N]
     k_end,  # K again, but known only at run time: see plan.py
     N: tl.constexpr,
     K: tl.constexpr,
@@ -92,7 +93,10 @@ def native_gemm_kernel(
         inside = (column < K)[None, :]
         w = load(weights_ptr + weight_row[:, None] * K + column[None, :], inside, 0.0, WHOLE)
         x = load(x_ptr + x_row[:, None] * K + column[None, :], inside, 0.0, WHOLE)
-        y = tiles.dot(w, x.T, y)
+        if x_ptr.dtype.element_ty == tl.float32:
+            y = tl.dot(w.to(tl.float32), x.T, y, input_precision="ieee")
+        else:
+            y = tiles.dot(w, x.T, y)
 
     inside = (batch < BATCH)[None, :] & (row < N)[:, None]
     address = out_ptr + batch[None, :] * N + row[:, None]

@@ -15,8 +15,10 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from kernels.kernel import Configuration
 
 if TYPE_CHECKING:
     from bench.analysis.traces import Load
@@ -60,12 +62,14 @@ class Prepared:
         pool: which weight copies it rotates over; arms that read the same words share a pool, and
             each launch of any of them takes the next copy.
         copy_bytes: size of one copy.
+        configuration: its launch configuration.
     """
 
     problem: Problem
     kernel: Kernel
     pool: PoolKey
     copy_bytes: int
+    configuration: Configuration = field(default=Configuration())
 
 
 @dataclass(frozen=True)
@@ -140,11 +144,16 @@ class Device(Protocol):
 
         Raises:
             ValueError: the kernel cannot take this problem.
+            UnsupportedError: the device lacks the instructions that the kernel is about.
         """
         ...
 
     def verify(self, prepared: Prepared) -> float:
         """Runs it once: largest error over the largest magnitude of a float64 reference."""
+        ...
+
+    def activation_error(self, prepared: Prepared) -> float | None:
+        """Of `lowp`: what quantizing x adds to the error of y, over its largest magnitude; None: unknown."""
         ...
 
     def warm(self, prepared: Prepared) -> None:

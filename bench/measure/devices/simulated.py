@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ from bench.measure.devices import (
     Problem,
     Sample,
 )
-from kernels.formats import FORMATS
+from kernels.formats import FORMATS, LOWP_ALIASES
 from kernels.kernel import Arm, Kernel, Launch, Tensors, traffic
 from kernels.packing import Weights
 from profiles.schema import DeviceInfo
@@ -125,6 +125,8 @@ COSTS: dict[Arm, Cost] = {
     "vendor": Cost(0.92, 0.0, power=0.76),
     "dequantize": Cost(0.90, 0.06e-12, power=0.78),
     "unfused": Cost(0.90, 0.06e-12, launches=2, power=0.77),
+    "lowp": Cost(0.90, 0.0, power=0.72),
+    "upcast": Cost(0.80, 0.2e-12, power=0.82),
 }
 SW_THERMAL_SLOWDOWN = 0x20  # NVML's event reason
 THROTTLED_POWER = 0.8  # of what a kernel draws, while the clock is throttled
@@ -158,6 +160,7 @@ class Scenario:
         free_bytes: memory for weights; None: nine tenths of the board's.
         as_slow_as: (arm, other): the arm takes the time of the other.
         errors: (arm, error): what verification finds of an arm.
+        configurations: (configuration, factor): what a kernel's time is multiplied by in it.
     """
 
     seed: int = 1
@@ -183,6 +186,7 @@ class Scenario:
     free_bytes: int | None = None
     as_slow_as: tuple[tuple[Arm, Arm], ...] = ()
     errors: tuple[tuple[Arm, float], ...] = ()
+    configurations: tuple[tuple[Hashable, float], ...] = ()
 
 
 NOISE = 0.01
@@ -275,13 +279,14 @@ def true_time_s(board: Board, problem: Problem, kernel: Kernel, arm: Arm, mode: 
     moved = traffic(kernel.arm, reads, problem.n, problem.k, problem.batch)
     cost = COSTS[arm]
     tiles = math.ceil(problem.batch / ROW_TILE)
+    launches = cost.launches + (arm == "lowp" and "+" in kernel.implementation)
     seconds = (
-        cost.launches * board.launch_s
+        launches * board.launch_s
         + (moved.bytes_read + moved.bytes_written) / (board.bandwidth_gb_per_s * 1e9 * cost.share)
         + moved.flops / (board.compute_gflop_per_s * 1e9)
         + problem.n * problem.k * tiles * cost.work_s
     )
-    return max(seconds, cost.launches * board.host_s) if mode == "eager" else seconds
+    return max(seconds, launches * board.host_s) if mode == "eager" else seconds
 
 
 @dataclass
@@ -346,8 +351,8 @@ class SimulatedDevice:
         return self.board.memory_bytes * 9 // 10 if planted is None else planted
 
     def kernels(self, problem: Problem) -> tuple[Kernel, ...]:
-        """One kernel per arm that accepts the problem."""
-        kernels = (_kernel(arm) for arm in self.arms)
+        """One kernel per arm that accepts the problem; two of `lowp`, the second quantizes x as well."""
+        kernels = (kernel for arm in self.arms for kernel in _kernels(arm))
         accepted = (problem.format, problem.activation, problem.batch)
         return tuple(kernel for kernel in kernels if kernel.accepts(*accepted))
 
@@ -360,6 +365,9 @@ class SimulatedDevice:
     def verify(self, prepared: Prepared) -> float:
         """The planted error."""
         return dict(self.scenario.errors).get(prepared.kernel.arm, RIGHT_ERROR)
+
+    def activation_error(self, prepared: Prepared) -> float | None:
+        """There are no activations."""
 
     def warm(self, prepared: Prepared) -> None:
         """Nothing is compiled."""
@@ -446,6 +454,7 @@ class SimulatedDevice:
         """
         arm = dict(self.scenario.as_slow_as).get(prepared.kernel.arm, prepared.kernel.arm)
         seconds = true_time_s(self.board, prepared.problem, prepared.kernel, arm, mode)
+        seconds *= dict(self.scenario.configurations).get(prepared.configuration.config, 1.0)
         hit = max(0.0, 1 - touched / (COLD_MULTIPLE * self.board.cache_bytes))
         slow, fast = self.board.bandwidth_gb_per_s, self.board.cache_gb_per_s
         saved_s = prepared.copy_bytes * (1 / slow - 1 / fast) / (1e9 * COSTS[arm].share)
@@ -523,9 +532,16 @@ def _number(prepared: Prepared) -> int:
 
 
 @lru_cache
+def _kernels(arm: Arm) -> tuple[Kernel, ...]:
+    """Kernels that are only names: nothing packs or launches them."""
+    if arm == "lowp":
+        product = replace(_kernel(arm), formats=tuple(LOWP_ALIASES))
+        return product, replace(product, implementation="simulated+simulated")
+    return (_kernel(arm),)
+
+
 def _kernel(arm: Arm) -> Kernel:
-    """A kernel that is only a name: nothing packs or launches it."""
-    sixteen = arm in ("native", "vendor")
+    sixteen = arm in ("native", "vendor", "upcast")
     formats = ("fp16", "bf16") if sixteen else tuple(f.name for f in FORMATS if f.quantized)
     implementation = "simulated-library" if arm == "vendor" else "simulated"
     activations = ("fp16", "bf16")

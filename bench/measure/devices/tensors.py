@@ -18,6 +18,7 @@ from bench.analysis.traces import Load
 from bench.measure.devices import Burst, Kind, Mode, PoolKey, Prepared, Problem
 from kernels import find_kernels
 from kernels.kernel import PRODUCTS, Kernel, Launch, Tensors, output_shape
+from kernels.lowp import activation_error, quantize_activations
 from kernels.packing import (
     BypassReading,
     Weights,
@@ -68,6 +69,7 @@ class TensorDevice(ABC):
         self._weights: Callable[[Problem], Weights] = cache(_weights)
         self._matrix = cache(self._multiplied)
         self._expected = cache(self._reference)
+        self._activation_error = cache(self._error_of_activations)
 
     @abstractmethod
     def _reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -97,7 +99,11 @@ class TensorDevice(ABC):
             one = {n: t.to(self.torch_device) for n, t in self._packed[pool].items()}
             self._pools[pool] = Pool([one])
         copy_bytes = sum(t.nbytes for t in self._packed[pool].values())
-        prepared = Prepared(problem, kernel, pool, copy_bytes)
+        configuration = kernel.configuration(
+            kernel.reads(problem.format, problem.activation),
+            *(problem.activation, problem.n, problem.k, problem.batch),
+        )
+        prepared = Prepared(problem, kernel, pool, copy_bytes, configuration)
         self._bound(prepared)
         return prepared
 
@@ -125,6 +131,10 @@ class TensorDevice(ABC):
             return float("inf")
         off = (got.to("cpu", torch.float64) - expected).abs().max()
         return float(off / expected.abs().max().clamp_min(1e-30))
+
+    def activation_error(self, prepared: Prepared) -> float | None:
+        """See the protocol; of the rows that `verify` compares."""
+        return self._activation_error(prepared.problem)
 
     def seeds(self) -> dict[str, int]:
         """See the protocol."""
@@ -170,6 +180,7 @@ class TensorDevice(ABC):
         self._weights = cache(_weights)
         self._matrix = cache(self._multiplied)
         self._expected = cache(self._reference)
+        self._activation_error = cache(self._error_of_activations)
 
     def _reference(self, problem: Problem, arm: str, reading: BypassReading) -> torch.Tensor:
         """The float64 reference on the CPU, of the checked rows where the arm multiplies."""
@@ -177,8 +188,15 @@ class TensorDevice(ABC):
         if arm not in PRODUCTS:
             weights = self._weights(_batchless(problem))
             return torch.from_numpy(reference(arm, weights, x)).to(torch.float64)
-        rows = torch.from_numpy(x[_checked_rows(problem.batch)]).to(torch.float64)
-        return rows @ self._matrix(_batchless(problem), arm, reading).T
+        rows = x[_checked_rows(problem.batch)]
+        values = quantize_activations(rows, problem.format).values if arm == "lowp" else rows
+        matrix = self._matrix(_batchless(problem), arm, reading)
+        return torch.from_numpy(values).to(torch.float64) @ matrix.T
+
+    def _error_of_activations(self, problem: Problem) -> float:
+        x = random_activations(problem.batch, problem.k, problem.activation, ACTIVATION_SEED)
+        weights = self._weights(_batchless(problem))
+        return activation_error(x[_checked_rows(problem.batch)], weights)
 
     def _multiplied(self, problem: Problem, arm: str, reading: BypassReading) -> torch.Tensor:
         return torch.from_numpy(multiplied(arm, self._weights(problem), reading))
@@ -207,7 +225,10 @@ class TensorDevice(ABC):
             x = _activations(problem.batch, problem.k, problem.activation, self.torch_device)
             out = self._output(prepared)
             copies = self._pools[prepared.pool].copies
-            self._launches[prepared] = [prepared.kernel.bind(copy, x, out) for copy in copies]
+            config = prepared.configuration.config
+            options = {} if config is None else {"config": config}
+            bind = prepared.kernel.bind
+            self._launches[prepared] = [bind(copy, x, out, **options) for copy in copies]
         return self._launches[prepared]
 
 

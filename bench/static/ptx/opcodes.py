@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.static.ptx import access, atomics, integers, numerics, tensor_core, warp
+from bench.static.ptx import access, atomics, block_scale, integers, numerics, tensor_core, warp
 from bench.static.ptx.compute import (
     Operation,
     approximate,
@@ -256,6 +256,18 @@ OPCODES: dict[str, Operation] = {
         "tensor",
         "mma.sync.aligned.m16n8k{16,32}.row.col.f32.{e4m3,e5m2}.{e4m3,e5m2}.f32",
         tensor_core.bind_mma,
+    ),
+    **table(
+        "tensor",
+        "mma.sync.aligned.m16n8k64.row.col.kind::mxf4nvf4.block_scale"
+        ".{scale_vec::2X.f32.e2m1.e2m1.f32.ue8m0,scale_vec::4X.f32.e2m1.e2m1.f32.ue4m3}",
+        block_scale.bind_scaled_mma,
+    ),
+    **table(
+        "tensor",
+        "mma.sync.aligned.m16n8k32.row.col.kind::mxf8f6f4.block_scale"
+        ".scale_vec::1X.f32.e4m3.e4m3.f32.ue8m0",
+        block_scale.bind_scaled_mma,
     ),
     # Parallel Synchronization and Communication Instructions
     **table("control", "{bar.sync,barrier.sync.aligned}", bind_barrier),

@@ -1,0 +1,230 @@
+"""bench.tune: it finds what was planted, says what it chose, and does not use what is stale."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import triton
+from typer.testing import CliRunner
+
+import bench.tune
+from bench.measure.devices import Problem
+from bench.measure.devices.simulated import BOARDS, Scenario, SimulatedDevice
+from bench.measure.tuning import FRESH_BLOCKS, Outcome, tune
+from bench.static.audit import Audit
+from bench.static.cost import Problem as Shape
+from bench.static.tuning import modelled, whole_waves
+from kernels.formats import find_format
+from kernels.kernel import Kernel
+from kernels.triton import KERNELS, configs, gemv, lowp
+from profiles import tuned
+from profiles.specs import load_gpu
+from profiles.tuned import Tuned, TunedBoard, load_tuned, save_tuned
+
+PROBLEM = Problem("up", 14336, 4096, 1, find_format("int4-g128"), "fp16")
+CANDIDATES = tuple(gemv.Config(n, w) for n in (1, 2, 4) for w in (2, 4))
+BEST = gemv.Config(2, 4)
+BOARD = "NVIDIA Planted 100"
+
+
+def tuned_on(scenario: Scenario) -> Outcome:
+    device = SimulatedDevice(BOARDS["h100"], scenario)
+    (kernel,) = (k for k in device.kernels(PROBLEM) if k.arm == "fused")
+    return tune(device, PROBLEM, kernel, CANDIDATES, "graph", seed=1)
+
+
+def planted(factors: dict[gemv.Config | None, float], noise: float = 0.01) -> Scenario:
+    return Scenario(noise=noise, block_noise=0.03, configurations=tuple(factors.items()))
+
+
+def test_the_planted_best_is_found_with_its_lead() -> None:
+    slower = dict(zip(CANDIDATES, itertools.count(1.06, 0.03), strict=False))
+    outcome = tuned_on(planted(slower | {BEST: 0.92}))
+    assert outcome.config == BEST
+    assert outcome.low < 1 / 0.92 < outcome.high
+    assert outcome.high - outcome.low < 0.03
+    assert outcome.blocks == FRESH_BLOCKS
+    assert len(outcome.median_s) == len(CANDIDATES) + 1
+
+
+def test_the_default_stands_where_nothing_is_faster() -> None:
+    """All alike: one of them wins the pilot by luck, and the fresh blocks do not confirm it."""
+    outcome = tuned_on(planted(dict.fromkeys(CANDIDATES, 1.0)))
+    assert (outcome.config, outcome.speedup) == (None, 1.0)
+
+
+def test_a_wrong_default_is_no_choice() -> None:
+    with pytest.raises(ValueError, match=r"default configuration failed: off by 0\.5"):
+        tuned_on(Scenario(errors=(("fused", 0.5),)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A board that is here, and a folder of its own for what was tuned on it."""
+    monkeypatch.setattr(configs, "board", lambda: (BOARD, 90))
+    monkeypatch.setattr(configs, "load_tuned", lambda name: load_tuned(name, tmp_path))
+    tuned.load_tuned.cache_clear()
+    return tmp_path
+
+
+def choice(**other: object) -> Tuned:
+    fields = {
+        "arm": "fused", "variant": "gemv-ptx", "format": "int4-g128", "activation": "fp16",
+        "n": 4096, "k": 14336, "batch": 1, "config": {"block_n": 8, "num_warps": 2},
+        "speedup": 1.08, "low": 1.05, "high": 1.1, "blocks": 21, "candidates": 13,
+    }  # fmt: skip
+    return Tuned.model_validate(fields | other)
+
+
+def board_with(*choices: Tuned, **other: str) -> TunedBoard:
+    found = TunedBoard(
+        board=BOARD, kind="measured", created=datetime(2026, 11, 22, tzinfo=UTC),
+        triton=triton.__version__, sources=configs.sources(), choices=choices,
+    )  # fmt: skip
+    return found.model_copy(update=other)
+
+
+def ladder(arm: str) -> Kernel:
+    wanted = (find_format("int4-g128"), "fp16", 1)
+    (kernel,) = (
+        k for k in KERNELS if (k.arm, k.variant) == (arm, "gemv-ptx") and k.accepts(*wanted)
+    )
+    return kernel
+
+
+def asked(arm: str, batch: int = 1) -> tuple[object, str]:
+    found = ladder(arm).configuration(find_format("int4-g128"), "fp16", 4096, 14336, batch)
+    return found.config, found.text
+
+
+def test_what_was_written_is_what_is_read(folder: Path) -> None:
+    found = board_with(choice(), choice(batch=2, config={}))
+    path = save_tuned(found, folder)
+    assert path.name == "nvidia-planted-100.toml"
+    assert load_tuned(BOARD, folder) == found
+
+
+@pytest.mark.parametrize("arm", ["fused", "bypass", "stream"])
+def test_the_whole_ladder_takes_the_choice_of_fused(folder: Path, arm: str) -> None:
+    save_tuned(board_with(choice()), folder)
+    config, text = asked(arm)
+    assert config == gemv.Config(block_n=8, num_warps=2)
+    assert text.startswith("tuned, block_b=1 block_n=8 ")
+    assert " num_warps=2" in text
+
+
+def test_untuned_problems_and_boards_say_so(folder: Path) -> None:
+    config, text = asked("fused")
+    assert config is None
+    assert text.startswith("untuned, block_b=1 block_n=4 ")
+    save_tuned(board_with(choice()), folder)
+    config, text = asked("fused", batch=2)
+    assert (config, text[:9]) == (None, "untuned, ")
+
+
+def test_a_default_that_won_is_tuned(folder: Path) -> None:
+    save_tuned(board_with(choice(config={})), folder)
+    config, text = asked("fused")
+    assert (config, text[:7]) == (None, "tuned, ")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"triton": "1.0"}, "found with Triton 1.0, "), ({"sources": "0"}, "other kernel sources")],
+)
+def test_stale_choices_are_said_and_ignored(
+    folder: Path, change: dict[str, str], said: str
+) -> None:
+    save_tuned(board_with(choice(), **change), folder)
+    config, text = asked("fused")
+    assert config is None
+    assert text.startswith("untuned (stale: ")
+    assert said in text
+
+
+def test_sources_are_what_kernels_are_compiled_from(tmp_path: Path) -> None:
+    (tmp_path / "triton").mkdir()
+    for name in ("formats.py", "triton/gemv.py"):
+        (tmp_path / name).write_text("a = 1\n")
+    before = configs.sources(tmp_path)
+    (tmp_path / "triton" / "gemv.py").write_text("a = 2\n")
+    configs.sources.cache_clear()
+    assert configs.sources(tmp_path) != before
+
+
+def test_a_damaged_file_is_named(folder: Path) -> None:
+    path = tuned.path_of(BOARD, folder)
+    path.write_text("board = [")
+    with pytest.raises(ValueError, match=r"nvidia-planted-100\.toml is damaged .* delete it"):
+        asked("fused")
+
+
+def test_every_grid_holds_what_its_kernel_takes() -> None:
+    int8, fp8 = find_format("int8-ch"), find_format("fp8_e4m3-ch")
+    for arm, variant in (("fused", "gemv"), ("native", "gemm"), ("upcast", "gemm")):
+        found = configs.grid(arm, variant, int8, 16, 90)
+        assert len(set(found)) == len(found) <= 36
+    assert {c.block_n for c in configs.grid("lowp", "dot", fp8, 1, 90)} == {64, 128}
+    with pytest.raises(ValueError, match="multiplied in 16 bits"):
+        lowp.plan(fp8, "fp16", 256, 256, 1, configs.grid("lowp", "dot", int8, 1, 80)[0], 90)
+
+
+def test_waves_by_hand() -> None:
+    """132 multiprocessors: 133 programs, one each, take two turns; 264 of two at once take one."""
+    assert whole_waves(132, 132, 1) == 1
+    assert whole_waves(133, 132, 1) == pytest.approx(2 / (133 / 132))
+    assert whole_waves(264, 132, 2) == 1
+    assert whole_waves(66, 132, 4) == 2
+
+
+def test_a_spilling_kernel_has_no_modelled_time_and_a_crowded_one_a_longer() -> None:
+    classes = {"int": 60, "half2": 60, "load": 9, "other": 10}
+    audit = Audit(
+        "gemv", 90, classes, 0, {128: 9}, True, weights=128, registers=56, num_warps=4,
+        resident_warps=32,
+    )  # fmt: skip
+    gpu, shape = load_gpu("h100"), Shape(4096, 14336, 1)
+    fine, waves, reason = modelled(gpu, audit, 0.515, shape, (1056, 1), 1)
+    uneven, worse, _ = modelled(gpu, audit, 0.515, shape, (1057, 1), 1)
+    assert (waves, reason) == (1, "")
+    assert fine is not None
+    assert uneven is not None
+    assert (uneven > fine * 1.5, worse) == (True, pytest.approx(2 / (1057 / 1056)))
+    spilt = Audit(**{**vars(audit), "spill_instructions": 4})
+    assert modelled(gpu, spilt, 0.515, shape, (1056, 1), 1)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpu", "cpu"], "bench.tune times kernels on an NVIDIA GPU, and --gpu cpu is none here"),
+        (["--static", "--gpu", "gpu9000"], "nothing is known of a GPU named 'gpu9000'"),
+        (["--static", "--arm", "stream"], "--arm takes fused, native, lowp, upcast, not 'stream'"),
+        (["--batches", "0"], "--batches takes numbers from 1 to 256, not '0'"),
+        (["--format", "int9"], "there is no weight format named 'int9'"),
+        (["--model", "nobody"], "nobody"),
+    ],
+)
+def test_usage_is_refused_in_one_sentence(arguments: list[str], said: str) -> None:
+    app = bench.tune.typer.Typer()
+    app.command()(bench.tune.main)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.gpu
+def test_a_real_board_is_tuned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small grid on the GPU that is here; the choice is read back by the kernel that it is for."""
+    from bench.measure.devices import open_device
+
+    device = open_device("cuda")
+    kernel = ladder("fused")
+    candidates = configs.grid("fused", "gemv-ptx", PROBLEM.format, 1, 80)[:4]
+    outcome = tune(device, PROBLEM, kernel, candidates, "graph", seed=1)
+    assert outcome.config in (None, *candidates)
+    assert not outcome.refused
