@@ -26,7 +26,9 @@ def find_kernels(
         ValueError: no such kind of device.
     """
     if device == "cuda":
-        from kernels.triton import KERNELS
+        from kernels import cuda, triton
+
+        KERNELS = triton.KERNELS + (() if cuda.missing() else cuda.KERNELS)
     elif device == "cpu":
         from kernels.cpu import KERNELS
     else:

@@ -1,0 +1,166 @@
+"""Our CUDA C++ kernels compiled by NVRTC for every architecture, and counted like any other machine code.
+
+    python -m bench.sass --cuda
+
+A target is what a study kernel of the same kind needed on sm_90 when it was compiled, thread-instructions per
+weight in the hot loop (research of 2026-11: counted, never run). A kernel may need a tenth more.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bench.static import foreign
+from bench.static.audit import Audit, row_of
+from bench.static.nvrtc import compile_module
+from kernels.cuda.plan import ARMS, GEMV_VARIANTS, SOURCES, Plan, dequantize_plan, gemv_plan
+from kernels.formats import find_format
+
+ARCHITECTURES = ("80", "86", "89", "90a", "100a", "120a")
+N, K = 4096, 4096  # no kernel depends on them: shapes are arguments
+TARGETS = {  # of the formats that had a study kernel
+    ("int4_simt.cu", "int4-g128"): 2.07,
+    ("int4_mma.cu", "int4-g128"): 1.09,
+    ("nf4_pairs.cu", "nf4-b64"): 2.31,
+    ("nf4_pairs.cu", "nf4-b64-s16"): 2.31,
+    ("int8_mma.cu", "int8-ch"): 0.95,
+    ("fp8_mma.cu", "fp8_e4m3-ch"): 0.89,
+}
+SLACK = 1.1
+BITS_ONLY = ("80", "86")  # have no conversion from fp8, which the target of fp8_mma.cu rests on
+NOTE = (
+    "COMPILED by NVRTC AND COUNTED, not run. Instructions per weight in the hot loop (dequantize: in the whole "
+    "kernel); target: what a study kernel needed on sm_90, of which up to 1.1 times is allowed; a "
+    "dash: there was none."
+)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel for one architecture.
+
+    Attributes:
+        source: the .cu file.
+        format: of the weights.
+        arm: "fused", "bypass" or "dequantize".
+        arch: "90a" for sm_90a.
+        audit: what was found.
+    """
+
+    source: str
+    format: str
+    arm: str
+    arch: str
+    audit: Audit
+
+    @property
+    def target(self) -> float | None:
+        """Instructions per weight that it should not exceed by more than a tenth; None: there is none."""
+        slow = self.source == "fp8_mma.cu" and self.arch in BITS_ONLY
+        return None if slow or self.arm != "fused" else TARGETS.get((self.source, self.format))
+
+    @property
+    def instructions_per_weight(self) -> float:
+        """Of the hot path."""
+        return row_of(self.audit).per_weight["total"]
+
+    @property
+    def failure(self) -> str | None:
+        """What is wrong with it, in words; None: nothing."""
+        if self.audit.spills:
+            return f"spills ({self.audit.spills})"
+        if self.target is not None and self.instructions_per_weight > SLACK * self.target:
+            return f"needs {self.instructions_per_weight / self.target:.2f} times its target"
+        return None
+
+
+def plans(batch: int = 1) -> Iterator[tuple[str, str, Plan]]:
+    """Every kernel: its format, its arm, and what is launched."""
+    for variant in GEMV_VARIANTS:
+        for name in SOURCES[variant]:
+            for arm in reversed(ARMS):
+                yield name, arm, gemv_plan(variant, arm, find_format(name), N, K, batch)
+    for name in SOURCES["dequantize"]:
+        yield name, "dequantize", dequantize_plan(find_format(name), N, K)
+
+
+def compiled(arches: Sequence[str] = ARCHITECTURES) -> Iterator[Compiled]:
+    """Compiles and counts them all, a kernel's architectures one after the other.
+
+    Raises:
+        CudaError: NVRTC is not there, or refuses a source.
+    """
+    for name, arm, plan in plans():
+        for arch in arches:
+            yield Compiled(plan.path.name, name, arm, arch, audit_plan(plan, arch))
+
+
+def audit_plan(plan: Plan, arch: str) -> Audit:
+    """The counts of one kernel; raises like `compiled`."""
+    [found] = audit_module(plan.path, arch, plan.defines, [plan.source.entry])
+    return replace(found, weights=plan.weights_per_pass, num_warps=plan.block // 32)
+
+
+def audit_module(
+    path: Path, arch: str, defines: Mapping[str, int], entries: Iterable[str] = ()
+) -> list[Audit]:
+    """The counts of kernels of a file, all of them by default; raises like `compiled`."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compile_module(path, arch, defines).cubin)
+        usage = foreign.resource_usage(cubin)
+        return list(foreign.functions(cubin, list(entries) or list(usage), usage, None))
+
+
+def render(found: Sequence[Compiled]) -> RenderableType:
+    """The table of them all: a row per kernel, instructions per weight and registers per architecture."""
+    arches = list(dict.fromkeys(one.arch for one in found))
+    rows: dict[tuple[str, str, str], dict[str, Compiled]] = {}
+    for one in found:
+        rows.setdefault((one.source, one.format, one.arm), {})[one.arch] = one
+    table = Table("kernel", "format", "arm", box=None, padding=(0, 1, 0, 0))
+    for arch in arches:
+        table.add_column(f"sm_{arch}", justify="right")
+    for head in ("target", "registers", "spills"):
+        table.add_column(head, justify="right")
+    for (source, name, arm), by_arch in rows.items():
+        registers = sorted({one.audit.registers or 0 for one in by_arch.values()})
+        targets = {one.target for one in by_arch.values()} - {None}
+        table.add_row(
+            source, name, arm,
+            *(cell(by_arch[arch]) if arch in by_arch else "" for arch in arches),
+            f"{targets.pop():.2f}" if targets else "-",
+            "-".join(map(str, dict.fromkeys((registers[0], registers[-1])))),
+            str(sum(one.audit.spills for one in by_arch.values())),
+        )  # fmt: skip
+    return Group(table, Text(), Text(NOTE))
+
+
+def cell(one: Compiled) -> Text:
+    """Instructions per weight; red where something is wrong with the kernel."""
+    return Text(f"{one.instructions_per_weight:.2f}", style="bold red" if one.failure else "")
+
+
+def to_data(one: Compiled) -> dict[str, Any]:
+    """One kernel as JSON holds it."""
+    return {
+        "source": one.source,
+        "format": one.format,
+        "arm": one.arm,
+        "architecture": f"sm_{one.arch}",
+        "instructions_per_weight": one.instructions_per_weight,
+        "target": one.target,
+        "registers": one.audit.registers,
+        "spills": one.audit.spills,
+        "classes": dict(one.audit.classes),
+        "kind": "modelled",
+        "failure": one.failure,
+    }
