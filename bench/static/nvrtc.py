@@ -128,6 +128,7 @@ def _checked(answer: tuple[Any, ...]) -> Any:
 
 def _data(size: Any, get: Any, program: Any) -> bytes:
     """What NVRTC writes into a buffer of its own stated size."""
-    buffer = b" " * _checked(size(program))
+    length: int = _checked(size(program))
+    buffer = b" " * length
     _checked(get(program, buffer))
     return buffer

@@ -1,4 +1,4 @@
-"""Hand-written CUDA C++: the ceiling that a kernel author measures himself against. `KERNELS`, after the ladder.
+"""Hand-written CUDA C++: the ceiling that a kernel author measures himself against. `KERNELS`.
 
     int4_simt.cu    every weight becomes a number: what that costs without tensor cores
     int4_mma.cu     weights as the A operand of the tensor cores, all offsets folded out of the loop

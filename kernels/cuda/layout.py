@@ -5,7 +5,7 @@ A lane of a warp multiplies words of two rows, g and g + 8 of a tile of 16 (tile
 
     block of 32 rows | 8 words of each row | tile 0 or 1 | lane 4 g + t | 4 words
 
-        word 0: row g, word 2t    word 1: row g+8, word 2t    word 2: row g, word 2t+1    word 3: row g+8, word 2t+1
+        0: row g, word 2t      1: row g+8, word 2t      2: row g, word 2t+1      3: row g+8, word 2t+1
 
 of the 16 rows of the tile and the 8 words. Scales follow: block | group | tile | g | rows g and g + 8. Rows
 past the end are zeros. Within a word codes may be put in another order, which the kernel's source shows.

@@ -23,7 +23,10 @@ from kernels.packing import Weights
 
 FOLDER = Path(__file__).parent
 CHUNK = 128  # columns of W that a warp of the tensor-core kernels takes at a time (tiles.cuh)
-ARMS: tuple[Arm, ...] = ("bypass", "fused")  # offsets are folded out of the loops: there is no "scale"
+ARMS: tuple[Arm, ...] = (
+    "bypass",
+    "fused",
+)  # offsets are folded out of the loops: there is no "scale"
 
 
 @dataclass(frozen=True)
