@@ -8,20 +8,34 @@ weight in the hot loop (research of 2026-11: counted, never run). A kernel may n
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.static import foreign
+from bench.measure.run import Progress
+from bench.progress import progress
+from bench.static import foreign, sass
 from bench.static.audit import Audit, row_of
 from bench.static.nvrtc import compile_module
-from kernels.cuda.plan import ARMS, GEMV_VARIANTS, SOURCES, Plan, dequantize_plan, gemv_plan
+from kernels.cuda.plan import (
+    ARMS,
+    FOLDER,
+    GEMV_VARIANTS,
+    SOURCES,
+    Plan,
+    dequantize_plan,
+    gemv_plan,
+)
+from kernels.cuda.probes import PROBES, THROUGHPUT, Probe
 from kernels.formats import find_format
 
 ARCHITECTURES = ("80", "86", "89", "90a", "100a", "120a")
@@ -120,6 +134,74 @@ def audit_module(
         return list(foreign.functions(cubin, list(entries) or list(usage), usage, None))
 
 
+@dataclass(frozen=True)
+class Proof:
+    """Whether a probe still has what it probes.
+
+    Attributes:
+        probe: the probe.
+        arch: "90a" for sm_90a.
+        opcode: the commonest one with a prefix of the probe's; "" if there is none.
+        count: of opcodes with such a prefix, in one pass of the loop.
+        others: all other instructions of the pass.
+    """
+
+    probe: Probe
+    arch: str
+    opcode: str
+    count: int
+    others: int
+
+    @property
+    def failure(self) -> str | None:
+        """What is wrong, in words; None: nothing."""
+        if self.count < self.probe.count:
+            return f"{self.probe.count} x {self.probe.opcodes[0]} expected, {self.count} left"
+        if self.probe in THROUGHPUT and self.others > self.count:
+            return f"{self.others} other instructions beside {self.count} x {self.opcode}"
+        return None
+
+
+def proofs(arches: Sequence[str] = ARCHITECTURES) -> Iterator[Proof]:
+    """What is left of every probe; raises like `compiled`."""
+    for probe in PROBES:
+        yield from (prove(probe, arch) for arch in arches if probe.exists(arch))
+
+
+def prove(probe: Probe, arch: str) -> Proof:
+    """Looks into the loop of one probe; raises like `compiled`."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compile_module(FOLDER / probe.file, arch, probe.defines).cubin)
+        file.flush()
+        _, functions = foreign.disassemble(Path(file.name))
+    [code] = functions.values()
+    hot = sass.hot_path(code)
+    wanted = Counter(i.opcode for i in hot if i.is_any(probe.opcodes))
+    opcode = wanted.most_common(1)[0][0] if wanted else ""
+    return Proof(probe, arch, opcode, wanted.total(), len(hot) - wanted.total())
+
+
+def render_proofs(found: Sequence[Proof]) -> RenderableType:
+    """A row per probe: opcode, how often it is left and what else the loop has, by architecture."""
+    arches = list(dict.fromkeys(one.arch for one in found))
+    rows: dict[tuple[str, str], dict[str, Proof]] = {}
+    for one in found:
+        rows.setdefault((one.probe.name, one.probe.role), {})[one.arch] = one
+    table = Table("probe", "", "opcode", box=None, padding=(0, 1, 0, 0))
+    for arch in arches:
+        table.add_column(f"sm_{arch}", justify="right")
+    for (name, role), by_arch in rows.items():
+        opcodes = dict.fromkeys(one.opcode.split(".")[0] for one in by_arch.values())
+        cells = (by_arch.get(arch) for arch in arches)
+        table.add_row(
+            name, role, ", ".join(opcodes),
+            *(Text(f"{c.count} + {c.others}", style="bold red" if c.failure else "") if c else "-"
+              for c in cells),
+        )  # fmt: skip
+    note = "Probes: how often one pass of the loop has the opcode + all its other instructions."
+    return Group(table, Text(), Text(note))
+
+
 def render(found: Sequence[Compiled]) -> RenderableType:
     """The table of them all: a row per kernel, instructions per weight and registers per architecture."""
     arches = list(dict.fromkeys(one.arch for one in found))
@@ -164,3 +246,47 @@ def to_data(one: Compiled) -> dict[str, Any]:
         "kind": "modelled",
         "failure": one.failure,
     }
+
+
+def proof_data(one: Proof) -> dict[str, Any]:
+    """One probe as JSON holds it."""
+    return {
+        "probe": one.probe.name,
+        "role": one.probe.role,
+        "architecture": f"sm_{one.arch}",
+        "opcode": one.opcode,
+        "count": one.count,
+        "others": one.others,
+        "failure": one.failure,
+    }
+
+
+def show(as_json: bool) -> int:
+    """Prints both tables to stdout, progress to stderr; returns the exit code, 1 where something fails.
+
+    Raises:
+        CudaError: as `compiled`.
+    """
+    kernels, probes = [], []
+    total = len(ARCHITECTURES) * (len(list(plans())) + len(PROBES))
+    with progress(Console(stderr=True)) as report:
+        for one in compiled():
+            kernels.append(one)
+            report(Progress(f"compiling {one.source}", None, len(kernels) / total))
+        for proof in proofs():
+            probes.append(proof)
+            name = f"probe {proof.probe.name}"
+            report(Progress(f"compiling {name}", None, (len(kernels) + len(probes)) / total))
+    if as_json:
+        data = {"kernels": list(map(to_data, kernels)), "probes": list(map(proof_data, probes))}
+        sys.stdout.write(json.dumps(data, indent=1) + "\n")
+    else:
+        Console(highlight=False).print(Group(render(kernels), Text(), render_proofs(probes)))
+    failures = {
+        **{f"{k.source}, {k.format}, {k.arm}, sm_{k.arch}": k.failure for k in kernels},
+        **{f"probe {p.probe.name}, {p.probe.role}, sm_{p.arch}": p.failure for p in probes},
+    }
+    for name, failure in failures.items():
+        if failure is not None:
+            sys.stderr.write(f"{name}: {failure}.\n")
+    return int(any(failures.values()))

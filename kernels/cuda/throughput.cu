@@ -16,7 +16,7 @@ constexpr int UNROLL = 16;
 __device__ __forceinline__ unsigned step(unsigned x, unsigned a, unsigned b, const unsigned *shared) {
     unsigned result;
 #if OPERATION == 0  // I2F: an integer to fp16, on the slow unit
-    asm("{\n.reg .b16 h;\ncvt.rn.f16.u32 h, %1;\nmov.b32 %0, {h, h};\n}" : "=r"(result) : "r"(x));
+    asm("{\n.reg .b16 h, g;\nmov.b32 {h, g}, %1;\ncvt.rn.f16.u16 h, h;\nmov.b32 %0, {h, h};\n}" : "=r"(result) : "r"(x));
 #elif OPERATION == 1  // I2FP: an integer to fp32
     asm("{\n.reg .f32 f;\ncvt.rn.f32.s32 f, %1;\nmov.b32 %0, f;\n}" : "=r"(result) : "r"(x));
 #elif OPERATION == 2  // F2F: fp32 to fp64
@@ -31,7 +31,7 @@ __device__ __forceinline__ unsigned step(unsigned x, unsigned a, unsigned b, con
 #elif OPERATION == 6  // HFMA2
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(x), "r"(a), "r"(b));
 #elif OPERATION == 7  // SHFL
-    asm volatile("shfl.sync.idx.b32 %0, %1, %2, 31, 0xffffffff;" : "=r"(result) : "r"(x), "r"(a));
+    asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=r"(result) : "r"(x), "r"(a));
 #elif OPERATION == 8  // LDS
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(result) : "r"(x));
 #elif OPERATION == 9  // F2FP.E4M3: two fp8 to a pair of fp16
