@@ -19,6 +19,7 @@ import re
 import shlex
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -27,6 +28,7 @@ import typer
 
 from bench.usage import UsageError, exit_codes
 from kernels.formats import FORMATS, WeightFormat, find_format, formats_with_bits
+from kernels.user import UserKernelError, check_name
 
 if TYPE_CHECKING:
     from bench.measure.devices import Mode
@@ -355,6 +357,13 @@ def main(
             "arm at every batch (full), in short windows (smoke), or none (off)."
         ),
     ] = "default",
+    kernel: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A kernel of yours in the same run, such as my_module:my_kernel or the name of an entry "
+            "point; may be given several times. See bench/examples/my_kernel.py."
+        ),
+    ] = None,
     show_formats: Annotated[
         bool, typer.Option("--list", help="List the formats and stop.")
     ] = False,
@@ -373,9 +382,10 @@ def main(
             raise typer.Exit(resume_command(resume, output, given))
         raise typer.Exit(
             run_command(
-                gpu, bits, formats, model, batches, activation, launch, output, seed, energy
+                gpu, bits, formats, model, batches, activation, launch, output, seed, energy,
+                tuple(dict.fromkeys(kernel or ())),
             )
-        )
+        )  # fmt: skip
 
 
 def was_given(context: typer.Context, option: str | None) -> bool:
@@ -395,6 +405,7 @@ def run_command(
     output: Path | None,
     seed: int,
     energy: str,
+    kernels: tuple[str, ...] = (),
 ) -> int:
     """Checks the arguments, measures, and turns what can go wrong into one sentence and a code.
 
@@ -415,7 +426,8 @@ def run_command(
 
     try:
         plan = make_plan(gpu, formats, model, batches, activation, launch, seed, energy)  # type: ignore[arg-type]
-    except DeviceError as error:
+        plan = replace(plan, kernels=tuple(map(check_name, kernels)))
+    except (DeviceError, UserKernelError) as error:
         raise UsageError(str(error)) from None
     path = check_output(output or default_output(gpu, plan.model, formats), gpu)
     kept = journal_of(path)
@@ -483,7 +495,7 @@ def guarded(output: Path, journal: Path) -> Iterator[None]:
     try:
         with sigterm_like_ctrl_c():
             yield
-    except (DeviceError, JournalError, ResumeError) as error:
+    except (DeviceError, JournalError, ResumeError, UserKernelError) as error:
         raise UsageError(str(error)) from None
     except ProfileError as error:
         typer.echo(f"error: no profile was written, for nobody could read it: {error}", err=True)
