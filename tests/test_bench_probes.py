@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cuda_kernels import module
+from planted_profile import profile_of, sample_rows
 from typer.testing import CliRunner
 
 from bench.measure.devices import probes as runner
-from bench.measure.devices.probes import Result, latency_clocks, rate_per_clock, work_s
+from bench.measure.devices.probes import latency_clocks, rate_per_clock, row, work_s
+from bench.probe import add
 from bench.static.cuda_audit import ARCHITECTURES, Proof, proofs, prove
 from bench.static.ptx import launch
+from bench.usage import UsageError
 from kernels.cuda.plan import FOLDER
 from kernels.cuda.probes import CAST, PROBES, THROUGHPUT, Probe
+from profiles.reader import load_profile, write_profile
 
 BY_NAME = {(p.name, p.role): p for p in PROBES}
 
@@ -73,7 +78,8 @@ def test_rates_latencies_and_work_are_computed_as_stated() -> None:
     assert latency_clocks(dependent, 100, 8_000) == 5
     # 8 words of 8 weights, 10 passes, 1,000 threads: 640,000 weights
     assert work_s(BY_NAME["int4", "fused"], 1000, 10, 0.64) == 1e-6
-    assert Result.of("x", [3.0, 1.0, 2.0], "s") == Result("x", 2.0, 1.0, 3.0, "s")
+    value = row("x", [3.0, 1.0, 2.0], "clocks").value
+    assert (value.value, value.low, value.high, value.n, value.kind) == (2, 1, 3, 3, "measured")
 
 
 class FakeBoard:
@@ -95,8 +101,8 @@ def test_a_board_without_fp8_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch
     for part in ("dequant_work", "bandwidth", "launch_times"):
         monkeypatch.setattr(runner, part, lambda *sizes: [])
     results = {r.name: r for r in runner.measure()}
-    assert results["rate LOP3"].value == 64
-    assert results["latency LOP3"] == Result("latency LOP3", 4.0, 4.0, 4.0, "clocks")
+    assert results["rate LOP3"].value.value == 64
+    assert results["latency LOP3"] == row("latency LOP3", [4.0] * runner.ROUNDS, "clocks")
     assert not any("E4M3" in name for name in results)
     assert len(asked) == 2 * 9 * runner.ROUNDS
 
@@ -111,6 +117,18 @@ def test_without_a_gpu_the_command_says_so() -> None:
     answer = CliRunner().invoke(app)
     assert answer.exit_code == 2
     assert answer.output == "error: the probes need an NVIDIA GPU, and PyTorch finds none.\n"
+
+
+def test_probes_go_into_the_profile_of_the_same_board(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    before = write_profile(profile_of(sample_rows()), None, path)
+    rows = [row("rate LOP3", [63.0, 64.0, 63.5], "per clock and SM")]
+    add(path, before.device.name, rows)
+    after = load_profile(path)
+    assert after.probes == tuple(rows)
+    assert after.model_copy(update={"probes": ()}) == before
+    with pytest.raises(UsageError, match=r"is of .*, but this is a toaster"):
+        add(path, "a toaster", rows)
 
 
 # ---- the memory probes do what they say ---------------------------------------------------------

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +21,10 @@ import torch
 from bench.measure.devices import DeviceError
 from kernels.cuda.launch import compiled, missing
 from kernels.cuda.probes import CAST, THROUGHPUT, Probe
+from profiles.record import Quantity
+from profiles.schema import ProbeRow
+
+Unit = Literal["per clock and SM", "clocks", "s per weight", "GB/s", "us"]
 
 THREADS = 512
 ITERATIONS = 4096
@@ -30,30 +33,11 @@ LAUNCHES = 1000
 OPERANDS = (0x3C013C01, 0x00010203, 0x07060504, 0x3C003C00)
 
 
-@dataclass(frozen=True)
-class Result:
-    """One measured number.
-
-    Attributes:
-        name: "rate I2F", "latency LDS", "dequant work nf4", "read", ...
-        value: the median.
-        low: the smallest of the rounds.
-        high: the largest.
-        unit: of the three.
-        kind: always measured.
-    """
-
-    name: str
-    value: float
-    low: float
-    high: float
-    unit: str
-    kind: str = "measured"
-
-    @classmethod
-    def of(cls, name: str, rounds: Sequence[float], unit: str) -> Result:
-        """The median of some rounds and their range."""
-        return cls(name, statistics.median(rounds), min(rounds), max(rounds), unit)
+def row(name: str, rounds: Sequence[float], unit: Unit) -> ProbeRow:
+    """The median of some rounds, and their range."""
+    median = statistics.median(rounds)
+    value = Quantity(value=median, low=min(rounds), high=max(rounds), n=len(rounds))
+    return ProbeRow(name=name, unit=unit, value=value)
 
 
 def rate_per_clock(probe: Probe, threads: int, iterations: int, clocks: float) -> float:
@@ -71,17 +55,28 @@ def work_s(probe: Probe, threads: int, iterations: int, seconds: float) -> float
     return seconds / (probe.units * threads * iterations)
 
 
-def measure() -> list[Result]:
-    """Every probe that the board can run.
+def board_name() -> str:
+    """The name of the board that `measure` is about; raises like it."""
+    check()
+    return str(torch.cuda.get_device_properties(0).name)
 
-    Raises:
-        DeviceError: there is no GPU, or no CuPy.
-    """
+
+def check() -> None:
+    """Raises DeviceError where no probe can run."""
     if not torch.cuda.is_available():
         raise DeviceError("the probes need an NVIDIA GPU, and PyTorch finds none.")
     why = missing()
     if why is not None:
         raise DeviceError(f"the probes cannot run: {why}.")
+
+
+def measure() -> list[ProbeRow]:
+    """Every probe that the board can run.
+
+    Raises:
+        DeviceError: there is no GPU, or no CuPy.
+    """
+    check()
     board = torch.cuda.get_device_properties(0)
     arch = f"{board.major}{board.minor}"
     results = []
@@ -92,10 +87,10 @@ def measure() -> list[Result]:
             rounds = [clocks_of(probe, board.multi_processor_count, threads) for _ in range(ROUNDS)]
             if alone:
                 values = [latency_clocks(probe, ITERATIONS, c) for c in rounds]
-                results.append(Result.of(f"latency {probe.name}", values, "clocks"))
+                results.append(row(f"latency {probe.name}", values, "clocks"))
             else:
                 values = [rate_per_clock(probe, threads, ITERATIONS, c) for c in rounds]
-                results.append(Result.of(f"rate {probe.name}", values, "per clock and SM"))
+                results.append(row(f"rate {probe.name}", values, "per clock and SM"))
     results += dequant_work(board.multi_processor_count)
     results += bandwidth(board.multi_processor_count, board.L2_cache_size)
     return results + launch_times()
@@ -134,7 +129,7 @@ def launch(function: Any, blocks: int, threads: int, *arguments: Any) -> Callabl
     return partial(run, arguments)
 
 
-def dequant_work(blocks: int) -> list[Result]:
+def dequant_work(blocks: int) -> list[ProbeRow]:
     """Seconds per weight of each way of dequantizing, with operands in registers."""
     found = []
     for bypass, fused in zip(CAST[::2], CAST[1::2], strict=True):
@@ -145,11 +140,11 @@ def dequant_work(blocks: int) -> list[Result]:
                 work_s(probe, blocks * THREADS, ITERATIONS, seconds(run)) for probe, run in runs
             )
             differences.append(whole - without)
-        found.append(Result.of(f"dequant work {fused.name}", differences, "s per weight"))
+        found.append(row(f"dequant work {fused.name}", differences, "s per weight"))
     return found
 
 
-def bandwidth(multiprocessors: int, l2_bytes: int) -> list[Result]:
+def bandwidth(multiprocessors: int, l2_bytes: int) -> list[ProbeRow]:
     """GB/s of a stream read and a copy of main memory, and of reading what stays in the L2."""
     large, small = max(1 << 30, 8 * l2_bytes) // 16, l2_bytes // 4 // 16
     source = torch.zeros(large * 4, dtype=torch.int32, device="cuda")
@@ -166,12 +161,12 @@ def bandwidth(multiprocessors: int, l2_bytes: int) -> list[Result]:
         ),
     }
     return [
-        Result.of(name, [moved / seconds(run) / 1e9 for _ in range(ROUNDS)], "GB/s")
+        row(name, [moved / seconds(run) / 1e9 for _ in range(ROUNDS)], "GB/s")
         for name, (run, moved) in runs.items()
     ]
 
 
-def launch_times() -> list[Result]:
+def launch_times() -> list[ProbeRow]:
     """Microseconds of an empty launch, eager and in a graph."""
     run = launch(compiled("bandwidth.cu", "empty", ()), 1, 32)
 
@@ -185,7 +180,7 @@ def launch_times() -> list[Result]:
         many()
     works = {"empty launch, eager": many, "empty launch, graph": graph.replay}
     return [
-        Result.of(name, [seconds(work) / LAUNCHES * 1e6 for _ in range(ROUNDS)], "us")
+        row(name, [seconds(work) / LAUNCHES * 1e6 for _ in range(ROUNDS)], "us")
         for name, work in works.items()
     ]
 
@@ -199,8 +194,3 @@ def seconds(work: Callable[[], object]) -> float:
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / 1e3
-
-
-def to_data(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Results as JSON holds them."""
-    return [asdict(result) for result in results]
