@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -77,3 +78,26 @@ def test_no_kernel_fails_anywhere() -> None:
     found = list(cuda_audit.compiled())
     assert {one.arch for one in found} == set(ARCHITECTURES)
     assert [one for one in found if one.failure] == []
+
+
+def test_the_command_prints_both_tables_and_fails_with_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [plan] = [p for name, arm, p in cuda_audit.plans() if (name, arm) == ("fp8_e4m3-ch", "fused")]
+    monkeypatch.setattr(cuda_audit, "plans", lambda: iter([("fp8_e4m3-ch", "fused", plan)]))
+    monkeypatch.setattr(cuda_audit, "PROBES", cuda_audit.PROBES[8:9])  # LOP3
+    monkeypatch.setattr(cuda_audit, "ARCHITECTURES", ("90a",))
+    monkeypatch.setattr(cuda_audit.compiled, "__defaults__", (("90a",),))
+    monkeypatch.setattr(cuda_audit.proofs, "__defaults__", (("90a",),))
+    assert cuda_audit.show(as_json=False) == 0
+    out = capsys.readouterr().out
+    assert "fp8_mma fp8_e4m3-ch" in out
+    assert "LOP3 dependent" in out
+    assert max(map(len, out.splitlines())) <= 80
+    monkeypatch.setitem(TARGETS, ("fp8_mma.cu", "fp8_e4m3-ch"), 0.5)
+    assert cuda_audit.show(as_json=True) == 1
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith("fp8_mma.cu, fp8_e4m3-ch, fused, sm_90a: needs 1.7")
+    [kernel] = json.loads(out)["kernels"]
+    assert kernel["architecture"] == "sm_90a"
+    assert kernel["spills"] == 0
