@@ -148,6 +148,16 @@ def make_plan(
     )  # fmt: skip
 
 
+def find_peers(gpu: str) -> list[str]:
+    """Names of the installed peers of a device; those that are not are named on stderr."""
+    from bench.measure.devices import find_device
+    from kernels.peers import absent, names
+
+    for clause in absent():
+        typer.echo(f"peer left out: {clause}; pip install -e '.[peers]'.", err=True)
+    return names(find_device(gpu))
+
+
 def plan_energy(energy: Energy, batches: tuple[int, ...]) -> EnergyPlan | None:
     """The energy windows that --energy asks for: at METHOD's batches, or at all where a curve needs more."""
     from bench.analysis.energy import SMOKE, Rules
@@ -364,6 +374,13 @@ def main(
             "point; may be given several times. See bench/examples/my_kernel.py."
         ),
     ] = None,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers",
+            help="The field's kernels too, where installed; see kernels/peers.py.",
+        ),
+    ] = False,
     show_formats: Annotated[
         bool, typer.Option("--list", help="List the formats and stop.")
     ] = False,
@@ -383,7 +400,7 @@ def main(
         raise typer.Exit(
             run_command(
                 gpu, bits, formats, model, batches, activation, launch, output, seed, energy,
-                tuple(dict.fromkeys(kernel or ())),
+                tuple(dict.fromkeys(kernel or ())), peers,
             )
         )  # fmt: skip
 
@@ -406,6 +423,7 @@ def run_command(
     seed: int,
     energy: str,
     kernels: tuple[str, ...] = (),
+    peers: bool = False,
 ) -> int:
     """Checks the arguments, measures, and turns what can go wrong into one sentence and a code.
 
@@ -426,7 +444,9 @@ def run_command(
 
     try:
         plan = make_plan(gpu, formats, model, batches, activation, launch, seed, energy)  # type: ignore[arg-type]
-        plan = replace(plan, kernels=tuple(map(check_name, kernels)))
+        plan = replace(
+            plan, kernels=(*map(check_name, kernels), *(find_peers(gpu) if peers else ()))
+        )
     except (DeviceError, UserKernelError) as error:
         raise UsageError(str(error)) from None
     path = check_output(output or default_output(gpu, plan.model, formats), gpu)
