@@ -93,6 +93,10 @@ def test_the_command_prints_both_tables_and_fails_with_the_kernels(
     out = capsys.readouterr().out
     assert "fp8_mma fp8_e4m3-ch" in out
     assert "LOP3 dependent" in out
+    fp8 = [line.split() for line in out.splitlines() if line.startswith("fp8 ")]
+    assert fp8[0][1:4] == ["ours:", "fp8_mma.cu", "0.86"]  # the fewest first
+    assert "gemlite" in fp8[1]
+    assert "3.36" in fp8[1]
     assert max(map(len, out.splitlines())) <= 80
     monkeypatch.setitem(TARGETS, ("fp8_mma.cu", "fp8_e4m3-ch"), 0.5)
     assert cuda_audit.show(as_json=True) == 1

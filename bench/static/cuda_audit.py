@@ -26,6 +26,7 @@ from bench.progress import progress
 from bench.static import foreign, sass
 from bench.static.audit import Audit, row_of
 from bench.static.nvrtc import compile_module
+from bench.static.peers import load_peers
 from kernels.cuda.plan import (
     ARMS,
     FOLDER,
@@ -48,6 +49,19 @@ TARGETS = {  # of the formats that had a study kernel
     ("int8_mma.cu", "int8-ch"): 0.95,
     ("fp8_mma.cu", "fp8_e4m3-ch"): 0.89,
 }
+PEER_FORMATS = {"int4-g128": "int4", "nf4-b64": "nf4", "int8-ch": "int8", "fp8_e4m3-ch": "fp8"}
+STORED = (
+    "int4",
+    "q4_0",
+    "nf4",
+    "int8",
+    "fp8",
+)  # in the order of the table; q4_0 is llama.cpp's int4
+PEERS_NOTE = (
+    "Instructions per weight for sm_90, batch 1, fp16. Peers: counted in the machine code that they ship, or "
+    "compiled from their source (bench/static/peers.toml has versions and ranges). They differ in what they do "
+    "besides: zero points, rows served, scales per group, sums in fp16."
+)
 SLACK = 1.1
 BITS_ONLY = ("80", "86")  # have no conversion from fp8, which the target of fp8_mma.cu rests on
 NOTE = (
@@ -231,6 +245,38 @@ def arch_table(first: str, arches: Sequence[str], *others: str) -> Table:
     return table
 
 
+def beside_peers(found: Sequence[Compiled]) -> list[tuple[str, str, float, str]]:
+    """Ours and the field's for sm_90: what is stored, the kernel, instructions per weight, and where from.
+
+    Only peers whose machine code somebody counted; by what is stored, the fewest instructions first.
+    """
+    ours = [
+        (PEER_FORMATS[one.format], f"ours: {one.source}", one.instructions_per_weight, "here, now")
+        for one in found
+        if one.arch == "90a" and one.arm == "fused" and one.format in PEER_FORMATS
+    ]
+    theirs = [
+        (peer.format, peer.cost.name, peer.cost.counts.total, peer.cost.source.split(";")[0])
+        for peer in load_peers().values()
+        if peer.format in STORED
+        and peer.listed
+        and peer.cost.origin == "seen"
+        and peer.cost.source.startswith("sm_90")
+    ]
+    return sorted(ours + theirs, key=lambda r: (STORED.index(r[0]), r[2]))
+
+
+def render_peers(rows: Sequence[tuple[str, str, float, str]]) -> RenderableType:
+    """The table of ours and the field's."""
+    table = Table("stored", "kernel", box=None, padding=(0, 1, 0, 0))
+    table.add_column("per weight", justify="right")
+    table.add_column("counted")
+    for stored, name, total, where in rows:
+        style = "bold" if name.startswith("ours") else ""
+        table.add_row(Text(stored), Text(name, style=style), f"{total:.2f}", Text(where))
+    return Group(table, Text(), Text(PEERS_NOTE))
+
+
 def cell(one: Compiled) -> Text:
     """Instructions per weight; red where something is wrong with the kernel."""
     return Text(f"{one.instructions_per_weight:.2f}", style="bold red" if one.failure else "")
@@ -267,7 +313,7 @@ def proof_data(one: Proof) -> dict[str, Any]:
 
 
 def show(as_json: bool) -> int:
-    """Prints both tables to stdout, progress to stderr; returns the exit code, 1 where something fails.
+    """Prints three tables to stdout, progress to stderr; returns the exit code, 1 where something fails.
 
     Raises:
         CudaError: as `compiled`.
@@ -282,11 +328,18 @@ def show(as_json: bool) -> int:
             probes.append(proof)
             name = f"probe {proof.probe.name}"
             report(Progress(f"compiling {name}", None, (len(kernels) + len(probes)) / total))
+    peers = beside_peers(kernels)
     if as_json:
-        data = {"kernels": list(map(to_data, kernels)), "probes": list(map(proof_data, probes))}
+        data = {
+            "kernels": list(map(to_data, kernels)),
+            "beside_peers": peers,
+            "probes": list(map(proof_data, probes)),
+        }
         sys.stdout.write(json.dumps(data, indent=1) + "\n")
     else:
-        Console(highlight=False).print(Group(render(kernels), Text(), render_proofs(probes)))
+        parts = (render(kernels), render_peers(peers), render_proofs(probes))
+        for part in parts:
+            Console(highlight=False).print(part, "")
     failures = {
         **{f"{k.source}, {k.format}, {k.arm}, sm_{k.arch}": k.failure for k in kernels},
         **{f"probe {p.probe.name}, {p.probe.role}, sm_{p.arch}": p.failure for p in probes},
