@@ -148,6 +148,17 @@ def make_plan(
     )  # fmt: skip
 
 
+def say_left_out(gpu: str) -> None:
+    """Says on stderr why our CUDA C++ kernels are not part of a run on a GPU, if they are not."""
+    from bench.measure.devices import find_device
+
+    if find_device(gpu) == "cuda":
+        from kernels.cuda import missing
+
+        if why := missing():
+            typer.echo(f"CUDA C++ kernels are left out: {why}.", err=True)
+
+
 def find_peers(gpu: str) -> list[str]:
     """Names of the installed peers of a device; those that are not are named on stderr."""
     from bench.measure.devices import find_device
@@ -449,6 +460,7 @@ def run_command(
         )
     except (DeviceError, UserKernelError) as error:
         raise UsageError(str(error)) from None
+    say_left_out(gpu)
     path = check_output(output or default_output(gpu, plan.model, formats), gpu)
     kept = journal_of(path)
     if kept.exists() and never_began(kept):

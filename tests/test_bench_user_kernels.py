@@ -16,6 +16,10 @@ import user_kernels
 from rich.console import Console
 from test_bench_dequant import command
 
+import bench.measure.devices
+import kernels.cuda
+import kernels.peers
+from bench import dequant
 from bench.analysis.arms import Series, pick_roles
 from bench.analysis.decompose import decompose
 from bench.examples import my_kernel
@@ -96,6 +100,32 @@ def test_the_example_is_right(batch: int) -> None:
     expected = packing.reference("fused", weights, x)
     error = np.abs(out.double().numpy() - expected).max() / np.abs(expected).max()
     assert error < my_kernel.kernel.tolerance
+
+
+# ---- what is left out is said -------------------------------------------------------------------
+
+
+def test_a_run_on_a_gpu_without_cupy_says_what_it_leaves_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dequant.say_left_out("cpu")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(bench.measure.devices, "find_device", lambda name: "cuda")
+    monkeypatch.setattr(kernels.cuda, "missing", lambda: "CuPy is not installed")
+    dequant.say_left_out("auto")
+    assert capsys.readouterr().err == "CUDA C++ kernels are left out: CuPy is not installed.\n"
+
+
+def test_peers_that_are_not_installed_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernels.peers, "missing", lambda package: [package])
+    assert dequant.find_peers("cpu") == []
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"peer left out: {name} (needs {name}); pip install -e '.[peers]'."
+        for name in ("onnxruntime", "bitsandbytes")
+    ]
 
 
 # ---- in a run -----------------------------------------------------------------------------------
