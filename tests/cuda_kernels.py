@@ -11,7 +11,14 @@ import numpy as np
 from bench.static.nvrtc import Module, compile_module
 from bench.static.ptx import Report, Rounding, launch
 from kernels import packing
-from kernels.cuda.plan import Plan, dequantize_plan, gemv_arrays, gemv_plan, stored_scales
+from kernels.cuda.plan import (
+    Plan,
+    dequantize_plan,
+    gemv_arrays,
+    gemv_plan,
+    stored_scales,
+    stream_plan,
+)
 from kernels.formats import find_format
 
 SEED = 7
@@ -61,10 +68,15 @@ def run(
     weights = packing.random_weights(n, k, weight_format, "fp16", SEED)
     x = random_x(batch, k) if x is None else x
     expected = packing.reference(arm, weights, x, "halves")
-    out = np.full(expected.shape, np.nan, np.float32 if wide else np.float16)
+    out: np.ndarray = np.full(expected.shape, np.nan, np.float32 if wide else np.float16)
     if arm == "dequantize":
         plan: Plan = dequantize_plan(weight_format, n, k)
         arguments: list[Any] = [weights.words.copy(), stored_scales(weights), out, n, k]
+    elif arm == "stream":
+        out = np.full(expected.shape, -1, np.int32)
+        plan = stream_plan(weight_format, n, k)
+        arrays = gemv_arrays(weights, "mma", bypass=False, plain=True)
+        arguments = [arrays["words"].copy(), arrays["scales"].copy(), out, n, k]
     else:
         plan = gemv_plan(variant, arm, weight_format, n, k, batch)  # type: ignore[arg-type]
         arrays = gemv_arrays(weights, variant, arm == "bypass")

@@ -88,6 +88,15 @@ def test_the_product_without_tensor_cores_is_right(arm: str) -> None:
     assert error < TOLERANCE
 
 
+@pytest.mark.parametrize("format_name", MMA)
+def test_the_stream_reads_every_word_and_scale_once(format_name: str) -> None:
+    error, _, report = run("mma", "stream", format_name, *RAGGED)
+    assert error == 0
+    _, _, fused = run("mma", "fused", format_name, *RAGGED)
+    words = [[a.bytes for a in r.accesses if "no_allocate" in a.opcode] for r in (report, fused)]
+    assert sum(words[0]) == sum(words[1])
+
+
 @pytest.mark.proof
 @pytest.mark.parametrize("arch", ["80", "86", "89", "90", "120"])
 @pytest.mark.parametrize("format_name", MMA)
@@ -216,6 +225,7 @@ def test_every_kernel_is_listed_once_and_products_have_a_bypass() -> None:
     assert len(set(rows)) == len(rows)
     fused = {row[1:] for row in rows if row[0] == "fused"}
     assert fused == {row[1:] for row in rows if row[0] == "bypass"}
+    assert {row[1:] for row in rows if row[0] == "stream"} == {("mma", f) for f in MMA}
     assert fused == {("simt", f) for f in SIMT} | {("mma", f) for f in MMA}
     assert {row[2] for row in rows if row[0] == "dequantize"} == set(SOURCES["dequantize"])
     assert tuple(f for f in MMA if f.startswith("int")) == FOLDED

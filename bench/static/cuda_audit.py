@@ -35,6 +35,7 @@ from kernels.cuda.plan import (
     Plan,
     dequantize_plan,
     gemv_plan,
+    stream_plan,
 )
 from kernels.cuda.probes import PROBES, THROUGHPUT, Probe
 from kernels.formats import find_format
@@ -116,6 +117,8 @@ def plans(batch: int = 1) -> Iterator[tuple[str, str, Plan]]:
         for name in SOURCES[variant]:
             for arm in reversed(ARMS):
                 yield name, arm, gemv_plan(variant, arm, find_format(name), N, K, batch)
+    for name in SOURCES["mma"]:
+        yield name, "stream", stream_plan(find_format(name), N, K)
     for name in SOURCES["dequantize"]:
         yield name, "dequantize", dequantize_plan(find_format(name), N, K)
 

@@ -19,6 +19,7 @@ from kernels.cuda.plan import (
     gemv_arrays,
     gemv_plan,
     stored_scales,
+    stream_plan,
 )
 from kernels.formats import WeightFormat
 from kernels.kernel import Arm, Launch, Tensors
@@ -39,9 +40,9 @@ def missing() -> str | None:
     return None
 
 
-def gemv_tensors(weights: Weights, variant: str, bypass: bool) -> Tensors:
-    """Words and scales of a product, on the CPU."""
-    return as_tensors(gemv_arrays(weights, variant, bypass))
+def gemv_tensors(weights: Weights, variant: str, bypass: bool, plain: bool = False) -> Tensors:
+    """Words and scales of a product, on the CPU; arguments as `gemv_arrays`."""
+    return as_tensors(gemv_arrays(weights, variant, bypass, plain))
 
 
 def dequantize_tensors(weights: Weights) -> Tensors:
@@ -86,6 +87,21 @@ def bind_gemv(
     check("x", x, (batch, k), torch.float16, x.device)
     check("out", out, (batch, n), torch.float16, x.device)
     return launch(plan, tensors["words"], tensors["scales"], x, out, n, k)
+
+
+def bind_stream(
+    weight_format: WeightFormat, tensors: Tensors, x: torch.Tensor, out: torch.Tensor
+) -> Launch:
+    """Check the arguments of a stream kernel, once; `out` is int32 [n], and of x only k matters.
+
+    Raises:
+        ValueError: an argument does not fit; the message says what would.
+    """
+    n, k = out.shape[0], x.shape[1]
+    plan = stream_plan(weight_format, n, k)
+    check_tensors(tensors, weight_format, n, k, x)
+    check("out", out, (n,), torch.int32, x.device)
+    return launch(plan, tensors["words"], tensors["scales"], out, n, k)
 
 
 def bind_dequantize(

@@ -9,7 +9,7 @@ What is compiled and audited without a GPU is what a GPU runs: both take the pla
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,23 @@ def gemv_plan(
     )
 
 
+def stream_plan(weight_format: WeightFormat, n: int, k: int) -> Plan:
+    """What reads the words and scales of a tensor-core product and computes nothing.
+
+    Raises:
+        ValueError: k does not divide into whole chunks.
+    """
+    fused = gemv_plan("mma", "fused", weight_format, n, k, 1)
+    defines = {
+        "TILE_WIDTH": ROW_WORDS * weight_format.weights_per_word,
+        "CHUNK_SCALES": CHUNK // weight_format.group_size if weight_format.group_size else 0,
+        "WIDE_SCALES": int(weight_format.scale_bits == 32),
+    }
+    source = Source("stream.cu", "stream", (1, 8), defines)
+    shared_bytes = fused.source.shared_bytes  # as many blocks on a multiprocessor as fused has
+    return replace(fused, source=source, defines=defines, shared_bytes=shared_bytes)
+
+
 def dequantize_plan(weight_format: WeightFormat, n: int, k: int) -> Plan:
     """What writes the whole matrix.
 
@@ -174,8 +191,16 @@ def stored_scales(weights: Weights) -> NDArray[Any]:
     return weights.scales.astype(np.float32 if weights.format.scale_bits == 32 else np.float16)
 
 
-def gemv_arrays(weights: Weights, variant: str, bypass: bool) -> dict[str, NDArray[Any]]:
+def gemv_arrays(
+    weights: Weights, variant: str, bypass: bool, plain: bool = False
+) -> dict[str, NDArray[Any]]:
     """Words and scales in the order of a variant: row by row (packing.py), or in tiles (layout.py).
+
+    Args:
+        weights: what to lay out.
+        variant: "simt" or "mma".
+        bypass: the words of the bypass arm.
+        plain: codes stay where packing.py has them within a word.
 
     Raises:
         ValueError: rows do not divide into tiles.
@@ -184,6 +209,6 @@ def gemv_arrays(weights: Weights, variant: str, bypass: bool) -> dict[str, NDArr
     if variant == "simt":
         return {"words": words, "scales": scales}
     source = SOURCES[variant][weights.format.name]
-    if words.shape[1] % ROW_WORDS == 0 and source.order and not bypass:
+    if source.order and not (bypass or plain):
         words = reorder(words, weights.format.bits, source.order)
     return {"words": tile_words(words), "scales": tile_scales(scales)}
