@@ -25,6 +25,7 @@ import re
 import shlex
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain, groupby
 from pathlib import Path
@@ -40,6 +41,7 @@ from kernels.formats import (
     formats_called,
     formats_with_bits,
 )
+from kernels.user import UserKernelError, check_name
 
 if TYPE_CHECKING:
     from bench.measure.devices import Float16, Mode
@@ -181,6 +183,27 @@ def make_plan(
         gpu, shape.name, shape.layers, shape.operators, formats, batches,
         activation, mode, protocol, seed, plan_energy(energy, batches),
     )  # fmt: skip
+
+
+def say_left_out(gpu: str) -> None:
+    """Says on stderr why our CUDA C++ kernels are not part of a run on a GPU, if they are not."""
+    from bench.measure.devices import find_device
+
+    if find_device(gpu) == "cuda":
+        from kernels.cuda import missing
+
+        if why := missing():
+            typer.echo(f"CUDA C++ kernels are left out: {why}.", err=True)
+
+
+def find_peers(gpu: str) -> list[str]:
+    """Names of the installed peers of a device; those that are not are named on stderr."""
+    from bench.measure.devices import find_device
+    from kernels.peers import absent, names
+
+    for clause in absent():
+        typer.echo(f"peer left out: {clause}; pip install -e '.[peers]'.", err=True)
+    return names(find_device(gpu))
 
 
 def plan_energy(energy: Energy, batches: tuple[int, ...]) -> EnergyPlan | None:
@@ -379,12 +402,16 @@ def check_measured(gpu: str, board: Gpu | None) -> None:
         )
 
 
-def check_modelled(gpu: str, launch: str | None, energy: str) -> None:
+def check_modelled(gpu: str, launch: str | None, energy: str, others: bool) -> None:
     """Refuses options that a model cannot follow.
 
     Raises:
         UsageError: one was given.
     """
+    if others:
+        raise UsageError(
+            f"--gpu {gpu} is modelled here, and only our own kernels are; leave out --kernel and --peers."
+        )
     if launch == "eager" or energy not in ("default", "off"):
         given = "--launch eager" if launch == "eager" else f"--energy {energy}"
         raise UsageError(
@@ -492,6 +519,20 @@ def main(
     require_measured: Annotated[
         bool, typer.Option("--require-measured", help="End with 2 rather than model or simulate.")
     ] = False,
+    kernel: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A kernel of yours in the same run, such as my_module:my_kernel or the name of an entry "
+            "point; may be given several times. See bench/examples/my_kernel.py."
+        ),
+    ] = None,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers",
+            help="The field's kernels too, where installed; see kernels/peers.py.",
+        ),
+    ] = False,
     show_formats: Annotated[
         bool, typer.Option("--list", help="List the formats and stop.")
     ] = False,
@@ -510,10 +551,10 @@ def main(
             raise typer.Exit(resume_command(resume, output, given))
         raise typer.Exit(
             run_command(
-                *(gpu, bits, formats, model, batches, activation, launch, output, seed, energy),
-                require_measured,
+                gpu, bits, formats, model, batches, activation, launch, output, seed, energy,
+                require_measured, tuple(dict.fromkeys(kernel or ())), peers,
             )
-        )
+        )  # fmt: skip
 
 
 def was_given(context: typer.Context, option: str | None) -> bool:
@@ -534,6 +575,8 @@ def run_command(
     seed: int,
     energy: str,
     require_measured: bool = False,
+    kernels: tuple[str, ...] = (),
+    peers: bool = False,
 ) -> int:
     """Checks the arguments, measures or models, and turns what can go wrong into one sentence and a code.
 
@@ -557,7 +600,7 @@ def run_command(
         if require_measured:
             check_measured(gpu, board)
         if board is not None:
-            check_modelled(gpu, launch, energy)
+            check_modelled(gpu, launch, energy, bool(kernels) or peers)
             shape = choose_shape(model or GPU_MODEL, formats)
             path = output or default_output(board.key, shape.name, formats)
             path = check_output(path, "modelled")
@@ -565,8 +608,12 @@ def run_command(
             with guarded(path, journal_of(path)):
                 return model_command(board, gpu, formats, shape, batches, dtype, path)
         plan = make_plan(gpu, formats, model, batches, activation, launch, seed, energy)  # type: ignore[arg-type]
-    except DeviceError as error:
+        plan = replace(
+            plan, kernels=(*map(check_name, kernels), *(find_peers(gpu) if peers else ()))
+        )
+    except (DeviceError, UserKernelError) as error:
         raise UsageError(str(error)) from None
+    say_left_out(gpu)
     path = check_output(output or default_output(gpu, plan.model, formats), gpu)
     kept = journal_of(path)
     if kept.exists() and never_began(kept):
@@ -636,7 +683,7 @@ def guarded(output: Path, journal: Path) -> Iterator[None]:
     try:
         with sigterm_like_ctrl_c():
             yield
-    except (DeviceError, JournalError, ResumeError) as error:
+    except (DeviceError, JournalError, ResumeError, UserKernelError) as error:
         raise UsageError(str(error)) from None
     except ProfileError as error:
         typer.echo(f"error: no profile was written, for nobody could read it: {error}", err=True)

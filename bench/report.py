@@ -50,7 +50,8 @@ def render(profile: Profile, operator: str = LAYER) -> RenderableType:
             c for c in profile.comparisons if c.format == weight_format and c.operator == operator
         ]
         if chosen:
-            parts += [Text(), _times(profile, chosen), _baselines(chosen), Text(), _costs(chosen)]
+            parts += [Text(), _times(profile, chosen), _baselines(chosen), Text()]
+            parts += [*_side_by_side(profile, chosen), _costs(chosen)]
             parts += _ratios(profile, weight_format)
             parts += _others(profile, chosen)
         if operator == LAYER and any(r.format == weight_format for r in profile.energy.rows):
@@ -145,6 +146,37 @@ def _times(profile: Profile, chosen: list[Comparison]) -> Table:
             cell(c, c.fused), cell(c, c.unfused), cell(c, c.library),
         )  # fmt: skip
     return table
+
+
+def _side_by_side(profile: Profile, chosen: list[Comparison]) -> Iterator[RenderableType]:
+    """Everybody's kernels for this format beside each other, if there are several of a sort."""
+    where, stored = chosen[0].operator, chosen[0].format
+    rows = [
+        row
+        for row in profile.rows
+        if (row.operator, row.format, row.weight_format) == (where, stored, stored)
+        and row.arm in ("fused", "vendor")
+        and row.time_s.value is not None
+    ]
+    makers = {arm: {r.implementation for r in rows if r.arm == arm} for arm in ("fused", "vendor")}
+    if max(map(len, makers.values())) < 2:
+        return
+    fastest: dict[tuple[str, str, int], Quantity] = {}
+    for row in sorted(rows, key=lambda r: r.time_s.value or 0.0):
+        fastest.setdefault((row.arm, row.implementation, row.batch), row.time_s)
+    heads = list(dict.fromkeys((row.arm, row.implementation) for row in rows))
+    table = plain_table(
+        f"{stored}: everybody's kernels for {_what(chosen[0])}, ms",
+        ("best16", *(f"{arm}\n{implementation}" for arm, implementation in heads)),
+    )
+    times = {(r.operator, r.batch, r.format, _identity(r)): r.time_s for r in profile.rows}
+    for c in chosen:
+        best = c.best16
+        identity = best and (best.arm, best.implementation, best.variant, best.weight_format)
+        best_s = times.get((where, c.batch, stored, identity)) if identity else None
+        cells = (cell_of(fastest.get((*head, c.batch)), MS) for head in heads)
+        table.add_row(str(c.batch), cell_of(best_s, MS), *cells)
+    yield from (table, Text())
 
 
 def _costs(chosen: list[Comparison]) -> Table:

@@ -7,6 +7,7 @@
     python -m bench.sass --format int4-g128 --gate limits.toml                   fail where a limit is passed
     python -m bench.sass --pipes                    how fast ptxas and others believe each pipe to be
     python -m bench.sass --limits --plot r.png      R: which boards hide dequantization, for which kernels
+    python -m bench.sass --cuda                     our CUDA C++ kernels and probes, for every architecture
 
 No GPU is needed and nothing is run. Tables (or --json) go to stdout, progress and warnings to stderr. Audits
 are kept in build/sass/, so that only what changed is compiled again; kernels given by --source, --cubin and
@@ -393,12 +394,21 @@ def main(
         bool, typer.Option("--pipes", help="Rates of the pipes, as ptxas and others have them.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    cuda: Annotated[
+        bool,
+        typer.Option("--cuda", help="Our CUDA C++ kernels against their targets, and the probes."),
+    ] = False,
 ) -> None:
     """Count the machine code of kernels: instructions per weight, occupancy, and what a GPU allows."""
     from bench.static.audit_gate import GateError
+    from bench.static.nvrtc import CudaError
 
     ask = Ask(gpu, format, arm, activation, everything, source, cubin, so, regex, weights)
-    with exit_codes(GateError, FileNotFoundError):
+    with exit_codes(GateError, FileNotFoundError, CudaError):
+        if cuda:
+            from bench.static.cuda_audit import show as show_cuda
+
+            raise typer.Exit(show_cuda(as_json))
         if weights is not None and weights < 1:
             raise UsageError(f"--weights takes a number from 1 up, not {weights}.")
         if plot is not None and not show_limits:

@@ -25,10 +25,15 @@ def find_kernels(
     Raises:
         ValueError: no such kind of device.
     """
+    kernels: tuple[Kernel, ...]
     if device == "cuda":
-        from kernels.triton import KERNELS
+        from kernels import cuda, triton
+
+        kernels = triton.KERNELS + (() if cuda.missing() else cuda.KERNELS)
     elif device == "cpu":
-        from kernels.cpu import KERNELS
+        from kernels import cpu
+
+        kernels = cpu.KERNELS
     else:
         raise ValueError(f"kernels exist for 'cuda' and 'cpu', not for {device!r}.")
-    return tuple(k for k in KERNELS if k.accepts(weight_format, activation, batch))
+    return tuple(k for k in kernels if k.accepts(weight_format, activation, batch))

@@ -539,6 +539,14 @@ class Modelled(Record):
         return sum(self.refused.values())
 
 
+class ProbeRow(Record):
+    """What a probe of this device found: the rate of an instruction, a bandwidth, the cost of a launch."""
+
+    name: str = Field(description='"rate LOP3", "latency LDS", "dequant work nf4", "read", ...')
+    unit: Literal["per clock and SM", "clocks", "s per weight", "GB/s", "us"]
+    value: Quantity = Field(description="median, and lowest and highest of n rounds")
+
+
 class Profile(Record):
     """One run on one device. All quantities are of the profile's own kind."""
 
@@ -565,6 +573,9 @@ class Profile(Record):
     resumed: tuple[Resumption, ...] = Field(
         default=(), description="one for each time the run went on after an interruption"
     )
+    probes: tuple[ProbeRow, ...] = Field(
+        default=(), description="what `python -m bench.probe` added, on the same board"
+    )
 
     @field_validator("created")
     @classmethod
@@ -584,6 +595,8 @@ class Profile(Record):
             raise ValueError(f"a {self.kind} profile has joules of kind {sorted(energy)}")
         if self.modelled is not None and self.kind != "modelled":
             raise ValueError(f"a {self.kind} profile does not rest on a model")
+        if {probe.value.kind for probe in self.probes} - {self.kind}:
+            raise ValueError(f"a {self.kind} profile has probes of another kind")
         for name, items in (("row", self.rows), ("comparison", self.comparisons)):
             seen: set[tuple[object, ...]] = set()
             for item in items:

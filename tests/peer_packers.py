@@ -3,8 +3,8 @@
     python tests/peer_packers.py > tests/data/peer_packers.json
 
 Runs where both are installed, in a process of its own: bitsandbytes looks for a package named kernels, which
-from the checkout would be ours. `test_kernels_peers.py` compares with the recorded output, and with a fresh one
-where it can. Bytes are written as hexadecimal; of dequantized matrices, which are large, the SHA-256.
+from the checkout would be ours. `test_kernels_packers.py` compares with the recorded output, and with a fresh
+one where it can. Bytes are written as hexadecimal; of dequantized matrices, which are large, the SHA-256.
 """
 
 from __future__ import annotations

@@ -164,7 +164,9 @@ def pick_roles(arms: Arms, weight_format: str) -> Roles:
     def fastest(wanted: Callable[[Implementation], bool]) -> Implementation | None:
         return min(filter(wanted, arms), key=lambda i: arms[i].median_s, default=None)
 
-    fused = fastest(lambda i: i.arm == "fused")
+    # Of two fused kernels the one with a bypass comes first: without it there is no φ, which is the headline.
+    fused = fastest(lambda i: i.arm == "fused" and i.model_copy(update={"arm": "bypass"}) in arms)
+    fused = fused or fastest(lambda i: i.arm == "fused")
 
     def stage(name: str) -> Implementation | None:
         return fastest(

@@ -81,6 +81,7 @@ class Plan:
     protocol: Protocol
     seed: int = 0
     energy: EnergyPlan | None = None
+    kernels: tuple[str, ...] = ()  # somebody else's, by the names of kernels/user.py
 
 
 class Sources(Record):

@@ -201,8 +201,9 @@ class Run:
         """A worker on the device, once that is known to be the right one and in nobody's use."""
         plan, ledger = self.plan, self._ledger
         setup = Setup(
-            plan.gpu, plan.operators, plan.activation, plan.mode, ledger.skip, ledger.bars
-        )
+            plan.gpu, plan.operators, plan.activation, plan.mode, ledger.skip, ledger.bars,
+            plan.kernels,
+        )  # fmt: skip
         worker = Worker(setup, self._opener)
         if self._checked:
             return worker

@@ -148,6 +148,7 @@ class Session:
         bars: kernels that are not tried on problems on which they have not run before.
         rotation_bytes: after begin, the bytes touched between two uses of any one copy.
         refused: after begin for layers, those that cannot be run, and why.
+        users: kernels that somebody else wrote, timed after ours.
         announce: called with an arm's name before it runs for the first time and before each sample,
             and with None when no arm is to blame for what follows.
     """
@@ -159,6 +160,7 @@ class Session:
     skip: Mapping[ArmName, str] = field(default_factory=dict)
     announce: Callable[[ArmName | None], None] = lambda name: None
     bars: tuple[Bar, ...] = ()
+    users: Sequence[Kernel] = ()
     rotation_bytes: int = 0
     refused: dict[Layer, str] = field(default_factory=dict)
     _arms: dict[int, list[_Arm]] = field(default_factory=dict, repr=False)
@@ -193,7 +195,7 @@ class Session:
             arms = [
                 self._consider(problem, kernel, planned)
                 for problem in problems
-                for kernel in self.device.kernels(problem)
+                for kernel in self._kernels(problem)
             ]
             sound = [arm for arm in arms if isinstance(arm, _Arm)]
             unfused = _unfused(sound, planned)
@@ -207,6 +209,12 @@ class Session:
         else:
             self._rotate_layers(layers)
         return [arm.state for arms in self._arms.values() for arm in arms] + failed
+
+    def _kernels(self, problem: Problem) -> list[Kernel]:
+        """Ours, then those of others, that have a row for the problem."""
+        asked = (problem.format, problem.activation, problem.batch)
+        others = [kernel for kernel in self.users if kernel.accepts(*asked)]
+        return [*self.device.kernels(problem), *others]
 
     def block(
         self,

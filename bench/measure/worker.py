@@ -27,6 +27,7 @@ from bench.analysis.traces import Load
 from bench.measure.devices import Burst, Device, DeviceError, Float16, Mode, open_device
 from bench.measure.session import ArmName, ArmState, Bar, Layer, Session, Timed
 from kernels.formats import find_format
+from kernels.user import load_kernels
 from profiles.schema import DeviceInfo, Operator
 
 START_DEADLINE_S = 180.0  # importing and opening a device on a slow disk
@@ -47,6 +48,7 @@ class Setup:
     mode: Mode | None
     skip: Mapping[ArmName, str]
     bars: tuple[Bar, ...] = ()
+    kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -282,8 +284,9 @@ def _serve(
         activation = setup.activation or device.default_activation
         mode = setup.mode or device.default_mode
         session = Session(
-            device, setup.operators, activation, mode, setup.skip, announce, setup.bars
-        )
+            device, setup.operators, activation, mode, setup.skip, announce, setup.bars,
+            load_kernels(setup.kernels, device.kind),
+        )  # fmt: skip
         about = (device.describe(), device.cache_bytes, activation, mode)
         opened = Opened(*about, device.software(), device.seeds())
     except (DeviceError, ValueError) as error:

@@ -132,10 +132,31 @@ def functions(
     Raises:
         ForeignError: cuobjdump refuses the file, or it is older than what can be counted.
     """
+    capability, found = disassemble(cubin, names)
+    for name, code in found.items():
+        used = usage.get(name, {})
+        yield audit_code(
+            name,
+            capability,
+            code,
+            weights,
+            registers=used.get("REG"),
+            stack_bytes=used.get("STACK", 0),
+            shared_bytes=used.get("SHARED"),
+        )
+
+
+def disassemble(
+    cubin: Path, names: Sequence[str] = ()
+) -> tuple[int, dict[str, tuple[sass.Instruction, ...]]]:
+    """The compute capability times ten of a cubin, and the code of these functions, or of all.
+
+    Raises:
+        ForeignError: as `functions`.
+    """
+    chosen = ["--function", ",".join(names)] if names else []
     done = subprocess.run(
-        [tool("cuobjdump"), "--dump-sass", "--function", ",".join(names), cubin],
-        capture_output=True,
-        text=True,
+        [tool("cuobjdump"), "--dump-sass", *chosen, cubin], capture_output=True, text=True
     )
     arch = CODE_FOR.search(done.stdout)
     if done.returncode or arch is None:
@@ -145,18 +166,8 @@ def functions(
         raise ForeignError(
             f"{cubin.name} is for sm_{capability}; counted is sm_{OLDEST} and later."
         )
-    for block in FUNCTION.split(done.stdout)[1:]:
-        name, _, text = block.partition("\n")
-        used = usage.get(name.strip(), {})
-        yield audit_code(
-            name.strip(),
-            capability,
-            parse_text(text),
-            weights,
-            registers=used.get("REG"),
-            stack_bytes=used.get("STACK", 0),
-            shared_bytes=used.get("SHARED"),
-        )
+    blocks = (block.partition("\n") for block in FUNCTION.split(done.stdout)[1:])
+    return capability, {name.strip(): parse_text(text) for name, _, text in blocks}
 
 
 def parse_text(text: str) -> tuple[sass.Instruction, ...]:

@@ -1,15 +1,17 @@
-"""Compile CUDA C++ to PTX for a GPU that is not here.
+"""Compile CUDA C++ to PTX and machine code for a GPU that is not here.
 
 NVRTC, NVIDIA's run-time compiler, is a library in a pip package and needs no driver. It is called
 through cuda.bindings, because the friendlier cuda.core asks for the driver before it hands out PTX.
 
     ptx = compile_cuda(Path("gemv.cu"), capability=90, defines={"N": 32})
     entry = find_entry(ptx, "gemv")
+    compile_module(Path("gemv.cu"), "90a").cubin
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,12 +26,25 @@ class CudaError(Exception):
     """CUDA C++ cannot be compiled here, or this source cannot; one sentence says which."""
 
 
+@dataclass(frozen=True)
+class Module:
+    """A compiled CUDA C++ file: its PTX, with line information, and its machine code (an ELF image)."""
+
+    ptx: str
+    cubin: bytes
+
+
 def compile_cuda(path: Path, capability: int, defines: Mapping[str, object] | None = None) -> str:
-    """The PTX of a CUDA C++ file, with line information.
+    """The PTX of a CUDA C++ file for a compute capability times ten; otherwise as `compile_module`."""
+    return compile_module(path, str(capability), defines).ptx
+
+
+def compile_module(path: Path, arch: str, defines: Mapping[str, object] | None = None) -> Module:
+    """A CUDA C++ file compiled for one architecture.
 
     Args:
         path: the .cu file. Files beside it may be included.
-        capability: compute capability times ten: 90 for sm_90.
+        arch: "90" or "90a" for sm_90 or sm_90a.
         defines: macros, as `-D NAME=value` would set them.
 
     Raises:
@@ -38,7 +53,7 @@ def compile_cuda(path: Path, capability: int, defines: Mapping[str, object] | No
         UnicodeDecodeError: the file is not text.
     """
     nvrtc, include = _nvrtc()
-    options = [f"--gpu-architecture=sm_{capability}", "--std=c++17", "--generate-line-info"]
+    options = [f"--gpu-architecture=sm_{arch}", "--std=c++17", "--generate-line-info"]
     options += [f"-I{include}", f"-I{path.parent}"]
     options += [f"-D{name}={value}" for name, value in (defines or {}).items()]
     encoded = [option.encode() for option in options]
@@ -47,10 +62,13 @@ def compile_cuda(path: Path, capability: int, defines: Mapping[str, object] | No
     try:
         status, *_ = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
-            why = first_error(log).rstrip(".")
-            raise CudaError(f"{path.name} does not compile for sm_{capability}: {why}.")
-        return _text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program)
+            log = _data(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
+            why = first_error(log.rstrip(b"\0 ").decode()).rstrip(".")
+            raise CudaError(f"{path.name} does not compile for sm_{arch}: {why}.")
+        return Module(
+            _data(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0 ").decode(),
+            _data(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program),
+        )
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
@@ -108,9 +126,9 @@ def _checked(answer: tuple[Any, ...]) -> Any:
     return values[0] if values else None
 
 
-def _text(size: Any, get: Any, program: Any) -> str:
-    """A text that NVRTC writes into a buffer of its own stated size."""
-    buffer = b" " * _checked(size(program))
+def _data(size: Any, get: Any, program: Any) -> bytes:
+    """What NVRTC writes into a buffer of its own stated size."""
+    length: int = _checked(size(program))
+    buffer = b" " * length
     _checked(get(program, buffer))
-    text: str = buffer.rstrip(b"\0 ").decode()
-    return text
+    return buffer

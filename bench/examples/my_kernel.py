@@ -1,0 +1,40 @@
+"""Your own kernel in the same run as ours, in twenty lines.
+
+    python -m bench.dequant --gpu cpu --format int4-g128 --batches 1 --kernel bench.examples.my_kernel:kernel
+
+It is verified against the float64 reference, timed in the same blocks, and shown beside stream, native and
+ours. A wrong, crashing or hanging kernel costs its own row and nothing else.
+"""
+
+import torch
+
+from kernels.kernel import Kernel, Launch, Tensors
+from kernels.packing import Weights
+
+
+def pack(weights: Weights) -> Tensors:
+    """Your own layout, made once from codes [n, k] and scales [n, k / 128]; it may also be `weights.words`."""
+    codes = torch.from_numpy(weights.codes).to(torch.int8) - 8
+    return {"codes": codes, "scales": torch.from_numpy(weights.scales).to(torch.bfloat16)}
+
+
+def bind(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
+    """Everything that can be done once is done here; the launch takes nothing and writes y[batch, n]."""
+    codes, scales = tensors["codes"].unflatten(1, (-1, 128)), tensors["scales"][:, :, None]
+
+    def launch() -> None:
+        torch.mm(x, (codes.to(x.dtype) * scales).flatten(1).T, out=out)
+
+    return launch
+
+
+kernel = Kernel(
+    arm="fused",  # its place in the ladder; "bypass" of the same implementation would give it a φ
+    implementation="mine",
+    device="cpu",
+    formats=("int4-g128",),
+    activations=("bf16",),
+    batches=(1, 256),
+    pack=pack,
+    bind=bind,
+)

@@ -1,0 +1,107 @@
+"""The CUDA C++ kernels as machine code: registers, spills and instructions per weight."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from bench.static import cuda_audit
+from bench.static.cuda_audit import ARCHITECTURES, SLACK, TARGETS, Compiled, audit_plan
+from kernels.cuda.plan import SOURCES, gemv_plan
+from kernels.formats import find_format
+
+HEADLINES = [(s, f) for s, f in TARGETS if f != "nf4-b64-s16"]
+NEVER_BYPASSED = ("LOP3", "PRMT", "F2FP", "LDS")
+
+
+def compiled(source: str, name: str, arm: str, arch: str) -> Compiled:
+    variant = next(v for v in SOURCES if name in SOURCES[v] and SOURCES[v][name].file == source)
+    plan = gemv_plan(variant, arm, find_format(name), 4096, 4096, 1)  # type: ignore[arg-type]
+    return Compiled(source, name, arm, arch, audit_plan(plan, arch))
+
+
+@pytest.mark.parametrize(("source", "name"), HEADLINES)
+def test_kernels_reach_their_targets_without_spills(source: str, name: str) -> None:
+    """`make proof` looks at all kernels, arms and architectures."""
+    for arch in ("80", "90a", "100a", "120a"):
+        found = compiled(source, name, "fused", arch)
+        assert found.failure is None
+        assert found.audit.looped
+        assert found.audit.registers is not None
+        assert found.audit.registers <= 128
+        if found.target is not None:
+            assert found.instructions_per_weight <= SLACK * found.target
+
+
+def test_the_declared_weights_are_those_that_the_machine_code_multiplies() -> None:
+    """One tensor-core instruction multiplies 256 weights, 8 per lane; one half2 instruction two."""
+    for source, name, offsets in (
+        ("int4_mma.cu", "int4-g128", 8),
+        ("int8_mma.cu", "int8-ch", 8),
+        ("fp8_mma.cu", "fp8_e4m3-ch", 0),
+        ("nf4_pairs.cu", "nf4-b64", 0),
+    ):
+        audit = compiled(source, name, "fused", "90a").audit
+        assert 8 * (audit.classes["mma"] - offsets) == audit.weights
+        bits = find_format(name).bits
+        assert audit.weights is not None
+        assert audit.loads[128] - 4 == audit.weights * bits // 128  # and four loads of x
+    audit = compiled("int4_simt.cu", "int4-g128", "fused", "90a").audit
+    assert audit.weights is not None
+    products, numbers, widened = audit.weights // 2, audit.weights // 2, 4 * 3
+    assert audit.classes["half2"] == pytest.approx(products + numbers + widened, abs=1)
+
+
+@pytest.mark.parametrize(("source", "name"), HEADLINES)
+def test_the_bypass_dequantizes_nothing(source: str, name: str) -> None:
+    """Fewer of everything that turns codes into numbers; as many loads of words; no less occupancy."""
+    fused, bypass = (compiled(source, name, arm, "90a").audit for arm in ("fused", "bypass"))
+    assert bypass.loads == fused.loads
+    assert bypass.classes.get("cvt", 0) == 0
+    assert bypass.classes.get("exchange", 0) == 0
+    assert bypass.classes["int"] < fused.classes["int"] + fused.classes.get("cvt", 0) - 20
+
+
+def test_a_target_that_is_missed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compiled("fp8_mma.cu", "fp8_e4m3-ch", "fused", "90a")
+    monkeypatch.setitem(TARGETS, ("fp8_mma.cu", "fp8_e4m3-ch"), 0.5)
+    assert found.failure is not None
+    assert found.failure.endswith("times its target")
+    spilled = replace(found, audit=replace(found.audit, spill_instructions=3))
+    assert spilled.failure == "spills (3)"
+
+
+@pytest.mark.proof
+def test_no_kernel_fails_anywhere() -> None:
+    found = list(cuda_audit.compiled())
+    assert {one.arch for one in found} == set(ARCHITECTURES)
+    assert [one for one in found if one.failure] == []
+
+
+def test_the_command_prints_both_tables_and_fails_with_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [plan] = [p for name, arm, p in cuda_audit.plans() if (name, arm) == ("fp8_e4m3-ch", "fused")]
+    monkeypatch.setattr(cuda_audit, "plans", lambda: iter([("fp8_e4m3-ch", "fused", plan)]))
+    monkeypatch.setattr(cuda_audit, "PROBES", cuda_audit.PROBES[8:9])  # LOP3
+    monkeypatch.setattr(cuda_audit, "ARCHITECTURES", ("90a",))
+    monkeypatch.setattr(cuda_audit.compiled, "__defaults__", (("90a",),))
+    monkeypatch.setattr(cuda_audit.proofs, "__defaults__", (("90a",),))
+    assert cuda_audit.show(as_json=False) == 0
+    out = capsys.readouterr().out
+    assert "fp8_mma fp8_e4m3-ch" in out
+    assert "LOP3 dependent" in out
+    fp8 = [line.split() for line in out.splitlines() if line.startswith("fp8 ")]
+    assert fp8[0][1:4] == ["ours:", "fp8_mma.cu", "0.86"]  # the fewest first
+    assert "gemlite" in fp8[1]
+    assert "3.36" in fp8[1]
+    assert max(map(len, out.splitlines())) <= 80
+    monkeypatch.setitem(TARGETS, ("fp8_mma.cu", "fp8_e4m3-ch"), 0.5)
+    assert cuda_audit.show(as_json=True) == 1
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith("fp8_mma.cu, fp8_e4m3-ch, fused, sm_90a: needs 1.7")
+    [kernel] = json.loads(out)["kernels"]
+    assert kernel["architecture"] == "sm_90a"
+    assert kernel["spills"] == 0
