@@ -10,13 +10,13 @@ from functools import partial
 
 from kernels.codebooks import Encoding
 from kernels.cuda_vendor import VENDOR
-from kernels.formats import FORMATS, WeightFormat, plain
+from kernels.formats import FORMATS, WeightFormat
 from kernels.kernel import LADDER, Arm, Kernel
 from kernels.packing import BypassReading, Float16
 from kernels.triton import dequantize, gemm, gemv, native, tuned
 from kernels.triton.plan import ACTIVATIONS, Plan, packed_tensors
 
-ENCODINGS: tuple[Encoding, ...] = ("int", "nf4", "e4m3", "e5m2")
+ENCODINGS: tuple[Encoding, ...] = ("int", "nf4", "fp4", "e4m3", "e5m2", "e3m2", "e2m3", "e2m1")
 VARIANTS = ("gemv", "gemv-ptx", "gemm", "gemm-ptx")
 TOLERANCE = 1e-2  # of the largest |y|: bf16 rounds y to 8 bits, fp16 is far inside
 
@@ -29,7 +29,7 @@ def stage(arm: Arm, variant: str, activation: Float16, encoding: Encoding) -> Ke
         arm=arm,
         implementation="triton",
         device="cuda",
-        formats=encoded(encoding),
+        formats=encoded(encoding, is_tuned),
         activations=(activation,),
         batches=module.BATCHES,
         pack=partial(packed_tensors, bypass=True) if arm == "bypass" else packed_tensors,
@@ -46,9 +46,13 @@ def reading_of(variant: str, activation: str, encoding: Encoding) -> BypassReadi
     return "halves" if variant.startswith("gemm") or half2 else "fp32"
 
 
-def encoded(encoding: Encoding) -> tuple[str, ...]:
-    """The names of the formats of an encoding."""
-    return tuple(f.name for f in FORMATS if plain(f) and f.encoding == encoding)
+def encoded(encoding: Encoding, in_ptx: bool) -> tuple[str, ...]:
+    """The names of the formats of an encoding; of those that tuned.py knows, if in PTX."""
+    return tuple(
+        f.name
+        for f in FORMATS
+        if f.quantized and f.encoding == encoding and (not in_ptx or tuned.knows(f.bits, encoding))
+    )
 
 
 def dequantizer(variant: str, encoding: Encoding) -> Kernel:
@@ -57,7 +61,7 @@ def dequantizer(variant: str, encoding: Encoding) -> Kernel:
         arm="dequantize",
         implementation="triton",
         device="cuda",
-        formats=encoded(encoding),
+        formats=encoded(encoding, variant == "ptx"),
         activations=ACTIVATIONS,
         batches=(1, 256),
         pack=packed_tensors,
@@ -115,11 +119,18 @@ NATIVE_GEMM = Kernel(
     tolerance=TOLERANCE,
 )
 KERNELS: tuple[Kernel, ...] = (
-    *(stage(a, v, x, e) for v in VARIANTS for e in ENCODINGS for x in ACTIVATIONS for a in LADDER),
+    *(
+        stage(a, v, x, e)
+        for v in VARIANTS
+        for e in ENCODINGS
+        for x in ACTIVATIONS
+        for a in LADDER
+        if encoded(e, v.endswith("-ptx"))
+    ),
     NATIVE_GEMV,
     NATIVE_GEMM,
     VENDOR,
-    *(
-        dequantizer(v, e) for v in ("ptx", "default") for e in ENCODINGS
-    ),  # the first makes `unfused`
+    *(  # the first makes `unfused`
+        dequantizer(v, e) for v in ("ptx", "default") for e in ENCODINGS if encoded(e, v == "ptx")
+    ),
 )

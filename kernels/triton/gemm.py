@@ -33,7 +33,7 @@ from kernels.formats import WeightFormat
 from kernels.kernel import Arm, Launch, Tensors
 from kernels.packing import Float16
 from kernels.triton import tiles, tuned
-from kernels.triton.memory import load
+from kernels.triton.memory import load, load_units, scale_of, scale_of_matrix
 from kernels.triton.plan import (
     FP8_CAPABILITY,
     Plan,
@@ -41,6 +41,7 @@ from kernels.triton.plan import (
     check_batch,
     check_packed,
     compile_options,
+    packed_arguments,
     packed_signature,
 )
 from kernels.triton.tiles import INTERPRETED
@@ -51,8 +52,9 @@ BATCHES = (16, 256)
 @triton.jit
 def gemm_kernel(
     words_ptr,  # int32 [N, K * BITS / 32]
-    scales_ptr,  # activation dtype or fp32 [N, K / GROUP_SIZE]
+    scales_ptr,  # activation dtype, fp32 or uint8 [N, K / GROUP_SIZE]
     zeros_ptr,  # uint8 [N, K / GROUP_SIZE], or None
+    second_ptr,  # fp32, the second level of scales (kernels/scales.py), or None
     x_ptr,  # activation dtype [BATCH, K]
     out_ptr,  # int32 [N], fp32 [N] or activation dtype [BATCH, N]: kernel.output_shape
     k_end,  # K again, but known only at run time: see plan.py
@@ -63,6 +65,7 @@ def gemm_kernel(
     BITS: tl.constexpr,
     ENCODING: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
+    SCALE_TYPE: tl.constexpr,
     HAS_ZERO: tl.constexpr,
     TUNED: tl.constexpr,
     HAS_FP8: tl.constexpr,
@@ -75,13 +78,11 @@ def gemm_kernel(
 
     Rows past the end repeat the last one, so that loads need no mask; their results are not stored.
     """
-    PER_WORD: tl.constexpr = 32 // BITS
-    WORDS: tl.constexpr = BLOCK_K // PER_WORD
+    UNITS: tl.constexpr = BLOCK_K // tiles.per_unit(BITS)
     GROUPS: tl.constexpr = K // GROUP_SIZE
     PER_ROW: tl.constexpr = GROUPS == 1 and not HAS_ZERO
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     CHECKSUM: tl.constexpr = STAGE == "stream" or STAGE == "unpack"
-    PAD: tl.constexpr = 0 if CHECKSUM else tiles.zero_word(BITS, ENCODING)
     UNIT: tl.constexpr = tuned.unit(BITS, ENCODING) if TUNED and STAGE != "bypass" else 1.0
     tl.static_assert(PER_ROW or GROUP_SIZE % BLOCK_K == 0, "a step along k must stay in one group")
 
@@ -91,23 +92,29 @@ def gemm_kernel(
     x_row = tl.minimum(batch, BATCH - 1)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
 
-    checksum = tl.zeros([BLOCK_N, WORDS], tl.int32)
+    checksum = tl.zeros([BLOCK_N, UNITS], tl.int32)
     groups = tl.zeros([BLOCK_N, 1], tl.int32)
-    total = tl.zeros([BLOCK_N, WORDS], tl.float32)
+    total = tl.zeros([BLOCK_N, UNITS], tl.float32)
     y = tl.zeros([BLOCK_N, BLOCK_B], tl.float32)
     if not HAS_ZERO:
         zero = 0
+    of_matrix = 0.0 if CHECKSUM else scale_of_matrix(second_ptr, SCALE_TYPE)
     if PER_ROW:
+        offset = weight_row[:, None]
         scale = tl.load(scales_ptr + weight_row)[:, None]
+        if not CHECKSUM:
+            scale = scale_of(scale, offset, True, second_ptr, of_matrix, SCALE_TYPE, True)
 
     for k0 in tl.range(0, K if INTERPRETED else k_end, BLOCK_K, num_stages=NUM_STAGES):
         # Load the words, and one scale and zero point per row.
-        word = k0 // PER_WORD + tl.arange(0, WORDS)
-        address = words_ptr + weight_row[:, None] * (K // PER_WORD) + word[None, :]
-        words = load(address, (word < K // PER_WORD)[None, :], PAD, WHOLE)
+        words = load_units(
+            words_ptr, weight_row, k0, BLOCK_K, K, BITS, ENCODING, not CHECKSUM, WHOLE
+        )
         if not PER_ROW:
             offset = weight_row[:, None] * GROUPS + k0 // GROUP_SIZE
             scale = tl.load(scales_ptr + offset)
+            if not CHECKSUM:
+                scale = scale_of(scale, offset, True, second_ptr, of_matrix, SCALE_TYPE, True)
             if HAS_ZERO:
                 zero = tl.load(zeros_ptr + offset)
         if TUNED and not CHECKSUM:
@@ -116,12 +123,15 @@ def gemm_kernel(
             known = tiles.zero_point(zero, BITS, HAS_ZERO)
 
         if CHECKSUM:
-            checksum += words if STAGE == "stream" else tiles.sum_of_codes(words, BITS)
+            if STAGE == "stream":
+                checksum += tiles.sum_of_words(words)
+            else:
+                checksum += tiles.sum_of_codes(words, BITS)
             first = k0 % GROUP_SIZE == 0  # a group counts once
             groups += tl.where(first, tiles.group_bits(scale, zero, HAS_ZERO), 0)
         elif STAGE == "scale":
-            part = tl.zeros([BLOCK_N, WORDS], tl.float32)
-            for i in tl.static_range(PER_WORD):
+            part = tl.zeros([BLOCK_N, UNITS], tl.float32)
+            for i in tl.static_range(tiles.per_unit(BITS)):
                 if TUNED:
                     number = tuned.number(words, i, known, BITS, ENCODING, HAS_FP8)
                 else:
@@ -237,6 +247,7 @@ def plan(
         "BITS": weight_format.bits,
         "ENCODING": weight_format.encoding,
         "GROUP_SIZE": weight_format.group_size or k,
+        "SCALE_TYPE": weight_format.scale_type,
         "HAS_ZERO": weight_format.zero_point,
         "TUNED": tuned,
         "HAS_FP8": tuned and weight_format.encoding == "e4m3" and capability >= FP8_CAPABILITY,
@@ -281,4 +292,4 @@ def bind(
     check_batch("gemm", batch, BATCHES)
     capability = capability_of(x)
     launch_plan = plan(arm, weight_format, activation, n, k, batch, config, tuned, capability)
-    return launch_plan.launch(tensors["words"], tensors["scales"], tensors.get("zeros"), x, out, k)
+    return launch_plan.launch(*packed_arguments(tensors), x, out, k)

@@ -37,6 +37,11 @@ def unit(bits, encoding):
     return {"int": 2.0**-3 if bits == 4 else 2.0**-7, "e4m3": 2.0**-8}.get(encoding, 1.0)
 
 
+def knows(bits: int, encoding: str) -> bool:
+    """Whether there are tile functions in PTX for codes of that many bits."""
+    return bits == 8 or (bits == 4 and encoding in ("int", "nf4"))
+
+
 @triton.constexpr_function
 def makes_pairs(encoding):
     """Whether two weights at a time may be multiplied in fp16."""
@@ -218,14 +223,15 @@ def pair(
         ENCODING: what a code stands for.
         HAS_FP8: whether the target converts FP8, as sm_89 and later do.
     """
+    word = words[2 * i * BITS // 32]
     if ENCODING == "e4m3":
-        return pairs_e4m3(words, HAS_FP8)[i]
+        return pairs_e4m3(word, HAS_FP8)[i % 2]
     elif ENCODING == "e5m2":
-        return pairs_e5m2(words)[i]
+        return pairs_e5m2(word)[i % 2]
     elif BITS == 4:
-        return pairs4(words, known[0], known[1])[i]
+        return pairs4(word, known[0], known[1])[i % 4]
     else:
-        return pairs8(words, known[0])[i]
+        return pairs8(word, known[0])[i % 2]
 
 
 @triton.jit
@@ -239,10 +245,11 @@ def number(
 ):
     """Weight i of each word before scaling, times UNIT: fp32, exact. All lanes must be there."""
     if ENCODING == "nf4":
+        word = words[i * BITS // 32].to(tl.uint32, bitcast=True)
         return tl.inline_asm_elementwise(
             "shfl.sync.idx.b32 $0, $1, $2, 0x101f, 0xffffffff;",
             "=f,r,r",
-            [known, words.to(tl.uint32, bitcast=True) >> tiles.shift_of(i, BITS)],
+            [known, word >> tiles.place_of(i, BITS)],
             dtype=tl.float32,
             is_pure=False,
             pack=1,
@@ -253,20 +260,12 @@ def number(
 
 @triton.jit
 def numbers(words, known, BITS: tl.constexpr, ENCODING: tl.constexpr, HAS_FP8: tl.constexpr):
-    """All weights of words [n, w] before scaling, times UNIT: fp32 [n, w, 32 / BITS], in order."""
-    n0 = number(words, 0, known, BITS, ENCODING, HAS_FP8)
-    n1 = number(words, 1, known, BITS, ENCODING, HAS_FP8)
-    n2 = number(words, 2, known, BITS, ENCODING, HAS_FP8)
-    n3 = number(words, 3, known, BITS, ENCODING, HAS_FP8)
-    if BITS == 8:
-        joined = tiles.join4(n0, n1, n2, n3)
-    else:
-        n4 = number(words, 4, known, BITS, ENCODING, HAS_FP8)
-        n5 = number(words, 5, known, BITS, ENCODING, HAS_FP8)
-        n6 = number(words, 6, known, BITS, ENCODING, HAS_FP8)
-        n7 = number(words, 7, known, BITS, ENCODING, HAS_FP8)
-        joined = tiles.join8(n0, n1, n2, n3, n4, n5, n6, n7)
-    return tl.reshape(joined, [words.shape[0], words.shape[1], 32 // BITS])
+    """All weights of a unit of words [n, u], times UNIT: fp32 [n, u, per_unit(BITS)], in order."""
+    parts = ()
+    for i in tl.static_range(tiles.per_unit(BITS)):
+        parts += (number(words, i, known, BITS, ENCODING, HAS_FP8),)
+    shape: tl.constexpr = [words[0].shape[0], words[0].shape[1], tiles.per_unit(BITS)]
+    return tl.reshape(tiles.join(parts), shape)
 
 
 @triton.jit
@@ -288,15 +287,11 @@ def numbers16(
 ):
     """`numbers` in 16 bits, exact but for NF4: pairs as they are, where they are of that dtype."""
     if dtype == tl.float16 and ENCODING != "nf4":
-        n0, n1 = split_pair(pair(words, 0, known, BITS, ENCODING, HAS_FP8))
-        n2, n3 = split_pair(pair(words, 1, known, BITS, ENCODING, HAS_FP8))
-        if BITS == 8:
-            joined = tiles.join4(n0, n1, n2, n3)
-        else:
-            n4, n5 = split_pair(pair(words, 2, known, BITS, ENCODING, HAS_FP8))
-            n6, n7 = split_pair(pair(words, 3, known, BITS, ENCODING, HAS_FP8))
-            joined = tiles.join8(n0, n1, n2, n3, n4, n5, n6, n7)
-        return tl.reshape(joined, [words.shape[0], words.shape[1], 32 // BITS])
+        parts = ()
+        for i in tl.static_range(tiles.per_unit(BITS) // 2):
+            parts += split_pair(pair(words, i, known, BITS, ENCODING, HAS_FP8))
+        shape: tl.constexpr = [words[0].shape[0], words[0].shape[1], tiles.per_unit(BITS)]
+        return tl.reshape(tiles.join(parts), shape)
     else:
         return numbers(words, known, BITS, ENCODING, HAS_FP8).to(dtype)
 
