@@ -29,7 +29,7 @@ def stage(arm: Arm, variant: str, activation: Float16, encoding: Encoding) -> Ke
         arm=arm,
         implementation="triton",
         device="cuda",
-        formats=encoded(encoding, is_tuned),
+        formats=encoded(encoding),
         activations=(activation,),
         batches=module.BATCHES,
         pack=partial(packed_tensors, bypass=True) if arm == "bypass" else packed_tensors,
@@ -46,13 +46,9 @@ def reading_of(variant: str, activation: str, encoding: Encoding) -> BypassReadi
     return "halves" if variant.startswith("gemm") or half2 else "fp32"
 
 
-def encoded(encoding: Encoding, in_ptx: bool) -> tuple[str, ...]:
-    """The names of the formats of an encoding; of those that tuned.py knows, if in PTX."""
-    return tuple(
-        f.name
-        for f in FORMATS
-        if f.quantized and f.encoding == encoding and (not in_ptx or tuned.knows(f.bits, encoding))
-    )
+def encoded(encoding: Encoding) -> tuple[str, ...]:
+    """The names of the formats of an encoding."""
+    return tuple(f.name for f in FORMATS if f.quantized and f.encoding == encoding)
 
 
 def dequantizer(variant: str, encoding: Encoding) -> Kernel:
@@ -61,7 +57,7 @@ def dequantizer(variant: str, encoding: Encoding) -> Kernel:
         arm="dequantize",
         implementation="triton",
         device="cuda",
-        formats=encoded(encoding, variant == "ptx"),
+        formats=encoded(encoding),
         activations=ACTIVATIONS,
         batches=(1, 256),
         pack=packed_tensors,
@@ -119,18 +115,11 @@ NATIVE_GEMM = Kernel(
     tolerance=TOLERANCE,
 )
 KERNELS: tuple[Kernel, ...] = (
-    *(
-        stage(a, v, x, e)
-        for v in VARIANTS
-        for e in ENCODINGS
-        for x in ACTIVATIONS
-        for a in LADDER
-        if encoded(e, v.endswith("-ptx"))
-    ),
+    *(stage(a, v, x, e) for v in VARIANTS for e in ENCODINGS for x in ACTIVATIONS for a in LADDER),
     NATIVE_GEMV,
     NATIVE_GEMM,
     VENDOR,
-    *(  # the first makes `unfused`
-        dequantizer(v, e) for v in ("ptx", "default") for e in ENCODINGS if encoded(e, v == "ptx")
-    ),
+    *(
+        dequantizer(v, e) for v in ("ptx", "default") for e in ENCODINGS
+    ),  # the first makes `unfused`
 )

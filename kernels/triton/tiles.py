@@ -101,6 +101,12 @@ def before(bits, plane):
 
 
 @triton.constexpr_function
+def after(bits, plane):
+    """Bits of a code in the planes after this one: below it."""
+    return sum(formats.PLANES[bits][plane + 1 :])
+
+
+@triton.constexpr_function
 def per_unit(bits):
     """Weights that `numbers` makes at once: those of a word, or of 32 weights' words in every plane."""
     return 32 // bits if len(formats.PLANES[bits]) == 1 else 32
