@@ -81,7 +81,7 @@ def plan_of(
     """What the kernel of an arm and variant launches: for those who compile it and launch nothing."""
     if arm == "dequantize":
         tuning = (variant == "ptx", capability)
-        return dequantize.plan(weight_format, activation, n, k, dequantize.DEFAULT_CONFIG, *tuning)
+        return dequantize.plan(weight_format, activation, n, k, None, *tuning)
     if arm == "native":
         sixteen = native.plan_gemv if variant == "gemv" else native.plan_gemm
         return sixteen(activation, n, k, batch)

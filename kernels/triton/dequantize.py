@@ -126,7 +126,9 @@ class Config:
     num_warps: int
 
 
-DEFAULT_CONFIG = Config(block_n=16, block_w=128, num_warps=4)  # untuned: 16 words per lane
+def default_config(weight_format: WeightFormat) -> Config:
+    """Untuned: 16 words per lane, or as many as hold 128 weights."""
+    return Config(block_n=16, block_w=min(128, 32 * weight_format.planes[0]), num_warps=4)
 
 
 def plan(
@@ -134,11 +136,12 @@ def plan(
     activation: Float16,
     n: int,
     k: int,
-    config: Config = DEFAULT_CONFIG,
+    config: Config | None = None,
     tuned: bool = False,
     capability: int = 80,
 ) -> Plan:
     """What `bind` launches and what the ahead-of-time compiler compiles; arguments as gemv.plan."""
+    config = config or default_config(weight_format)
     types = packed_signature(weight_format, activation, "dequantize")
     constexprs = {
         "N": n,
@@ -167,7 +170,7 @@ def bind(
     tensors: Tensors,
     x: torch.Tensor,
     out: torch.Tensor,
-    config: Config = DEFAULT_CONFIG,
+    config: Config | None = None,
     encoding: Encoding = "int",
     tuned: bool = False,
 ) -> Launch:
@@ -177,7 +180,7 @@ def bind(
         tensors: `packed_tensors` on the device of x.
         x: activations [batch, k]; only their dtype and k matter.
         out: [n, k] in the dtype of x.
-        config: how to cut the matrix.
+        config: how to cut the matrix; None for the default.
         encoding: what the codes in the words stand for.
         tuned: whether to take the tile functions in inline PTX, which cannot be interpreted.
 

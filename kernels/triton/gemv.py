@@ -289,18 +289,20 @@ def default_config(
 ) -> Config:
     """Conservative and untuned: chosen by counting instructions and registers, never by timing.
 
-    Fewer rows per program where the batch needs the registers. Between 2 and 4 warps, the number
-    that wastes less of the last step along k. The assembler fills the registers it is given: at 56
-    (72 for 8 bits, whose words take twice as many) `fused` and `bypass` at batch 1 run at the same
-    occupancy. NF4's selects need more, and fewer rows. Left to itself it sometimes spills to reach a
-    round number, which a cap of 255 (none) prevents.
+    Fewer rows per program where the batch needs the registers, or where a load of 16 bytes holds many
+    weights. Between 2 and 4 warps (of such loads 1), the number that wastes less of the last step along k.
+    The assembler fills the registers it is given: at 56 (of wider or several words 64 or 72) `fused` and
+    `bypass` at batch 1 run at the same occupancy, and neither spills. NF4's selects need more, and fewer
+    rows. Left to itself it sometimes spills to reach a round number, which a cap of 255 (none) prevents.
     """
+    bits = weight_format.bits
+    warps = (4, 2) if weight_format.planes[0] >= 4 else (4, 2, 1)
 
     def padded(num_warps: int) -> int:
         block_k = Config(1, num_warps).block_k(weight_format)
         return -(-k // block_k) * block_k
 
-    cap = 56 if weight_format.bits == 4 else 72
+    cap = {4: 56, 5: 64, 6: 64}.get(bits, 72)
     if weight_format.zero_point:
         cap = 72  # at 56 bf16 spills on sm_100
     if weight_format.encoding == "nf4" and capability in (100, 103):
@@ -308,9 +310,11 @@ def default_config(
     rows = 4 if batch <= 4 else 2
     if weight_format.encoding == "nf4" and not tuned:
         cap, rows = 128, 2
+    if bits == 1:
+        cap, rows = 72 if tuned else 48, 2
     return Config(
         block_n=rows,
-        num_warps=min((4, 2), key=padded),
+        num_warps=min(warps, key=padded),
         max_registers=255 if batch > 1 else cap,
     )
 

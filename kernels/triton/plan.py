@@ -76,6 +76,11 @@ def compile_options(
     }
 
 
+def needs_second_level(weight_format: WeightFormat) -> bool:
+    """Whether the stored scales are no numbers without a second level."""
+    return second_level_numbers(weight_format.scale_type, 1) > 0
+
+
 def packed_signature(
     weight_format: WeightFormat, activation: Float16, arm: Arm
 ) -> dict[str, str | None]:
@@ -85,7 +90,7 @@ def packed_signature(
         "words_ptr": "*i32",
         "scales_ptr": f"*{scale_dtype(weight_format, activation)}",
         "zeros_ptr": "*u8" if weight_format.zero_point else None,
-        "second_ptr": "*fp32" if second_level_numbers(weight_format.scale_type, 1) else None,
+        "second_ptr": "*fp32" if needs_second_level(weight_format) else None,
         "x_ptr": f"*{activation}",
         "out_ptr": f"*{activation}"
         if written == "activation"
@@ -157,6 +162,7 @@ def format_of(
             and k % weight_format.weights_per_whole == 0
             and k % (weight_format.group_size or k) == 0
             and weight_format.zero_point == ("zeros" in tensors)
+            and needs_second_level(weight_format) == ("second_level" in tensors)
             and (word_columns * 32, groups) == (k * weight_format.bits, weight_format.groups(k))
         ):
             found.append(weight_format)
@@ -166,9 +172,10 @@ def format_of(
     if found:
         return found[0]  # its scales have another dtype, which the caller refuses
     stored = "with" if "zeros" in tensors else "without"
+    second = "with a second level" if "second_level" in tensors else "without a second level"
     raise ValueError(
         f"x has k = {k} columns, but no weight format stores that many weights per row in "
-        f"{word_columns} words and {groups} scales {stored} zero points; "
+        f"{word_columns} words and {groups} scales {stored} zero points and {second}; "
         f"pass x [batch, k] and the tensors that this kernel's pack made for the same k."
     )
 
@@ -254,8 +261,8 @@ def check_packed(
     check("scales", tensors["scales"], groups, stored, x.device)
     if weight_format.zero_point:
         check("zeros", tensors["zeros"], groups, torch.uint8, x.device)
-    numbers = second_level_numbers(weight_format.scale_type, n * groups[1])
-    if numbers:
+    if needs_second_level(weight_format):
+        numbers = second_level_numbers(weight_format.scale_type, n * groups[1])
         check("second_level", tensors["second_level"], (numbers,), torch.float32, x.device)
     check(
         "out", out, shape, x.dtype if written == "activation" else TORCH_DTYPES[written], x.device

@@ -35,7 +35,6 @@ import triton.language as tl
 from kernels import codebooks, formats
 from kernels.triton import tiles
 
-
 LEVELS = {name: codebooks.codebook(name).view("uint32").tolist() for name in ("nf4", "fp4")}
 
 
@@ -266,7 +265,8 @@ def twice_fp16(number):
     while fraction < 1:
         fraction, exponent = fraction * 2, exponent - 1
     mantissa = int((fraction - 1) * 1024)
-    assert 0 < exponent < 31 and fraction == 1 + mantissa / 1024
+    assert 0 < exponent < 31
+    assert fraction == 1 + mantissa / 1024
     half = (0x8000 if number < 0 else 0) | exponent << 10 | mantissa
     bits = half << 16 | half
     return bits - (bits >> 31 << 32)
