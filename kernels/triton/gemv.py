@@ -312,6 +312,8 @@ def default_config(
         cap, rows = 128, 2
     if bits == 1:
         cap, rows = 72 if tuned else 48, 2
+    if bits == 3 and min(map(padded, warps)) > k:
+        cap, rows = 64, 2  # the masks of a part of a step would spill
     return Config(
         block_n=rows,
         num_warps=min(warps, key=padded),
