@@ -291,9 +291,9 @@ def default_config(
 
     Fewer rows per program where the batch needs the registers, or where a load of 16 bytes holds many
     weights. Between 2 and 4 warps (of such loads 1), the number that wastes less of the last step along k.
-    The assembler fills the registers it is given: at 56 (of wider or several words 64 or 72) `fused` and
-    `bypass` at batch 1 run at the same occupancy, and neither spills. NF4's selects need more, and fewer
-    rows. Left to itself it sometimes spills to reach a round number, which a cap of 255 (none) prevents.
+    The assembler fills the registers it is given: under these caps `fused` and `bypass` at batch 1 run at
+    the same occupancy, and neither spills. Only NF4's selects need more than its `bypass`, and fewer rows.
+    Left to itself it sometimes spills to reach a round number, which a cap of 255 (none) prevents.
     """
     bits = weight_format.bits
     warps = (4, 2) if weight_format.planes[0] >= 4 else (4, 2, 1)
@@ -303,15 +303,17 @@ def default_config(
         return -(-k // block_k) * block_k
 
     cap = {4: 56, 5: 64, 6: 64}.get(bits, 72)
+    if bits == 8 and loads_per_segment(weight_format) == 1:
+        cap = 56 if tuned else 48
     if weight_format.zero_point:
         cap = 72  # at 56 bf16 spills on sm_100
-    if weight_format.encoding == "nf4" and capability in (100, 103):
-        cap = 255  # there fp16 spills under any cap
     rows = 4 if batch <= 4 else 2
+    if weight_format.encoding in ("nf4", "fp4") and tuned and capability in (100, 103):
+        rows = 2  # there fp16 spills with more, under any cap
     if weight_format.encoding == "nf4" and not tuned:
         cap, rows = 128, 2
     if bits == 1:
-        cap, rows = 72 if tuned else 48, 2
+        cap, rows = 96 if tuned else 48, 2
     if bits == 3 and min(map(padded, warps)) > k:
         cap, rows = 64, 2  # the masks of a part of a step would spill
     return Config(
