@@ -8,7 +8,8 @@ tensor cores that would otherwise be waiting for it. How much of that does the p
     scale    + subtracts the zero point, rounds to the activation dtype (exact), scales; sums
     fused    + multiplies by x: the real kernel
     bypass   `fused` without dequantization: the two 16-bit halves of a word, read as numbers of
-             the activation dtype, stand in turn for its weights
+             the activation dtype, stand in turn for its weights (where weights are scaled one by one,
+             the compiler scales such a half once for all of them)
 
 The stages are one kernel that differs by STAGE. Stages that multiply nothing do not load x. TUNED
 takes the tile functions in inline PTX (tuned.py) instead of Triton's own operations (tiles.py).

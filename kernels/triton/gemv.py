@@ -22,6 +22,9 @@ One lane owns a *segment* of each of BLOCK_N rows: 32 weights that share a scale
 `(code - zero) * x` over its segment and multiplies once by the scale. x is loaded in the same places,
 8 values at a time, and used for all BLOCK_N rows. Lanes are added up once, at the end.
 
+A load of 1- or 2-bit codes holds 128 or 64 weights. Of codes in several planes, the widest is loaded 16 bytes
+at a time and the others 8 or 4. A segment of two groups (NVFP4: 16 weights) takes its scales one after another.
+
              k ->  segment 0      segment 1            BLOCK_K = 32 weights * 32 lanes * num_warps
     row r        [w0 w1 w2 w3]  [w0 w1 w2 w3]  ...
     row r + 1    [w0 w1 w2 w3]  [w0 w1 w2 w3]  ...
