@@ -56,6 +56,7 @@ BypassReading = Literal["fp32", "halves"]
 
 NIBBLE_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word holds weight NIBBLE_ORDER[i]
 SEGMENT = 32  # weights whose words are whole in every plane
+SMALL_SCALE = 2.0**-16
 WEIGHT_STD = 0.02  # W ~ N(0, 0.02^2), METHOD section 2
 
 
@@ -137,10 +138,15 @@ class Weights:
 
     @cached_property
     def bypass_words(self) -> NDArray[np.uint32]:
-        """Words of the bypass arm: every half finite and normal as fp16, bf16 and upper half of fp32."""
+        """Words of the bypass arm: every half finite and normal as fp16, bf16 and upper half of fp32.
+
+        Scales as small as those of MXFP8's e5m2 get larger words, lest y leave the normal numbers of fp16.
+        """
         rng = np.random.default_rng([self.seed, 1])
         halves = rng.integers(0, 0x100, size=(*self.words.shape, 2), dtype=np.uint16)
-        halves |= np.uint16(0x3C00) | (rng.integers(0, 2, halves.shape, dtype=np.uint16) << 15)
+        halves |= np.uint16(0x3C00 if self.scales.max() > SMALL_SCALE else 0x4600) | (
+            rng.integers(0, 2, halves.shape, dtype=np.uint16) << 15
+        )
         words: NDArray[np.uint32] = halves.view(np.uint32)[:, :, 0]
         return words
 

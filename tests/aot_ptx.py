@@ -112,9 +112,10 @@ def job_arguments(job: Job) -> tuple[list[Any], np.ndarray, np.ndarray]:
         return [float_bits(weights.values16, job.activation), x, out, job.k], out, expected
     words = weights.bypass_words if job.arm == "bypass" else weights.words
     stored = packing.scale_dtype(weight_format, job.activation)
-    packed = [words.copy(), float_bits(weights.scales, stored)]
-    if weights.zeros is not None:
-        packed.append(weights.zeros.copy())
+    codes = weights.scale_codes
+    scales = float_bits(weights.scales, stored) if codes is None else codes.copy()
+    others = (weights.zeros, weights.second_level)
+    packed = [words.copy(), scales, *(array.copy() for array in others if array is not None)]
     if job.arm == "dequantize":
         return [*packed, out], out, expected
     return [*packed, bits, out, job.k], out, expected

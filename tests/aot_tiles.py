@@ -43,7 +43,7 @@ def numbers_kernel(
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    words = tl.load(words_ptr + at)
+    words = (tl.load(words_ptr + at),)
     zero = tl.load(zeros_ptr + at)
     for i in tl.static_range(32 // BITS):
         if TUNED:

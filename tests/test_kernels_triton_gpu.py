@@ -12,7 +12,7 @@ from tests.triton_cases import check
 
 pytestmark = pytest.mark.gpu
 
-FORMATS = tuple(f.name for f in kernels.formats.FORMATS if kernels.formats.plain(f))
+FORMATS = tuple(f.name for f in kernels.formats.FORMATS if f.quantized)
 SHAPES = ((4096, 4096), (4096, 14336), (1024, 4096), (1000, 11008))
 BATCHES = (1, 3, 16, 17, 64, 256)
 

@@ -49,7 +49,7 @@ SHARED_FAULTS: list[tuple[str, Callable[[torch.Tensor], torch.Tensor], str]] = [
     ("x", misaligned, r"x should be .* start at a multiple of 16 bytes.* pass x\.clone\(\)"),
 ]
 PACKED_FAULTS = [
-    ("x", lambda x: x[:, :128].contiguous(), r"k = 128 columns, but no weight format stores"),
+    ("x", lambda x: x[:, :64].contiguous(), r"k = 64 columns, but no weight format stores"),
     ("words", lambda w: w.to(torch.int64), r"words should be .*int32 .*int64"),
     ("words", misaligned, r"words should be .* multiple of 16 bytes"),
     ("scales", lambda s: s.bfloat16(), r"scales should be .*float16 .*bfloat16"),

@@ -22,7 +22,7 @@ from bench.static import sass
 from bench.static.audit import Audit, Job, K, N, row_of
 from bench.static.audit_all import audited
 from bench.static.audit_cache import open_cache
-from kernels.formats import FORMATS, WeightFormat, find_format, plain
+from kernels.formats import FORMATS, WeightFormat, find_format
 
 if TYPE_CHECKING:
     from kernels.kernel import Arm
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--format", help="names of formats with commas; all by default")
     parser.add_argument("--batch", type=int, default=1)
     arguments = parser.parse_args()
-    quantized = tuple(f for f in FORMATS if plain(f))
+    quantized = tuple(f for f in FORMATS if f.quantized)
     formats = (
         tuple(map(find_format, arguments.format.split(","))) if arguments.format else quantized
     )

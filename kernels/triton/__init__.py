@@ -12,7 +12,7 @@ from typing import Any
 from kernels import lowp_vendor
 from kernels.codebooks import Encoding
 from kernels.cuda_vendor import VENDOR
-from kernels.formats import FORMATS, WeightFormat, plain
+from kernels.formats import FORMATS, WeightFormat
 from kernels.kernel import LADDER, Arm, Kernel
 from kernels.layercast import layercast
 from kernels.packing import BypassReading, Float16
@@ -20,7 +20,7 @@ from kernels.triton import dequantize, gemm, gemv, lowp, native, tuned, upcast
 from kernels.triton.configs import configured
 from kernels.triton.plan import ACTIVATIONS, Plan, packed_tensors
 
-ENCODINGS: tuple[Encoding, ...] = ("int", "nf4", "e4m3", "e5m2")
+ENCODINGS: tuple[Encoding, ...] = ("int", "nf4", "fp4", "e4m3", "e5m2", "e3m2", "e2m3", "e2m1")
 VARIANTS = ("gemv", "gemv-ptx", "gemm", "gemm-ptx")
 TOLERANCE = 1e-2  # of the largest |y|: bf16 rounds y to 8 bits, fp16 is far inside
 
@@ -52,7 +52,7 @@ def reading_of(variant: str, activation: str, encoding: Encoding) -> BypassReadi
 
 def encoded(encoding: Encoding) -> tuple[str, ...]:
     """The names of the formats of an encoding."""
-    return tuple(f.name for f in FORMATS if plain(f) and f.encoding == encoding)
+    return tuple(f.name for f in FORMATS if f.quantized and f.encoding == encoding)
 
 
 def dequantizer(variant: str, encoding: Encoding) -> Kernel:
@@ -86,7 +86,7 @@ def plan_of(
     """What the kernel of an arm and variant launches, by default or in a configuration of its own kind."""
     if arm == "dequantize":
         tuning = (variant == "ptx", capability)
-        return dequantize.plan(weight_format, activation, n, k, dequantize.DEFAULT_CONFIG, *tuning)
+        return dequantize.plan(weight_format, activation, n, k, None, *tuning)
     if arm == "native":
         sixteen = native.plan_gemv if variant == "gemv" else native.plan_gemm
         return sixteen(activation, n, k, batch, config)

@@ -8,7 +8,8 @@ tensor cores that would otherwise be waiting for it. How much of that does the p
     scale    + subtracts the zero point, rounds to the activation dtype (exact), scales; sums
     fused    + multiplies by x: the real kernel
     bypass   `fused` without dequantization: the two 16-bit halves of a word, read as numbers of
-             the activation dtype, stand in turn for its weights
+             the activation dtype, stand in turn for its weights (where weights are scaled one by one,
+             the compiler scales such a half once for all of them)
 
 The stages are one kernel that differs by STAGE. Stages that multiply nothing do not load x. TUNED
 takes the tile functions in inline PTX (tuned.py) instead of Triton's own operations (tiles.py).
@@ -17,7 +18,9 @@ the same value.
 
 W is the *left* operand: its BLOCK_N rows fill the tall side of the tensor-core instruction and the
 batch its narrow side, so that a batch of 16 wastes nothing. `code - zero` is exact in 16 bits; the
-scale multiplies the accumulated tile once per group (BLOCK_K divides the group), not every weight.
+scale multiplies the accumulated tile once per group (BLOCK_K divides the group), not every weight. Groups
+of 16 or 32 would make such steps short: where their scales are a power of two, or e4m3, a step spans several
+and weights are scaled before they are rounded, which costs them no digit (only fp16's subnormal numbers).
 
     y^T [BLOCK_N, BLOCK_B]  +=  scale [BLOCK_N, 1] * (W [BLOCK_N, BLOCK_K] . x^T [BLOCK_K, BLOCK_B])
 """
@@ -33,7 +36,7 @@ from kernels.formats import WeightFormat
 from kernels.kernel import Arm, Launch, Tensors
 from kernels.packing import Float16
 from kernels.triton import tiles, tuned
-from kernels.triton.memory import load
+from kernels.triton.memory import E4M3_UNBIAS, load, load_units, scale_of, scale_of_matrix
 from kernels.triton.plan import (
     FP8_CAPABILITY,
     Plan,
@@ -41,6 +44,7 @@ from kernels.triton.plan import (
     check_batch,
     check_packed,
     compile_options,
+    packed_arguments,
     packed_signature,
 )
 from kernels.triton.tiles import INTERPRETED
@@ -51,8 +55,9 @@ BATCHES = (16, 256)
 @triton.jit
 def gemm_kernel(
     words_ptr,  # int32 [N, K * BITS / 32]
-    scales_ptr,  # activation dtype or fp32 [N, K / GROUP_SIZE]
+    scales_ptr,  # activation dtype, fp32 or uint8 [N, K / GROUP_SIZE]
     zeros_ptr,  # uint8 [N, K / GROUP_SIZE], or None
+    second_ptr,  # fp32, the second level of scales (kernels/scales.py), or None
     x_ptr,  # activation dtype [BATCH, K]
     out_ptr,  # int32 [N], fp32 [N] or activation dtype [BATCH, N]: kernel.output_shape
     k_end,  # K again, but known only at run time: see plan.py
@@ -63,6 +68,7 @@ def gemm_kernel(
     BITS: tl.constexpr,
     ENCODING: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
+    SCALE_TYPE: tl.constexpr,
     HAS_ZERO: tl.constexpr,
     TUNED: tl.constexpr,
     HAS_FP8: tl.constexpr,
@@ -75,15 +81,17 @@ def gemm_kernel(
 
     Rows past the end repeat the last one, so that loads need no mask; their results are not stored.
     """
-    PER_WORD: tl.constexpr = 32 // BITS
-    WORDS: tl.constexpr = BLOCK_K // PER_WORD
+    UNITS: tl.constexpr = BLOCK_K // tiles.per_unit(BITS)
     GROUPS: tl.constexpr = K // GROUP_SIZE
     PER_ROW: tl.constexpr = GROUPS == 1 and not HAS_ZERO
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     CHECKSUM: tl.constexpr = STAGE == "stream" or STAGE == "unpack"
-    PAD: tl.constexpr = 0 if CHECKSUM else tiles.zero_word(BITS, ENCODING)
     UNIT: tl.constexpr = tuned.unit(BITS, ENCODING) if TUNED and STAGE != "bypass" else 1.0
-    tl.static_assert(PER_ROW or GROUP_SIZE % BLOCK_K == 0, "a step along k must stay in one group")
+    # Several groups in a step: the scales multiply the weights, not the sums.
+    SCALED: tl.constexpr = not PER_ROW and GROUP_SIZE < BLOCK_K
+    STEP: tl.constexpr = tl.cdiv(BLOCK_K, GROUP_SIZE)
+    LATE: tl.constexpr = SCALED and SCALE_TYPE == "e4m3"
+    tl.static_assert(PER_ROW or SCALED or GROUP_SIZE % BLOCK_K == 0, "a step must stay in a group")
 
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     weight_row = tl.minimum(row, N - 1)
@@ -91,23 +99,42 @@ def gemm_kernel(
     x_row = tl.minimum(batch, BATCH - 1)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
 
-    checksum = tl.zeros([BLOCK_N, WORDS], tl.int32)
+    checksum = tl.zeros([BLOCK_N, UNITS], tl.int32)
     groups = tl.zeros([BLOCK_N, 1], tl.int32)
-    total = tl.zeros([BLOCK_N, WORDS], tl.float32)
+    total = tl.zeros([BLOCK_N, UNITS], tl.float32)
     y = tl.zeros([BLOCK_N, BLOCK_B], tl.float32)
     if not HAS_ZERO:
         zero = 0
+    of_matrix = 0.0 if CHECKSUM else scale_of_matrix(second_ptr, SCALE_TYPE)
+    if LATE and not CHECKSUM:  # what is left is exact in 16 bits
+        late = of_matrix * (1.0 / E4M3_UNBIAS)
+        of_matrix = E4M3_UNBIAS
     if PER_ROW:
+        offset = weight_row[:, None]
         scale = tl.load(scales_ptr + weight_row)[:, None]
+        if not CHECKSUM:
+            scale = scale_of(scale, offset, True, second_ptr, of_matrix, SCALE_TYPE, True)
 
     for k0 in tl.range(0, K if INTERPRETED else k_end, BLOCK_K, num_stages=NUM_STAGES):
         # Load the words, and one scale and zero point per row.
-        word = k0 // PER_WORD + tl.arange(0, WORDS)
-        address = words_ptr + weight_row[:, None] * (K // PER_WORD) + word[None, :]
-        words = load(address, (word < K // PER_WORD)[None, :], PAD, WHOLE)
-        if not PER_ROW:
+        words = load_units(
+            words_ptr, weight_row, k0, BLOCK_K, K, BITS, ENCODING, not CHECKSUM, WHOLE
+        )
+        if SCALED:
+            group = k0 // GROUP_SIZE + tl.arange(0, STEP)[None, :]
+            offset = weight_row[:, None] * GROUPS + group
+            scale = load(scales_ptr + offset, group < GROUPS, 0, WHOLE)
+            if not CHECKSUM:
+                scale = scale_of(
+                    scale, offset, group < GROUPS, second_ptr, of_matrix, SCALE_TYPE, WHOLE
+                )
+                scale = tl.broadcast_to(scale[:, :, None], [BLOCK_N, STEP, UNITS // STEP])
+                scale = tl.reshape(scale, [BLOCK_N, UNITS])
+        elif not PER_ROW:
             offset = weight_row[:, None] * GROUPS + k0 // GROUP_SIZE
             scale = tl.load(scales_ptr + offset)
+            if not CHECKSUM:
+                scale = scale_of(scale, offset, True, second_ptr, of_matrix, SCALE_TYPE, True)
             if HAS_ZERO:
                 zero = tl.load(zeros_ptr + offset)
         if TUNED and not CHECKSUM:
@@ -116,12 +143,19 @@ def gemm_kernel(
             known = tiles.zero_point(zero, BITS, HAS_ZERO)
 
         if CHECKSUM:
-            checksum += words if STAGE == "stream" else tiles.sum_of_codes(words, BITS)
+            if STAGE == "stream":
+                checksum += tiles.sum_of_words(words)
+            else:
+                checksum += tiles.sum_of_codes(words, BITS)
             first = k0 % GROUP_SIZE == 0  # a group counts once
-            groups += tl.where(first, tiles.group_bits(scale, zero, HAS_ZERO), 0)
+            bits = tiles.group_bits(scale, zero, HAS_ZERO)
+            if SCALED:
+                groups += tl.sum(bits, axis=1)[:, None]
+            else:
+                groups += tl.where(first, bits, 0)
         elif STAGE == "scale":
-            part = tl.zeros([BLOCK_N, WORDS], tl.float32)
-            for i in tl.static_range(PER_WORD):
+            part = tl.zeros([BLOCK_N, UNITS], tl.float32)
+            for i in tl.static_range(tiles.per_unit(BITS)):
                 if TUNED:
                     number = tuned.number(words, i, known, BITS, ENCODING, HAS_FP8)
                 else:
@@ -132,7 +166,12 @@ def gemm_kernel(
             column = k0 + tl.arange(0, BLOCK_K)
             address = x_ptr + x_row[:, None] * K + column[None, :]
             x = load(address, (column < K)[None, :], 0.0, WHOLE)
-            if STAGE == "fused":
+            if STAGE == "fused" and SCALED:
+                if TUNED:
+                    w = tuned.numbers(words, known, BITS, ENCODING, HAS_FP8)
+                else:
+                    w = tiles.numbers(words, known, BITS, ENCODING, tl.float32)
+            elif STAGE == "fused":
                 if TUNED:
                     w = tuned.numbers16(words, known, BITS, ENCODING, HAS_FP8, dtype)
                 else:
@@ -141,8 +180,10 @@ def gemm_kernel(
             else:
                 w = tiles.halves(words, BITS, dtype)
                 per_group = tiles.keep_zero(scale, zero, HAS_ZERO)
+            if SCALED:
+                w = (w.to(tl.float32) * (scale * (1.0 / UNIT))[:, :, None]).to(dtype)
             w = tl.reshape(w, [BLOCK_N, BLOCK_K])
-            if PER_ROW:
+            if PER_ROW or SCALED:
                 y = tiles.dot(w, x.T, y)
             else:
                 y += tiles.dot(w, x.T) * per_group.to(tl.float32)
@@ -150,11 +191,15 @@ def gemm_kernel(
     if CHECKSUM:
         tl.store(out_ptr + row, tl.sum(checksum, axis=1) + tl.sum(groups, axis=1), mask=row < N)
     elif STAGE == "scale":
-        tl.store(out_ptr + row, tl.sum(total, axis=1) * (1.0 / UNIT), mask=row < N)
+        sums = tl.sum(total, axis=1) * (1.0 / UNIT)
+        tl.store(out_ptr + row, sums * late if LATE else sums, mask=row < N)
     else:
         if PER_ROW:
             y *= scale.to(tl.float32)
-        y *= 1.0 / UNIT
+        if LATE:
+            y *= late
+        if not SCALED:
+            y *= 1.0 / UNIT
         inside = (batch < BATCH)[None, :] & (row < N)[:, None]
         address = out_ptr + batch[None, :] * N + row[:, None]
         tl.store(address, y.to(dtype), mask=inside)
@@ -167,7 +212,7 @@ class Config:
     Attributes:
         block_b: rows of x per program; each such tile dequantizes the weights again.
         block_n: rows of W per program.
-        block_k: weights of one row per step; divides the group size.
+        block_k: weights of one row per step; divides the group size, or is a multiple of it.
         num_warps: warps per program.
         num_stages: steps of the pipeline, so steps in flight plus one.
         max_registers: registers per thread that the assembler may use; None for its own choice.
@@ -192,6 +237,8 @@ def default_config(weight_format: WeightFormat, batch: int) -> Config:
     dequantizes in the operand's own layout (zero points) both warps along the batch do it.
     """
     block_k = min(weight_format.group_size or 128, 128)
+    if weight_format.scale_type in ("e8m0", "e4m3") and weight_format.bits < 8:
+        block_k = 64
     if batch <= 16:
         # One warp per 16 rows: one more along the batch would dequantize the same weights again.
         return Config(16, block_n=32, block_k=block_k, num_warps=2, num_stages=5, max_registers=128)
@@ -237,6 +284,7 @@ def plan(
         "BITS": weight_format.bits,
         "ENCODING": weight_format.encoding,
         "GROUP_SIZE": weight_format.group_size or k,
+        "SCALE_TYPE": weight_format.scale_type,
         "HAS_ZERO": weight_format.zero_point,
         "TUNED": tuned,
         "HAS_FP8": tuned and weight_format.encoding == "e4m3" and capability >= FP8_CAPABILITY,
@@ -281,4 +329,4 @@ def bind(
     check_batch("gemm", batch, BATCHES)
     capability = capability_of(x)
     launch_plan = plan(arm, weight_format, activation, n, k, batch, config, tuned, capability)
-    return launch_plan.launch(tensors["words"], tensors["scales"], tensors.get("zeros"), x, out, k)
+    return launch_plan.launch(*packed_arguments(tensors), x, out, k)

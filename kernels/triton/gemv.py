@@ -22,6 +22,9 @@ One lane owns a *segment* of each of BLOCK_N rows: 32 weights that share a scale
 `(code - zero) * x` over its segment and multiplies once by the scale. x is loaded in the same places,
 8 values at a time, and used for all BLOCK_N rows. Lanes are added up once, at the end.
 
+A load of 1- or 2-bit codes holds 128 or 64 weights. Of codes in several planes, the widest is loaded 16 bytes
+at a time and the others 8 or 4. A segment of two groups (NVFP4: 16 weights) takes its scales one after another.
+
              k ->  segment 0      segment 1            BLOCK_K = 32 weights * 32 lanes * num_warps
     row r        [w0 w1 w2 w3]  [w0 w1 w2 w3]  ...
     row r + 1    [w0 w1 w2 w3]  [w0 w1 w2 w3]  ...
@@ -39,7 +42,7 @@ from kernels.formats import WeightFormat
 from kernels.kernel import PRODUCTS, Arm, Launch, Tensors
 from kernels.packing import Float16
 from kernels.triton import tiles, tuned
-from kernels.triton.memory import load
+from kernels.triton.memory import load, load_words, scale_of, scale_of_matrix
 from kernels.triton.plan import (
     FP8_CAPABILITY,
     Plan,
@@ -47,6 +50,7 @@ from kernels.triton.plan import (
     check_batch,
     check_packed,
     compile_options,
+    packed_arguments,
     packed_signature,
 )
 from kernels.triton.tiles import INTERPRETED
@@ -55,6 +59,7 @@ BATCHES = (1, 16)
 WORDS_PER_LOAD = tl.constexpr(4)  # 16 bytes
 CHUNK = tl.constexpr(8)  # activations in one 16-byte load
 ONES = tl.constexpr(0x3C003C00)  # a pair of fp16
+FP16_CHAIN = 16  # products that may be added in fp16
 LANES_PER_QUAD = tl.constexpr(4)  # lanes whose loads lie side by side
 WARP_LANES = 32
 
@@ -62,8 +67,9 @@ WARP_LANES = 32
 @triton.jit
 def gemv_kernel(
     words_ptr,  # int32 [N, K * BITS / 32]
-    scales_ptr,  # activation dtype or fp32 [N, K / GROUP_SIZE]
+    scales_ptr,  # activation dtype, fp32 or uint8 [N, K / GROUP_SIZE]
     zeros_ptr,  # uint8 [N, K / GROUP_SIZE], or None
+    second_ptr,  # fp32, the second level of scales (kernels/scales.py), or None
     x_ptr,  # activation dtype [BATCH, K]
     out_ptr,  # int32 [N], fp32 [N] or activation dtype [BATCH, N]: kernel.output_shape
     k_end,  # K again, but known only at run time: see plan.py
@@ -74,6 +80,7 @@ def gemv_kernel(
     BITS: tl.constexpr,
     ENCODING: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
+    SCALE_TYPE: tl.constexpr,
     HAS_ZERO: tl.constexpr,
     TUNED: tl.constexpr,
     HAS_FP8: tl.constexpr,
@@ -86,26 +93,25 @@ def gemv_kernel(
 
     Rows past the end repeat the last one, so that loads need no mask; their results are not stored.
     """
-    PER_WORD: tl.constexpr = 32 // BITS
-    PER_LOAD: tl.constexpr = WORDS_PER_LOAD * PER_WORD
+    PER_LOAD: tl.constexpr = WORDS_PER_LOAD * 32 // tiles.width(BITS, 0)
     QUAD: tl.constexpr = LANES_PER_QUAD * LOADS * PER_LOAD
     SEGMENTS: tl.constexpr = BLOCK_K // (LOADS * PER_LOAD)
     GROUPS: tl.constexpr = K // GROUP_SIZE
     PER_ROW: tl.constexpr = GROUPS == 1 and not HAS_ZERO
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     CHECKSUM: tl.constexpr = STAGE == "stream" or STAGE == "unpack"
-    # Beyond k: nothing for the integer sums, else the word whose codes all mean zero.
-    PAD: tl.constexpr = 0 if CHECKSUM else tiles.zero_word(BITS, ENCODING)
     FP16: tl.constexpr = x_ptr.dtype.element_ty == tl.float16
     HALF2: tl.constexpr = TUNED and FP16 and tuned.makes_pairs(ENCODING)
     UNIT: tl.constexpr = tuned.unit(BITS, ENCODING) if TUNED and STAGE != "bypass" else 1.0
+    SPAN: tl.constexpr = span(LOADS * PER_LOAD, GROUP_SIZE, PER_ROW, HALF2)
+    SCALES: tl.constexpr = 1 if PER_ROW else tl.cdiv(LOADS * PER_LOAD, GROUP_SIZE)
 
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     # Where rows divide, their distance is a constant, and one address serves all of a lane's loads.
     weight_row = row if N % BLOCK_N == 0 else tl.minimum(row, N - 1)
     batch = tl.arange(0, BLOCK_B)
     x_row = tl.minimum(batch, BATCH - 1)
-    # Where a lane's first load starts in the step, for 4 words, 8 activations or 4 pairs of them.
+    # Where a lane's first load starts in the step, for 8 activations or 4 pairs of them.
     four = tl.arange(0, SEGMENTS * 4)
     eight = tl.arange(0, SEGMENTS * 8)
     four_start = tiles.segment_start(four // 4, PER_LOAD, QUAD)
@@ -122,23 +128,36 @@ def gemv_kernel(
     y = tl.zeros([BLOCK_B, BLOCK_N, SEGMENTS], tl.float32)
     if not HAS_ZERO:
         zero = 0
+    of_matrix = 0.0 if CHECKSUM else scale_of_matrix(second_ptr, SCALE_TYPE)
     if PER_ROW:
-        scale = tl.load(scales_ptr + weight_row)[:, None]
+        scales = (tl.load(scales_ptr + weight_row)[:, None],)
+        if not CHECKSUM:
+            offset = weight_row[:, None]
+            scales = (scale_of(scales[0], offset, True, second_ptr, of_matrix, SCALE_TYPE, True),)
 
     for k0 in range(0, K if INTERPRETED else k_end, BLOCK_K):
-        # Load one scale and zero point per segment.
+        # Load the scales and the zero point of each segment.
         if not PER_ROW:
-            group = (k0 + slot_start) // GROUP_SIZE
-            offset = slot_row * GROUPS + group
-            scale = load(scales_ptr + offset, group < GROUPS, 0.0, WHOLE)
-            scale = tl.reshape(scale, [BLOCK_N, SEGMENTS])
+            scales = ()
+            for part_of in tl.static_range(SCALES):
+                group = (k0 + slot_start) // GROUP_SIZE + part_of
+                offset = slot_row * GROUPS + group
+                scale = load(scales_ptr + offset, group < GROUPS, 0, WHOLE)
+                if not CHECKSUM:
+                    scale = scale_of(
+                        scale, offset, group < GROUPS, second_ptr, of_matrix, SCALE_TYPE, WHOLE
+                    )
+                scales += (tl.reshape(scale, [BLOCK_N, SEGMENTS]),)
             if HAS_ZERO:
                 zero = load(zeros_ptr + offset, group < GROUPS, 0, WHOLE)
                 zero = tl.reshape(zero, [BLOCK_N, SEGMENTS])
         if CHECKSUM:
-            start = k0 + tiles.segment_start(tl.arange(0, SEGMENTS), PER_LOAD, QUAD)
-            first = (start % GROUP_SIZE == 0) & (start < K)  # a group counts once
-            checksum += tl.where(first[None, :], tiles.group_bits(scale, zero, HAS_ZERO), 0)
+            for part_of in tl.static_range(SCALES):
+                start = k0 + tiles.segment_start(tl.arange(0, SEGMENTS), PER_LOAD, QUAD)
+                start += part_of * GROUP_SIZE
+                first = (start % GROUP_SIZE == 0) & (start < K)  # a group counts once
+                bits = tiles.group_bits(scales[part_of], zero, HAS_ZERO)
+                checksum += tl.where(first[None, :], bits, 0)
         else:
             part = tl.zeros([BLOCK_B, BLOCK_N, SEGMENTS], tl.int32 if HALF2 else tl.float32)
             if TUNED:
@@ -146,16 +165,22 @@ def gemv_kernel(
             else:
                 known = tiles.zero_point(zero, BITS, HAS_ZERO)
 
-        for k1 in tl.static_range(0, QUAD, QUAD // LOADS):
-            # Load the words: 16 bytes per lane and row.
-            word = (k0 + k1 + four_start) // PER_WORD + four % 4
-            address = words_ptr + weight_row[:, None] * (K // PER_WORD) + word[None, :]
-            words = load(address, (word < K // PER_WORD)[None, :], PAD, WHOLE)
-            words = tiles.split4(tl.reshape(words, [BLOCK_N, SEGMENTS, WORDS_PER_LOAD]))
+        for n_load in tl.static_range(LOADS):
+            k1 = n_load * (QUAD // LOADS)
+            # Load the words: of the widest plane 16 bytes per lane and row.
+            words = ()
+            for plane in tl.static_range(tiles.planes(BITS)):
+                word = segment_words(k0 + k1, plane, SEGMENTS, PER_LOAD, QUAD, BITS)
+                # Beyond k: nothing for the integer sums, else words whose codes all mean zero.
+                tile = load_words(
+                    words_ptr, weight_row, word, plane, K, BITS, ENCODING, not CHECKSUM, WHOLE
+                )
+                words += tiles.split(tile, PER_LOAD * tiles.width(BITS, plane) // 32)
             if CHECKSUM:
-                for w in tl.static_range(WORDS_PER_LOAD):
-                    sums = words[w] if STAGE == "stream" else tiles.sum_of_codes(words[w], BITS)
-                    checksum += sums
+                if STAGE == "stream":
+                    checksum += tiles.sum_of_words(words)
+                else:
+                    checksum += tiles.sum_of_codes(words, BITS)
             else:
                 for k2 in tl.static_range(0, PER_LOAD, CHUNK):
                     # Load the activations, 16 bytes per lane and row of x, and multiply.
@@ -171,35 +196,39 @@ def gemv_kernel(
                         x = load(address, (column < K)[None, :], 0.0, WHOLE)
                         x = tiles.split8(tl.reshape(x, [BLOCK_B, SEGMENTS, 8]))
                     for i in tl.static_range(0, CHUNK, 2 if HALF2 else 1):
-                        w = words[(k2 + i) // PER_WORD]
+                        if STAGE == "bypass":
+                            value = words[tiles.word_of_pair(k2 + i, BITS, len(words))]
                         if HALF2:
                             if STAGE != "bypass":
-                                w = tuned.pair(
-                                    w, (k2 + i) % PER_WORD // 2, known, BITS, ENCODING, HAS_FP8
+                                value = tuned.pair(
+                                    words, (k2 + i) // 2, known, BITS, ENCODING, HAS_FP8
                                 )
                             factor = ONES if STAGE == "scale" else x[i // 2][:, None, :]
-                            part = tuned.multiply_add(w[None, :, :], factor, part)
+                            part = tuned.multiply_add(value[None, :, :], factor, part)
                         else:
                             if STAGE == "bypass":
-                                value = w.to(tl.float32, bitcast=True)
+                                value = value.to(tl.float32, bitcast=True)
                             elif TUNED:
-                                value = tuned.number(
-                                    w, (k2 + i) % PER_WORD, known, BITS, ENCODING, HAS_FP8
-                                )
+                                value = tuned.number(words, k2 + i, known, BITS, ENCODING, HAS_FP8)
                             else:
-                                value = tiles.number(w, (k2 + i) % PER_WORD, known, BITS, ENCODING)
+                                value = tiles.number(words, k2 + i, known, BITS, ENCODING)
                             if STAGE == "scale":
                                 part += value[None, :, :]
                             else:
-                                part += value[None, :, :] * x[i].to(tl.float32)[:, None, :]
-
-        if not CHECKSUM:
-            if HALF2:
-                even, odd = tuned.widen(part)
-                part = even + odd
-            if STAGE == "bypass":
-                scale = tiles.keep_zero(scale, zero, HAS_ZERO)
-            y += part * scale.to(tl.float32)[None, :, :]
+                                factor = x[i].to(tl.float32)
+                                part += value[None, :, :] * factor[:, None, :]
+                    # Scale what shares a scale, or as much as fp16 may sum up.
+                    if (n_load * PER_LOAD + k2 + CHUNK) % SPAN == 0:
+                        if HALF2:
+                            even, odd = tuned.widen(part)
+                            part = even + odd
+                        scale = scales[(n_load * PER_LOAD + k2) // GROUP_SIZE if SCALES > 1 else 0]
+                        if STAGE == "bypass":
+                            scale = tiles.keep_zero(scale, zero, HAS_ZERO)
+                        y += part * scale.to(tl.float32)[None, :, :]
+                        part = tl.zeros(
+                            [BLOCK_B, BLOCK_N, SEGMENTS], tl.int32 if HALF2 else tl.float32
+                        )
 
     if CHECKSUM:
         tl.store(out_ptr + row, tl.sum(checksum, axis=1), mask=row < N)
@@ -208,6 +237,29 @@ def gemv_kernel(
         address = out_ptr + batch[:, None] * N + row[None, :]
         total = tl.sum(y, axis=2) * (1.0 / UNIT)
         tl.store(address, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def segment_words(
+    k,
+    plane: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    PER_LOAD: tl.constexpr,
+    QUAD: tl.constexpr,
+    BITS: tl.constexpr,
+):
+    """Which words of a plane SEGMENTS lanes load, those of a lane side by side: [SEGMENTS * parts]."""
+    PER_WORD: tl.constexpr = 32 // tiles.width(BITS, plane)
+    PARTS: tl.constexpr = PER_LOAD // PER_WORD
+    part = tl.arange(0, SEGMENTS * PARTS)
+    return (k + tiles.segment_start(part // PARTS, PER_LOAD, QUAD)) // PER_WORD + part % PARTS
+
+
+@triton.constexpr_function
+def span(segment, group_size, per_row, half2):
+    """Weights of a lane that are summed up before they are scaled: 16 pairs at most in fp16."""
+    weights = segment if per_row else min(segment, group_size)
+    return min(weights, FP16_CHAIN * 2) if half2 else weights
 
 
 @dataclass(frozen=True)
@@ -240,28 +292,36 @@ def default_config(
 ) -> Config:
     """Conservative and untuned: chosen by counting instructions and registers, never by timing.
 
-    Fewer rows per program where the batch needs the registers. Between 2 and 4 warps, the number
-    that wastes less of the last step along k. The assembler fills the registers it is given: at 56
-    (72 for 8 bits, whose words take twice as many) `fused` and `bypass` at batch 1 run at the same
-    occupancy. NF4's selects need more, and fewer rows. Left to itself it sometimes spills to reach a
-    round number, which a cap of 255 (none) prevents.
+    Fewer rows per program where the batch needs the registers, or where a load of 16 bytes holds many
+    weights. Between 2 and 4 warps (of such loads 1), the number that wastes less of the last step along k.
+    The assembler fills the registers it is given: under these caps `fused` and `bypass` at batch 1 run at
+    the same occupancy, and neither spills. Only NF4's selects need more than its `bypass`, and fewer rows.
+    Left to itself it sometimes spills to reach a round number, which a cap of 255 (none) prevents.
     """
+    bits = weight_format.bits
+    warps = (4, 2) if weight_format.planes[0] >= 4 else (4, 2, 1)
 
     def padded(num_warps: int) -> int:
         block_k = Config(1, num_warps).block_k(weight_format)
         return -(-k // block_k) * block_k
 
-    cap = 56 if weight_format.bits == 4 else 72
+    cap = {4: 56, 5: 64, 6: 64}.get(bits, 72)
+    if bits == 8 and loads_per_segment(weight_format) == 1:
+        cap = 56 if tuned else 48
     if weight_format.zero_point:
         cap = 72  # at 56 bf16 spills on sm_100
-    if weight_format.encoding == "nf4" and capability in (100, 103):
-        cap = 255  # there fp16 spills under any cap
     rows = 4 if batch <= 4 else 2
+    if weight_format.encoding in ("nf4", "fp4") and tuned and capability in (100, 103):
+        rows = 2  # there fp16 spills with more, under any cap
     if weight_format.encoding == "nf4" and not tuned:
         cap, rows = 128, 2
+    if bits == 1:
+        cap, rows = 96 if tuned else 48, 2
+    if bits == 3 and min(map(padded, warps)) > k:
+        cap, rows = 64, 2  # the masks of a part of a step would spill
     return Config(
         block_n=rows,
-        num_warps=min((4, 2), key=padded),
+        num_warps=min(warps, key=padded),
         max_registers=255 if batch > 1 else cap,
     )
 
@@ -299,6 +359,7 @@ def plan(
         "BITS": weight_format.bits,
         "ENCODING": weight_format.encoding,
         "GROUP_SIZE": weight_format.group_size or k,
+        "SCALE_TYPE": weight_format.scale_type,
         "HAS_ZERO": weight_format.zero_point,
         "TUNED": tuned,
         "HAS_FP8": tuned and weight_format.encoding == "e4m3" and capability >= FP8_CAPABILITY,
@@ -343,4 +404,4 @@ def bind(
     check_batch("gemv", batch, BATCHES)
     capability = capability_of(x)
     launch_plan = plan(arm, weight_format, activation, n, k, batch, config, tuned, capability)
-    return launch_plan.launch(tensors["words"], tensors["scales"], tensors.get("zeros"), x, out, k)
+    return launch_plan.launch(*packed_arguments(tensors), x, out, k)

@@ -20,6 +20,7 @@ import torch
 from kernels.formats import FORMATS, WeightFormat
 from kernels.kernel import Arm, Launch, Tensors, output_shape
 from kernels.packing import Float16, scale_dtype
+from kernels.scales import second_level_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,7 @@ TORCH_DTYPES = {
     "bf16": torch.bfloat16,
     "fp32": torch.float32,
     "int32": torch.int32,
+    "u8": torch.uint8,
 }
 ACTIVATIONS: tuple[Float16, ...] = ("fp16", "bf16")
 FP8_CAPABILITY = 89  # from here on FP8 is converted by an instruction
@@ -74,15 +76,21 @@ def compile_options(
     }
 
 
+def needs_second_level(weight_format: WeightFormat) -> bool:
+    """Whether the stored scales are no numbers without a second level."""
+    return second_level_numbers(weight_format.scale_type, 1) > 0
+
+
 def packed_signature(
     weight_format: WeightFormat, activation: Float16, arm: Arm
 ) -> dict[str, str | None]:
-    """Types of (words, scales, zeros, x, out) for an arm that reads packed weights."""
+    """Types of (words, scales, zeros, second level, x, out, k) for an arm that reads packed weights."""
     _, written = output_shape(arm, 1, 1, 1)
     return {
         "words_ptr": "*i32",
         "scales_ptr": f"*{scale_dtype(weight_format, activation)}",
         "zeros_ptr": "*u8" if weight_format.zero_point else None,
+        "second_ptr": "*fp32" if needs_second_level(weight_format) else None,
         "x_ptr": f"*{activation}",
         "out_ptr": f"*{activation}"
         if written == "activation"
@@ -91,8 +99,15 @@ def packed_signature(
     }
 
 
+def packed_arguments(tensors: Tensors) -> list[torch.Tensor | None]:
+    """The packed weights in the order of `packed_signature`."""
+    return [tensors.get(name) for name in ("words", "scales", "zeros", "second_level")]
+
+
 def packed_tensors(weights: Weights, bypass: bool = False) -> Tensors:
     """Packed weights on the CPU: words int32 [n, k * bits / 32], scales and zeros [n, groups].
+
+    Scales that are stored in eight bits are their codes, uint8; their second level is fp32.
 
     Args:
         weights: what to pack.
@@ -100,10 +115,13 @@ def packed_tensors(weights: Weights, bypass: bool = False) -> Tensors:
     """
     words = weights.bypass_words if bypass else weights.words
     stored = TORCH_DTYPES[scale_dtype(weights.format, weights.activation)]
-    scales = torch.from_numpy(weights.scales.copy()).to(stored)
+    numbers = weights.scales if weights.scale_codes is None else weights.scale_codes
+    scales = torch.from_numpy(numbers.copy()).to(stored)
     tensors = {"words": torch.from_numpy(words.view("int32").copy()), "scales": scales}
     if weights.zeros is not None:
         tensors["zeros"] = torch.from_numpy(weights.zeros.copy())
+    if weights.second_level is not None:
+        tensors["second_level"] = torch.from_numpy(weights.second_level.copy())
     return tensors
 
 
@@ -138,14 +156,14 @@ def format_of(
     found: list[WeightFormat] = []
     word_columns, groups = tensors["words"].shape[-1], tensors["scales"].shape[-1]
     for weight_format in FORMATS:
-        divides = k % weight_format.weights_per_word == k % (weight_format.group_size or k) == 0
         if (
             weight_format.encoding == encoding
             and weight_format.quantized
-            and divides
+            and k % weight_format.weights_per_whole == 0
+            and k % (weight_format.group_size or k) == 0
             and weight_format.zero_point == ("zeros" in tensors)
-            and (word_columns * weight_format.weights_per_word, groups)
-            == (k, weight_format.groups(k))
+            and needs_second_level(weight_format) == ("second_level" in tensors)
+            and (word_columns * 32, groups) == (k * weight_format.bits, weight_format.groups(k))
         ):
             found.append(weight_format)
     for weight_format in found:
@@ -154,9 +172,10 @@ def format_of(
     if found:
         return found[0]  # its scales have another dtype, which the caller refuses
     stored = "with" if "zeros" in tensors else "without"
+    second = "with a second level" if "second_level" in tensors else "without a second level"
     raise ValueError(
         f"x has k = {k} columns, but no weight format stores that many weights per row in "
-        f"{word_columns} words and {groups} scales {stored} zero points; "
+        f"{word_columns} words and {groups} scales {stored} zero points and {second}; "
         f"pass x [batch, k] and the tensors that this kernel's pack made for the same k."
     )
 
@@ -236,12 +255,15 @@ def check_packed(
     shape, written = output_shape(arm, n, k, batch)
     groups = (n, weight_format.groups(k))
     check("x", x, (batch, k), x.dtype, x.device)
-    words = (n, k // weight_format.weights_per_word)
+    words = (n, k * weight_format.bits // 32)
     check("words", tensors["words"], words, torch.int32, x.device)
     stored = TORCH_DTYPES[scale_dtype(weight_format, activation)]
     check("scales", tensors["scales"], groups, stored, x.device)
     if weight_format.zero_point:
         check("zeros", tensors["zeros"], groups, torch.uint8, x.device)
+    if needs_second_level(weight_format):
+        numbers = second_level_numbers(weight_format.scale_type, n * groups[1])
+        check("second_level", tensors["second_level"], (numbers,), torch.float32, x.device)
     check(
         "out", out, shape, x.dtype if written == "activation" else TORCH_DTYPES[written], x.device
     )

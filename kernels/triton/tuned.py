@@ -8,8 +8,13 @@ an integer are put below the exponent of a number whose last place is UNIT, and 
            0x5800 | code << 4    = 128 + code * 2          the upper nibbles of a byte: no shift
     int8   0x4800 | code         =   8 + code / 128        one PRMT for both halves
 
+    others like int4: a LOP3 for each plane and pair, at places where few shifts are needed
+
     e4m3   s eeee mmm 0000000    = number * 2^-8           as fp16; sm_89 has an instruction for it
     e5m2   s eeeee mm 00000000   = number                  is an fp16 cut off: one PRMT for a pair
+    e3m2   s 00eee mm 00000000   = number * 2^-12          a LOP3 for the sign, one for each plane; and
+    e2m3   s 000ee mmm 0000000   = number * 2^-14          a multiplication, since products of numbers as
+    e2m1   s 000ee m 000000000   = number * 2^-14          small would leave the normal numbers of fp16
 
 The numbers that result are `(code - zero) * UNIT`, exact, and (but for e5m2, which fills fp16 and is
 therefore multiplied in fp32) between -2 and 2: a product of sixteen of them with activations overflows
@@ -17,7 +22,7 @@ fp16 only where sixteen activations would. The caller multiplies by 1 / UNIT in 
 constant in its instruction and the other in a register: written as `(w & mask) | magic` in Triton or
 C++ it becomes two.
 
-NF4 makes no pairs: each lane of a warp holds one of its sixteen levels, and SHFL fetches the one that
+NF4 and FP4 make no pairs: each lane of a warp holds one of sixteen levels, and SHFL fetches the one that
 a code names. SHFL looks at the four low bits of a code and no others, so nothing needs to be masked.
 
 Triton's interpreter refuses inline PTX; the tests execute the compiled PTX on every code in every
@@ -27,39 +32,49 @@ place and compare it with `tiles.py` bit for bit.
 import triton
 import triton.language as tl
 
-from kernels import codebooks
+from kernels import codebooks, formats
 from kernels.triton import tiles
+
+LEVELS = {name: codebooks.codebook(name).view("uint32").tolist() for name in ("nf4", "fp4")}
 
 
 @triton.constexpr_function
 def unit(bits, encoding):
     """What the numbers of this module are multiplied with."""
-    return {"int": 2.0**-3 if bits == 4 else 2.0**-7, "e4m3": 2.0**-8}.get(encoding, 1.0)
+    if encoding == "int":
+        return 2.0 ** (1 - bits)
+    return {"e4m3": 2.0**-8, "e3m2": 2.0**-4, "e2m3": 2.0**-2, "e2m1": 2.0**-2}.get(encoding, 1.0)
 
 
 @triton.constexpr_function
 def makes_pairs(encoding):
     """Whether two weights at a time may be multiplied in fp16."""
-    return encoding in ("int", "e4m3")
+    return encoding in ("int", "e4m3", "e3m2", "e2m3", "e2m1")
 
 
-def _select_level() -> str:
-    """PTX that leaves one level of NF4 in each lane of a warp, twice over: bits of an fp32 in $0."""
-    bits = codebooks.codebook("nf4").view("uint32").tolist()
-    picks = (f"setp.eq.u32 p, lane, {i}; selp.b32 $0, {b}, $0, p;" for i, b in enumerate(bits))
+@triton.constexpr_function
+def has_levels(encoding):
+    """Whether sixteen levels in no simple order are to be looked up."""
+    return encoding in LEVELS
+
+
+@triton.constexpr_function
+def select_level(encoding):
+    """PTX that leaves one of sixteen levels in each lane of a warp, twice over: bits of an fp32 in $0."""
+    picks = (
+        f"setp.eq.u32 p, lane, {i}; selp.b32 $0, {bits}, $0, p;"
+        for i, bits in enumerate(LEVELS[encoding])
+    )
     start = ".reg .b32 lane; .reg .pred p; mov.u32 lane, %laneid; and.b32 lane, lane, 15;"
     return f"{{ {start} mov.b32 $0, $1; {' '.join(picks)} }}"
 
 
-SELECT_LEVEL = tl.constexpr(_select_level())
-
-
 @triton.jit
 def constants(zero, BITS: tl.constexpr, ENCODING: tl.constexpr, HAS_ZERO: tl.constexpr):
-    """What `number` and `pair` need beside the words: the levels of NF4, or what is subtracted."""
-    if ENCODING == "nf4":
+    """What `number` and `pair` need beside the words: sixteen levels, or what is subtracted."""
+    if has_levels(ENCODING):
         return tl.inline_asm_elementwise(
-            SELECT_LEVEL, "=&r,r", [0], dtype=tl.int32, is_pure=True, pack=1
+            select_level(ENCODING), "=&r,r", [0], dtype=tl.int32, is_pure=True, pack=1
         )
     else:
         return zero_pairs(zero, BITS, HAS_ZERO)
@@ -198,6 +213,124 @@ def pairs_e5m2(words):
 
 
 @triton.jit
+def merge(
+    words,
+    i: tl.constexpr,
+    plane: tl.constexpr,
+    BITS: tl.constexpr,
+    mask: tl.constexpr,
+    place: tl.constexpr,
+    total,
+):
+    """Bits of weights 2i and 2i + 1 put beside what is there: a LOP3, and a shift that others may share.
+
+    Args:
+        words: tuple of int32 tiles.
+        i: which pair.
+        plane: whose bits.
+        BITS: of a code.
+        mask: which bits of the plane's field.
+        place: bit of either half where the lowest bit of the field goes.
+        total: int32 tile or number.
+    """
+    word = words[tiles.word_of(2 * i, BITS, plane, len(words))].to(tl.uint32, bitcast=True)
+    shift: tl.constexpr = place - tiles.shift_of(2 * i, tiles.width(BITS, plane))
+    if shift > 0:
+        word = word << shift
+    elif shift < 0:
+        word = word >> -shift
+    return tl.inline_asm_elementwise(
+        "lop3.b32 $0, $1, $2, $3, 0xea;",
+        "=r,r,r,r",
+        [word, twice(mask << place), total],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.constexpr_function
+def twice(half):
+    """A register of two equal halves, as a signed integer."""
+    bits = half << 16 | half
+    return bits - (bits >> 31 << 32)
+
+
+@triton.constexpr_function
+def twice_fp16(number):
+    """A register of two equal fp16, as a signed integer. The number must be one, and normal."""
+    fraction, exponent = abs(number), 15
+    while fraction >= 2:
+        fraction, exponent = fraction / 2, exponent + 1
+    while fraction < 1:
+        fraction, exponent = fraction * 2, exponent - 1
+    mantissa = int((fraction - 1) * 1024)
+    assert 0 < exponent < 31
+    assert fraction == 1 + mantissa / 1024
+    half = (0x8000 if number < 0 else 0) | exponent << 10 | mantissa
+    bits = half << 16 | half
+    return bits - (bits >> 31 << 32)
+
+
+@triton.constexpr_function
+def place_of_pair(i, bits):
+    """Bit of either half where the codes of weights 2i and 2i + 1 go, below an exponent.
+
+    That of the widest plane's field modulo 8, where room is below it: one shift by 8 serves many pairs. A
+    code of one bit needs room for the half that is subtracted.
+    """
+    at = formats.PLANES[bits][0] * i % 8
+    below = sum(formats.PLANES[bits][1:])
+    return max(at, below) - below if bits > 1 else max(at, 1)
+
+
+@triton.jit
+def pair_of_integers(words, i: tl.constexpr, BITS: tl.constexpr):
+    """Weights 2i and 2i + 1 of symmetric integers of less than 8 bits, times `unit`."""
+    PLACE: tl.constexpr = place_of_pair(i, BITS)
+    MAGIC: tl.constexpr = 2.0 ** (11 - BITS)  # its last place is `unit`
+    OFFSET: tl.constexpr = MAGIC * 2.0**-PLACE + tiles.middle(BITS) * 2.0 ** (1 - BITS)
+    codes = twice_fp16(MAGIC)
+    for plane in tl.static_range(tiles.planes(BITS)):
+        codes = merge(
+            words,
+            i,
+            plane,
+            BITS,
+            (1 << tiles.width(BITS, plane)) - 1,
+            PLACE + tiles.after(BITS, plane),
+            codes,
+        )
+    return multiply_add(codes, twice_fp16(2.0**-PLACE), twice_fp16(-OFFSET))
+
+
+@triton.jit
+def pair_of_floats(words, i: tl.constexpr, BITS: tl.constexpr, ENCODING: tl.constexpr):
+    """Weights 2i and 2i + 1 of small floats of less than 8 bits, times `unit`."""
+    LAYOUT: tl.constexpr = tiles.layout_of(ENCODING)
+    SIGN: tl.constexpr = 1 << (tiles.width(BITS, 0) - 1)
+    numbers = merge(words, i, 0, BITS, SIGN, 16 - tiles.width(BITS, 0), 0)
+    for plane in tl.static_range(tiles.planes(BITS)):
+        numbers = merge(
+            words,
+            i,
+            plane,
+            BITS,
+            SIGN - 1 if plane == 0 else (1 << tiles.width(BITS, plane)) - 1,
+            10 - LAYOUT[1] + tiles.after(BITS, plane),
+            numbers,
+        )
+    return tl.inline_asm_elementwise(
+        "mul.rn.f16x2 $0, $1, $2;",
+        "=r,r,r",
+        [numbers, twice_fp16(unit(BITS, ENCODING) * LAYOUT[2] * 2.0**-112)],  # 112 = 127 - 15
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
 def pair(
     words,
     i: tl.constexpr,
@@ -211,21 +344,27 @@ def pair(
     All pairs of a word are made at once; the compiler sees that it is always the same.
 
     Args:
-        words: int32 tile.
+        words: tuple of int32 tiles, plane after plane.
         i: which pair.
         known: `constants`.
         BITS: of a code.
         ENCODING: what a code stands for.
         HAS_FP8: whether the target converts FP8, as sm_89 and later do.
     """
-    if ENCODING == "e4m3":
-        return pairs_e4m3(words, HAS_FP8)[i]
-    elif ENCODING == "e5m2":
-        return pairs_e5m2(words)[i]
+    if BITS == 8:
+        word = words[i // 2]
+        if ENCODING == "e4m3":
+            return pairs_e4m3(word, HAS_FP8)[i % 2]
+        elif ENCODING == "e5m2":
+            return pairs_e5m2(word)[i % 2]
+        else:
+            return pairs8(word, known[0])[i % 2]
+    elif ENCODING != "int":
+        return pair_of_floats(words, i, BITS, ENCODING)
     elif BITS == 4:
-        return pairs4(words, known[0], known[1])[i]
+        return pairs4(words[i // 4], known[0], known[1])[i % 4]
     else:
-        return pairs8(words, known[0])[i]
+        return pair_of_integers(words, i, BITS)
 
 
 @triton.jit
@@ -238,11 +377,12 @@ def number(
     HAS_FP8: tl.constexpr,
 ):
     """Weight i of each word before scaling, times UNIT: fp32, exact. All lanes must be there."""
-    if ENCODING == "nf4":
+    if has_levels(ENCODING):
+        word = words[i * BITS // 32].to(tl.uint32, bitcast=True)
         return tl.inline_asm_elementwise(
             "shfl.sync.idx.b32 $0, $1, $2, 0x101f, 0xffffffff;",
             "=f,r,r",
-            [known, words.to(tl.uint32, bitcast=True) >> tiles.shift_of(i, BITS)],
+            [known, word >> tiles.place_of(i, BITS)],
             dtype=tl.float32,
             is_pure=False,
             pack=1,
@@ -253,20 +393,12 @@ def number(
 
 @triton.jit
 def numbers(words, known, BITS: tl.constexpr, ENCODING: tl.constexpr, HAS_FP8: tl.constexpr):
-    """All weights of words [n, w] before scaling, times UNIT: fp32 [n, w, 32 / BITS], in order."""
-    n0 = number(words, 0, known, BITS, ENCODING, HAS_FP8)
-    n1 = number(words, 1, known, BITS, ENCODING, HAS_FP8)
-    n2 = number(words, 2, known, BITS, ENCODING, HAS_FP8)
-    n3 = number(words, 3, known, BITS, ENCODING, HAS_FP8)
-    if BITS == 8:
-        joined = tiles.join4(n0, n1, n2, n3)
-    else:
-        n4 = number(words, 4, known, BITS, ENCODING, HAS_FP8)
-        n5 = number(words, 5, known, BITS, ENCODING, HAS_FP8)
-        n6 = number(words, 6, known, BITS, ENCODING, HAS_FP8)
-        n7 = number(words, 7, known, BITS, ENCODING, HAS_FP8)
-        joined = tiles.join8(n0, n1, n2, n3, n4, n5, n6, n7)
-    return tl.reshape(joined, [words.shape[0], words.shape[1], 32 // BITS])
+    """All weights of a unit of words [n, u], times UNIT: fp32 [n, u, per_unit(BITS)], in order."""
+    parts = ()
+    for i in tl.static_range(tiles.per_unit(BITS)):
+        parts += (number(words, i, known, BITS, ENCODING, HAS_FP8),)
+    shape: tl.constexpr = [words[0].shape[0], words[0].shape[1], tiles.per_unit(BITS)]
+    return tl.reshape(tiles.join(parts), shape)
 
 
 @triton.jit
@@ -286,17 +418,13 @@ def numbers16(
     HAS_FP8: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """`numbers` in 16 bits, exact but for NF4: pairs as they are, where they are of that dtype."""
-    if dtype == tl.float16 and ENCODING != "nf4":
-        n0, n1 = split_pair(pair(words, 0, known, BITS, ENCODING, HAS_FP8))
-        n2, n3 = split_pair(pair(words, 1, known, BITS, ENCODING, HAS_FP8))
-        if BITS == 8:
-            joined = tiles.join4(n0, n1, n2, n3)
-        else:
-            n4, n5 = split_pair(pair(words, 2, known, BITS, ENCODING, HAS_FP8))
-            n6, n7 = split_pair(pair(words, 3, known, BITS, ENCODING, HAS_FP8))
-            joined = tiles.join8(n0, n1, n2, n3, n4, n5, n6, n7)
-        return tl.reshape(joined, [words.shape[0], words.shape[1], 32 // BITS])
+    """`numbers` in 16 bits, exact but for NF4 and FP4: pairs as they are, where they are of that dtype."""
+    if dtype == tl.float16 and not has_levels(ENCODING):
+        parts = ()
+        for i in tl.static_range(tiles.per_unit(BITS) // 2):
+            parts += split_pair(pair(words, i, known, BITS, ENCODING, HAS_FP8))
+        shape: tl.constexpr = [words[0].shape[0], words[0].shape[1], tiles.per_unit(BITS)]
+        return tl.reshape(tiles.join(parts), shape)
     else:
         return numbers(words, known, BITS, ENCODING, HAS_FP8).to(dtype)
 
