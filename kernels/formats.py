@@ -210,12 +210,6 @@ def formats_called(name: str) -> tuple[WeightFormat, ...]:
     )
 
 
-def plain(weight_format: WeightFormat) -> bool:
-    """Whether one plane of words and scales of 16 or 32 bits, at most one per load, store it."""
-    whole = weight_format.bits in (4, 8) and (weight_format.group_size or 32) >= 32
-    return weight_format.quantized and whole and weight_format.scale_bits > 8
-
-
 def formats_with_bits(bits: int) -> tuple[WeightFormat, ...]:
     """Every quantized format of that nominal width.
 
