@@ -7,6 +7,7 @@
 What is modelled is a layer in a captured graph whose weights rotate, so that they are cold by construction.
 An operator's time is its part of the layer's: only a layer below 20 us is refused, with all its operators.
 
+Modelled are the ladder, the 16-bit baselines and both halves of `unfused`; `lowp` and `upcast` are not.
 Kernels that were not compiled here have no counts. Those in CUDA C++, which a machine has only where CuPy is
 installed, are left out, so that a model is the same everywhere. Of a library's 16-bit kernel bytes and tensor
 rate are known, and its instructions are taken never to limit it; any other library kernel is refused.
@@ -30,10 +31,11 @@ from bench.static.limits import Ratio
 from bench.static.ours import COMPILED, LIBRARY, launch_on, library_cost, ratio_of
 from kernels import find_kernels
 from kernels.formats import WeightFormat
-from kernels.kernel import Kernel, traffic
+from kernels.kernel import LADDER, Kernel, traffic
 from profiles.schema import Activation, Implementation, Operator, Traffic
 from profiles.specs import Gpu
 
+ARMS = (*LADDER, "native", "vendor", "dequantize")
 LAYER_TOO_SHORT = "the whole layer takes less than 20 us: launch and ramp decide"
 NOT_COMPILED = "the machine code of this library's kernel is not here, so nothing could be counted"
 SLOW_UNIT_UNKNOWN = (
@@ -76,9 +78,9 @@ class Arm:
 def kernels_of(
     weight_format: WeightFormat, activation: Activation, batch: int
 ) -> tuple[Kernel, ...]:
-    """Every kernel that has a row for such a problem on any machine."""
+    """Every kernel of a modelled arm that has a row for such a problem on any machine."""
     found = find_kernels("cuda", weight_format, activation, batch)
-    return tuple(k for k in found if k.implementation in (COMPILED, LIBRARY))
+    return tuple(k for k in found if k.implementation in (COMPILED, LIBRARY) and k.arm in ARMS)
 
 
 def job_of(kernel: Kernel, weight_format: WeightFormat, activation: Activation,
