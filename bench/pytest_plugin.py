@@ -50,7 +50,7 @@ def dequant_benchmark(benchmark: Any) -> Benchmark:
         assert error <= kernel.tolerance, f"wrong result: off by {error:.2g} of the largest value"
         info: dict[str, object] = {
             "format": format, "n": n, "k": k, "batch": batch, "error": error, "kind": "measured",
-            **phi_of(device, prepared), **instructions_of(kernel, format, n, k, batch),
+            **phi_of(device, prepared), **instructions_of(device, kernel, format, n, k, batch),
         }  # fmt: skip
         benchmark.extra_info.update(info)
         benchmark(device.warm, prepared)
@@ -88,17 +88,17 @@ def phi_of(device: Device, prepared: Prepared) -> dict[str, object]:
     }
 
 
-def instructions_of(kernel: Kernel, format: str, n: int, k: int, batch: int) -> dict[str, object]:
+def instructions_of(
+    device: Device, kernel: Kernel, format: str, n: int, k: int, batch: int
+) -> dict[str, object]:
     """Instructions per weight of our CUDA C++ kernels on this board, or why they are not known."""
     if kernel.implementation != "cuda" or kernel.arm not in ("fused", "bypass"):
         why = "counted for our CUDA C++ kernels; for Triton see python -m bench.sass --source"
         return {"instructions_per_weight": None, "instructions_reason": why}
-    import torch
-
     from bench.static.cuda_audit import audit_plan
     from kernels.cuda.plan import gemv_plan
 
-    major, minor = torch.cuda.get_device_capability()
+    arch = (device.describe().capability or "").replace(".", "")
     plan = gemv_plan(kernel.variant, kernel.arm, find_format(format), n, k, batch)
-    audit = audit_plan(plan, f"{major}{minor}")
+    audit = audit_plan(plan, arch)
     return {"instructions_per_weight": audit.instructions / plan.weights_per_pass}

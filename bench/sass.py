@@ -349,6 +349,20 @@ def show(report: Report, as_json: bool, lines: list[str]) -> None:
     Console(highlight=False).print(render(report))
 
 
+def show_cuda(as_json: bool) -> int:
+    """Compiles and prints the CUDA C++ kernels and the probes, with a bar on stderr; returns the exit code."""
+    from rich.console import Console
+
+    from bench.measure.run import Progress
+    from bench.progress import progress
+    from bench.static import cuda_audit
+
+    with progress(Console(stderr=True)) as report:
+        return cuda_audit.show(
+            as_json, lambda doing, share: report(Progress(f"compiled {doing}", None, share))
+        )
+
+
 def main(
     gpu: Annotated[
         str | None, typer.Option(help=f"Boards, with commas. By default {GPUS}.")
@@ -406,8 +420,6 @@ def main(
     ask = Ask(gpu, format, arm, activation, everything, source, cubin, so, regex, weights)
     with exit_codes(GateError, FileNotFoundError, CudaError):
         if cuda:
-            from bench.static.cuda_audit import show as show_cuda
-
             raise typer.Exit(show_cuda(as_json))
         if weights is not None and weights < 1:
             raise UsageError(f"--weights takes a number from 1 up, not {weights}.")

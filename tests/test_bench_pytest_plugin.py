@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,8 +49,6 @@ class FakeDevice:
         return (self.bypass,)
 
     def prepare(self, problem: object, kernel: Kernel) -> Any:
-        from types import SimpleNamespace
-
         return SimpleNamespace(problem=problem, kernel=kernel)
 
     def verify(self, prepared: Any) -> float:
@@ -59,8 +58,6 @@ class FakeDevice:
         return 1e-5
 
     def sample(self, prepared: Any, repeats: int, mode: str) -> Any:
-        from types import SimpleNamespace
-
         assert repeats == 120
         self.order.append(prepared.kernel.arm)
         return SimpleNamespace(time_s={"fused": 5e-6, "bypass": 3e-6}[prepared.kernel.arm])
@@ -74,10 +71,8 @@ def test_phi_is_the_difference_to_the_bypass_taken_in_turns() -> None:
     assert device.order[:4] == ["bypass", "fused", "fused", "bypass"]
 
 
-def test_instructions_are_those_of_the_board(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+def test_instructions_are_those_of_the_board() -> None:
+    board = SimpleNamespace(describe=lambda: SimpleNamespace(capability="9.0"))
     kernel = next(k for k in cuda.KERNELS if (k.arm, *k.formats) == ("fused", "fp8_e4m3-ch"))
-    info = instructions_of(kernel, "fp8_e4m3-ch", 4096, 4096, 1)
+    info = instructions_of(board, kernel, "fp8_e4m3-ch", 4096, 4096, 1)  # type: ignore[arg-type]
     assert 0.7 < info["instructions_per_weight"] < 0.98  # type: ignore[operator]

@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,6 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.measure.run import Progress
-from bench.progress import progress
 from bench.static import foreign, sass
 from bench.static.audit import Audit, row_of
 from bench.static.nvrtc import compile_module
@@ -315,22 +313,24 @@ def proof_data(one: Proof) -> dict[str, Any]:
     }
 
 
-def show(as_json: bool) -> int:
-    """Prints three tables to stdout, progress to stderr; returns the exit code, 1 where something fails.
+def show(as_json: bool, report: Callable[[str, float], None] = lambda doing, share: None) -> int:
+    """Prints three tables to stdout; returns the exit code, 1 where something fails.
+
+    Args:
+        as_json: print JSON instead.
+        report: told what was compiled last, and the share of all that is done.
 
     Raises:
         CudaError: as `compiled`.
     """
     kernels, probes = [], []
     total = len(ARCHITECTURES) * (len(list(plans())) + len(PROBES))
-    with progress(Console(stderr=True)) as report:
-        for one in compiled():
-            kernels.append(one)
-            report(Progress(f"compiling {one.source}", None, len(kernels) / total))
-        for proof in proofs():
-            probes.append(proof)
-            name = f"probe {proof.probe.name}"
-            report(Progress(f"compiling {name}", None, (len(kernels) + len(probes)) / total))
+    for one in compiled():
+        kernels.append(one)
+        report(one.source, len(kernels) / total)
+    for proof in proofs():
+        probes.append(proof)
+        report(f"probe {proof.probe.name}", (len(kernels) + len(probes)) / total)
     peers = beside_peers(kernels)
     if as_json:
         data = {
