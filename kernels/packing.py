@@ -32,8 +32,8 @@ are bytes of the same shape. What others store in another order becomes this in 
 
 The `bypass` arm reads words of its own: each 16-bit half is +-0x3C00..0x3CFF, which is a finite, normal
 number near 1 as fp16, and near 1/64 as bf16 and as the upper half of an fp32. A kernel may then use the
-bits as numbers at no cost, whatever its arithmetic. (Where scales are tiny it is 0x4600..0x46FF.) 32 weights along k share `bits` words, a few of each
-plane; every pair of them takes one, in order, so that all are used.
+bits as numbers at no cost, whatever its arithmetic. (Where scales are tiny it is 0x4600..0x46FF.) 32 weights
+along k share `bits` words, a few of each plane; every pair of them takes one, in order, so that all are used.
 """
 
 from __future__ import annotations
