@@ -48,7 +48,7 @@ def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> Renderabl
     for each in answers.maps:
         parts += [Text(), map_table(book.profile, each)]
     if answers.maps:
-        parts.append(_map_legend(answers.maps))
+        parts.append(_map_legend(book, answers.maps))
     parts += [Text(), hops_table(answers), *_hop_notes(answers)]
     if fidelity is not None:
         parts += [
@@ -316,11 +316,11 @@ def _cell(cell: Cell | None) -> Text:
     return Text(f"{mark}{cell.ratio.value:.2f}{'°' if cell.beyond else ''}", style=style)
 
 
-def _map_legend(maps: Sequence[TrapMap]) -> Text:
+def _map_legend(book: Book, maps: Sequence[TrapMap]) -> Text:
     words = (
-        "+ low bits pay, - they cost (the trap), ? undecided at 95 %. Models other than the profile's are "
-        "extrapolated from its operators; ° one of their operators is over twice as large, or under half as "
-        "small, as any measured. lm_head stays in 16 bits and is left out."
+        f"+ low bits pay, - they cost (the trap), ? undecided at {100 * book.confidence:.0f} %. Models other "
+        "than the profile's are extrapolated from its operators; ° one of their operators is over twice as "
+        "large, or under half as small, as any measured. lm_head stays in 16 bits and is left out."
     )
     cells = [c for m in maps for c in m.cells]
     if any(c.fits16 is False for c in cells):
