@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.analysis.critical_scale import TrapMap
 from bench.analysis.ladder import PARTS, Ladder
 from bench.analysis.phi_curve import PATHS
 from bench.analysis.replicates import Book
 from bench.analysis.trap import Answers
+from bench.analysis.trap_map import TrapMap
 from bench.curves import COLORS
 from bench.trap_tables import some
 from profiles.schema import LAYER, Quantity

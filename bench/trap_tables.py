@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.analysis.compounding import error_of
-from bench.analysis.critical_scale import Cell, TrapMap
 from bench.analysis.crossing import Crossing
 from bench.analysis.ladder import PARTS, Ladder
 from bench.analysis.phi_curve import PATHS, Slope
 from bench.analysis.replicates import Book
 from bench.analysis.theories import Fit, Theories
 from bench.analysis.trap import BYS, Answers
+from bench.analysis.trap_map import Cell, TrapMap
 from bench.analysis.verdict import Path
 from bench.report import cell_of, plain_table
 from profiles.fidelity import Fidelity
