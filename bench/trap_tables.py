@@ -196,7 +196,7 @@ def _fit(found: Theories, fit: Fit) -> str:
 def crossings_table(answers: Answers) -> Table:
     """B* with its sign, of every format and path, in time and energy."""
     table = Table(
-        title=Text("B*, where best16 / arm crosses 1 (measured batches around it)"),
+        title=Text("B*, where best16 / arm crosses 1 (between which batches)"),
         title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for name in ("format and path", *BYS):
