@@ -147,7 +147,10 @@ def main(
     other_launch: Annotated[
         Path | None, typer.Option(help="A profile of the same device in the other launch mode.")
     ] = None,
-    pictures: Annotated[bool, typer.Option(help="Write the pictures beside the profile.")] = True,
+    pictures: Annotated[bool, typer.Option(help="Write the pictures.")] = True,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder of the pictures; the profile's by default.")
+    ] = None,
 ) -> None:
     """Say what dequantization costs, part by part, and from which batch and model size it pays."""
     with exit_codes(ProfileError):
@@ -162,7 +165,7 @@ def main(
         Console().print(render(book, answers, fidelity))
         if pictures:
             try:
-                for drawn in draw(book, answers, path):
+                for drawn in draw(book, answers, path, output or path.parent):
                     typer.echo(f"Drew {drawn}", err=True)
             except OSError as error:
                 raise UsageError(f"cannot write the pictures: {error.strerror}.") from None

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.analysis.critical_scale import TrapMap
 from bench.analysis.ladder import PARTS, Ladder
 from bench.analysis.phi_curve import PATHS
 from bench.analysis.replicates import Book
 from bench.analysis.trap import Answers
+from bench.analysis.trap_map import TrapMap
 from bench.curves import COLORS
 from bench.trap_tables import some
 from profiles.schema import LAYER, Quantity
@@ -44,8 +44,14 @@ LARGEST_RATIO = 4.0  # beyond which colours do not change
 DARK_BEYOND = 1.4  # of the ratio's logarithm: black cannot be read on such cells
 
 
-def draw(book: Book, answers: Answers, profile_path: Path) -> Iterator[Path]:
+def draw(book: Book, answers: Answers, profile: Path, folder: Path) -> Iterator[Path]:
     """Writes every picture that there is something to show of, and says where.
+
+    Args:
+        book: of the profile.
+        answers: what to draw.
+        profile: whose name the pictures have, packed (run.json.gz) or not.
+        folder: where they go.
 
     Raises:
         OSError: a file cannot be written.
@@ -53,6 +59,7 @@ def draw(book: Book, answers: Answers, profile_path: Path) -> Iterator[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
+    stem = profile.name.removesuffix(".gz").removesuffix(".json")
     chosen = [
         x for x in answers.ladders
         if (x.problem.operator, x.problem.batch) == (LAYER, answers.questions.batch)
@@ -63,7 +70,7 @@ def draw(book: Book, answers: Answers, profile_path: Path) -> Iterator[Path]:
         ("trap", _maps(book, answers.maps)),
     ):
         if figure is not None:
-            yield _saved(figure, profile_path.with_suffix(f".{name}.png"))
+            yield _saved(figure, folder / f"{stem}.{name}.png")
 
 
 def _saved(figure: Figure, path: Path) -> Path:
@@ -224,7 +231,8 @@ def _maps(book: Book, maps: Sequence[TrapMap]) -> Figure | None:
         _map(axis, each)
     return _titled(
         figure, book, "The trap map",
-        "Blue: low bits pay; red: they cost (the trap); grey with '?': undecided at 95 %. ° extrapolated to "
+        f"Blue: low bits pay; red: they cost (the trap); grey with '?': undecided at {book.confidence:.0%}. "
+        "° extrapolated to "
         "operators over twice as large as any measured. Bold: measured layer. ! 16-bit weights exceed the "
         "device's memory. Linear operators of a step, lm_head left out.",
     )  # fmt: skip

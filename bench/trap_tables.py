@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.analysis.compounding import error_of
-from bench.analysis.critical_scale import Cell, TrapMap
 from bench.analysis.crossing import Crossing
 from bench.analysis.ladder import PARTS, Ladder
 from bench.analysis.phi_curve import PATHS, Slope
 from bench.analysis.replicates import Book
 from bench.analysis.theories import Fit, Theories
 from bench.analysis.trap import BYS, Answers
+from bench.analysis.trap_map import Cell, TrapMap
 from bench.analysis.verdict import Path
 from bench.report import cell_of, plain_table
 from profiles.fidelity import Fidelity
@@ -48,7 +48,7 @@ def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> Renderabl
     for each in answers.maps:
         parts += [Text(), map_table(book.profile, each)]
     if answers.maps:
-        parts.append(_map_legend(answers.maps))
+        parts.append(_map_legend(book, answers.maps))
     parts += [Text(), hops_table(answers), *_hop_notes(answers)]
     if fidelity is not None:
         parts += [
@@ -196,7 +196,7 @@ def _fit(found: Theories, fit: Fit) -> str:
 def crossings_table(answers: Answers) -> Table:
     """B* with its sign, of every format and path, in time and energy."""
     table = Table(
-        title=Text("B*, where best16 / arm crosses 1 (measured batches around it)"),
+        title=Text("B*, where best16 / arm crosses 1 (between which batches)"),
         title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for name in ("format and path", *BYS):
@@ -316,11 +316,11 @@ def _cell(cell: Cell | None) -> Text:
     return Text(f"{mark}{cell.ratio.value:.2f}{'°' if cell.beyond else ''}", style=style)
 
 
-def _map_legend(maps: Sequence[TrapMap]) -> Text:
+def _map_legend(book: Book, maps: Sequence[TrapMap]) -> Text:
     words = (
-        "+ low bits pay, - they cost (the trap), ? undecided at 95 %. Models other than the profile's are "
-        "extrapolated from its operators; ° one of their operators is over twice as large, or under half as "
-        "small, as any measured. lm_head stays in 16 bits and is left out."
+        f"+ low bits pay, - they cost (the trap), ? undecided at {100 * book.confidence:.0f} %. Models other "
+        "than the profile's are extrapolated from its operators; ° one of their operators is over twice as "
+        "large, or under half as small, as any measured. lm_head stays in 16 bits and is left out."
     )
     cells = [c for m in maps for c in m.cells]
     if any(c.fits16 is False for c in cells):

@@ -70,8 +70,10 @@ class Fidelity(Record):
 
 
 def fidelity_of(profile: Path) -> Path:
-    """Where the fidelity of a profile lies."""
-    return profile.with_suffix(".fidelity.json")
+    """Where the fidelity of a profile lies, packed (run.json.gz) or not."""
+    return profile.with_name(
+        f"{profile.name.removesuffix('.gz').removesuffix('.json')}.fidelity.json"
+    )
 
 
 def load_fidelity(path: Path) -> Fidelity:

@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 from trap_profiles import OPERATORS, book, simple
 
-from bench.analysis.critical_scale import (
-    costs_of,
-    critical_scale,
-    quantized_bytes,
-    trap_map,
-)
+from bench.analysis.critical_scale import costs_of, critical_scale
 from bench.analysis.size_fit import fit_sizes
+from bench.analysis.trap_map import quantized_bytes, trap_map
 from profiles.shapes import load_model, load_models
 
 CALLS = 36 * 3

@@ -7,7 +7,7 @@ import pytest
 from trap_profiles import book, planted, simple
 
 from bench.analysis.phi_curve import layers_of
-from bench.analysis.replicates import Blocks, Book, drawn, problem_of, quantity
+from bench.analysis.replicates import Blocks, Book, drawn, kernel_of, problem_of, quantity
 from profiles.schema import Quantity
 
 
@@ -83,6 +83,31 @@ def test_pairing_cancels_what_a_block_does_to_both_arms() -> None:
         assert q.high is not None
         widths.append(q.high - q.low)
     assert widths[1] > 10 * widths[0]
+
+
+def test_without_samples_errors_of_an_arm_do_not_average_out_over_operators() -> None:
+    profile, _ = planted(simple(), (1,))
+    wide = tuple(
+        r.model_copy(update={"time_s": Quantity(value=v, low=0.8 * v, high=1.2 * v)})
+        if (v := r.time_s.value)
+        else r
+        for r in profile.rows
+    )
+    b = Book(profile.model_copy(update={"rows": wide}), None, 4000)
+    for arm in ("fused", "native"):
+        rows = [r for r in wide if r.arm == arm and r.operator != "layer"]
+        total = sum(b.time_s(problem_of(r), kernel_of(r)) for r in rows)
+        q = b.quantity(total)
+        assert q.value
+        assert q.low == pytest.approx(0.8 * q.value, rel=0.02)
+        assert q.high == pytest.approx(1.2 * q.value, rel=0.02)
+    (c,) = layers_of(b)
+    assert c.fused
+    assert c.best16
+    fused, native = (b.time_s(problem_of(c), k) for k in (c.fused, c.best16))
+    assert fused is not None
+    assert native is not None
+    assert abs(np.corrcoef(fused[1:], native[1:])[0, 1]) < 0.06
 
 
 def test_arms_that_failed_are_left_out() -> None:

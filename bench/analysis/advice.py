@@ -56,6 +56,7 @@ def advise(
         return f"For {where} nothing can be advised: no quantized arm was compared with 16 bits."
     measure = "energy of the linear operators" if by == "energy" else "time of the linear operators"
     sentences = []
+    sure = f"{100 * profile.protocol.confidence:.0f} %"
     if by == "time":
         sentences.append(
             f"There are no joules in this profile, so this is about time alone: "
@@ -66,13 +67,13 @@ def advise(
         case "wins":
             sentences.append(
                 f"For {where}, {best.format} with the {best.path} kernel costs the least {measure}: "
-                f"{_saving(best.ratio)} less than the best 16-bit kernel{_ties(options)}."
+                f"{_saving(best.ratio, sure)} less than the best 16-bit kernel{_ties(options)}."
             )
             sentences += _change(best, crossings.get((best.format, best.path, by)), batch)
         case "loses":
             sentences.append(
                 f"For {where}, stay with 16 bits: every quantized path costs more {measure}, the "
-                f"nearest ({best.format}, {best.path}) by {_excess(best.ratio)}."
+                f"nearest ({best.format}, {best.path}) by {_excess(best.ratio, sure)}."
             )
             sentences += _change(best, crossings.get((best.format, best.path, by)), batch)
         case _:
@@ -106,19 +107,19 @@ def _ties(options: Sequence[Option]) -> str:
     return f"; {' and '.join(near[:3])} cannot be told apart from it" if near else ""
 
 
-def _saving(q: Quantity) -> str:
+def _saving(q: Quantity, sure: str) -> str:
     """1 - 1 / ratio, with its interval, in per cent."""
     assert q.value is not None
     if q.low is None or q.high is None:
         return f"{1 - 1 / q.value:.0%}"
-    return f"{1 - 1 / q.value:.0%} (95 % interval {1 - 1 / q.low:.0%} to {1 - 1 / q.high:.0%})"
+    return f"{1 - 1 / q.value:.0%} ({sure} interval {1 - 1 / q.low:.0%} to {1 - 1 / q.high:.0%})"
 
 
-def _excess(q: Quantity) -> str:
+def _excess(q: Quantity, sure: str) -> str:
     assert q.value is not None
     if q.low is None or q.high is None or q.low <= 0:
         return f"{1 / q.value - 1:.0%}"
-    return f"{1 / q.value - 1:.0%} (95 % interval {1 / q.high - 1:.0%} to {1 / q.low - 1:.0%})"
+    return f"{1 / q.value - 1:.0%} ({sure} interval {1 / q.high - 1:.0%} to {1 / q.low - 1:.0%})"
 
 
 def _interval(q: Quantity) -> str:
@@ -137,14 +138,15 @@ def _change(best: Option, found: Crossing | None, batch: int) -> list[str]:
         parts.append(f"from a batch between {above[0].low:.0f} and {above[0].high:.0f} on {other}")
     if below and not above:
         parts.append(f"below a batch between {below[-1].low:.0f} and {below[-1].high:.0f} {other}")
-    if not parts:
-        reach = [x for x, _ in found.outcomes]
-        return [
-            f"No measured batch ({reach[0]:.0f} to {reach[-1]:.0f}) changes that."
-            if len(reach) > 1
-            else "Only this batch was measured; other batches may change that."
-        ]
-    return [f"What would change it: {'; '.join(parts)}."]
+    reach = [x for x, _ in found.outcomes]
+    if parts:
+        text = f"What would change it: {'; '.join(parts)}."
+    elif len(reach) > 1:
+        text = f"No decided batch of {reach[0]:.0f} to {reach[-1]:.0f} changes that."
+    else:
+        text = "The profile holds this batch only; others may change that."
+    open_at = ", ".join(f"{x:.0f}" for x in found.undecided)
+    return [text, f"Undecided: batch {open_at}."] if open_at else [text]
 
 
 def _memory(profile: Profile, shape: ModelShape | None, verdict: str) -> str:

@@ -11,29 +11,24 @@ launches of an operator together. Where both arms are bound by the device
     N* = calls (t0_q - t0_16) / (c_16 - c_q)
 
 and the sign says which side wins. Nothing on the right is fitted to any measured crossing. Real models have
-more calls the larger they are, so the same cost is also laid over the layer tables of model families: then N*
-lies between two models of a family.
-
-How far t0 + c n k is off is known from the operators themselves: log(measured ratio / fitted ratio), pooled
-over batches. Cells of models that were not run carry it in their interval.
+more calls the larger they are, so the same cost is also laid over the layer tables of model families
+(trap_map.py): then N* lies between two models of a family.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from bench.analysis.arms import Problem
-from bench.analysis.crossing import Crossing, crossing
 from bench.analysis.replicates import Book, Draws, problem_of
 from bench.analysis.size_fit import SizeFit, fit_sizes
-from bench.analysis.verdict import By, Path, Sign, outcome
+from bench.analysis.verdict import Path, Sign
 from profiles.schema import LAYER, Comparison, Quantity, absent
-from profiles.shapes import ModelShape
 
 SMALLEST, LARGEST = 1e8, 1e12  # weights between which a crossing is looked for
 
@@ -229,162 +224,3 @@ def _host_s(
     share = np.concatenate([[0.5], np.random.default_rng(0).uniform(size=len(least) - 1)])
     unknown: Draws = least * share
     return unknown
-
-
-def model_ratio(book: Book, costs: Costs, shape: ModelShape, eager: bool) -> Draws:
-    """Draws of t(best16) / t(arm) of a step of a model, misfit included; lm_head left out."""
-    calls = shape.layers * sum(o.count for o in shape.operators)
-    weights = shape.layers * shape.layer_params
-    ratio = costs.best16.step_s(calls, weights, eager) / costs.arm.step_s(calls, weights, eager)
-    if costs.freedom == 0 or not math.isfinite(costs.misfit):
-        return np.concatenate([ratio[:1], np.full(len(ratio) - 1, np.nan)])
-    rng = np.random.default_rng(costs.batch)
-    noise = costs.misfit * rng.standard_t(costs.freedom, size=len(ratio) - 1)
-    return np.concatenate([ratio[:1], ratio[1:] * np.exp(noise)])
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One model at one batch.
-
-    Attributes:
-        model: its shape.
-        batch: rows of x.
-        ratio: best16 / arm, in time or energy; above 1 low bits pay.
-        measured: whether the layer itself was measured; otherwise it is extrapolated from its operators.
-        beyond: whether an operator is larger or smaller than any that was measured, by a factor of two.
-        fits16: whether 16-bit weights fit the device's memory; None: its memory is not known.
-        fits_arm: the same of the quantized weights.
-    """
-
-    model: ModelShape
-    batch: int
-    ratio: Quantity
-    measured: bool
-    beyond: bool
-    fits16: bool | None
-    fits_arm: bool | None
-
-    @property
-    def outcome(self) -> str:
-        """wins, loses or undecided."""
-        return outcome(self.ratio)
-
-
-@dataclass(frozen=True)
-class TrapMap:
-    """Model sizes by batches, of one format and path."""
-
-    format: str
-    path: Path
-    by: By
-    eager: bool
-    cells: tuple[Cell, ...]
-
-    @property
-    def models(self) -> tuple[ModelShape, ...]:
-        """Rising in size."""
-        found = {c.model.name: c.model for c in self.cells}
-        return tuple(sorted(found.values(), key=lambda m: m.params))
-
-    @property
-    def batches(self) -> tuple[int, ...]:
-        """Rising."""
-        return tuple(sorted({c.batch for c in self.cells}))
-
-    def at(self, model: str, batch: int) -> Cell | None:
-        """The cell of a model and batch."""
-        return next((c for c in self.cells if (c.model.name, c.batch) == (model, batch)), None)
-
-    def scales(self, kind: str) -> tuple[tuple[str, int, Crossing], ...]:
-        """N* per family and batch, between the models of that family."""
-        found = []
-        for name in dict.fromkeys(family(m.name) for m in self.models):
-            for batch in self.batches:
-                points = [
-                    (float(c.model.params), c.ratio)
-                    for c in self.cells
-                    if family(c.model.name) == name and c.batch == batch
-                ]
-                if len(points) > 1:
-                    found.append((name, batch, crossing(points, kind)))  # type: ignore[arg-type]
-        return tuple(found)
-
-
-def family(model: str) -> str:
-    """The family of a model: its name without the size."""
-    return model.rsplit("-", 1)[0]
-
-
-def trap_map(
-    book: Book,
-    weight_format: str,
-    path: Path,
-    costs: Mapping[int, Costs],
-    shapes: Sequence[ModelShape],
-    bits: float | None,
-    eager: bool,
-    by: By = "time",
-) -> TrapMap:
-    """Every model at every batch that has costs.
-
-    In joules the ratio is that of time, times the ratio of energy over time of the measured layer at that
-    batch: the watts of an arm are taken to be the same whatever the model.
-    """
-    layers = {
-        c.batch: c
-        for c in book.profile.comparisons
-        if (c.operator, c.format) == (LAYER, weight_format)
-    }
-    memory = book.profile.device.memory_bytes
-    cells = []
-    for shape in shapes:
-        for batch, cost in sorted(costs.items()):
-            layer = layers.get(batch)
-            own = shape.name == book.profile.workload.model and layer is not None
-            ratio = _cell_ratio(book, cost, shape, layer if own else None, layer, path, eager, by)
-            sizes = [o.n * o.k for o in shape.operators]
-            known = cost.arm.fit.sizes
-            cells.append(
-                Cell(
-                    shape, batch, ratio, own,
-                    max(sizes) > 2 * max(known) or min(sizes) < min(known) / 2,
-                    None if memory is None else 2 * shape.params <= memory,
-                    None if memory is None or bits is None
-                    else quantized_bytes(shape, bits) <= memory,
-                )
-            )  # fmt: skip
-    return TrapMap(weight_format, path, by, eager, tuple(cells))
-
-
-def quantized_bytes(shape: ModelShape, bits: float) -> float:
-    """Bytes of a model whose layers are quantized; embeddings and lm_head stay in 16 bits."""
-    layers = shape.layers * shape.layer_params
-    return layers * bits / 8 + 2 * (shape.params - layers)
-
-
-def _cell_ratio(
-    book: Book,
-    cost: Costs,
-    shape: ModelShape,
-    own: Comparison | None,
-    layer: Comparison | None,
-    path: Path,
-    eager: bool,
-    by: By,
-) -> Quantity:
-    if own is not None:
-        return getattr(own, f"{'speedup' if by == 'time' else 'energy_ratio'}_{path}")  # type: ignore[no-any-return]
-    ratio = model_ratio(book, cost, shape, eager)
-    if by == "energy":
-        if layer is None:
-            return absent("no layer was measured at this batch", book.kind)
-        energy, speed = getattr(layer, f"energy_ratio_{path}"), getattr(layer, f"speedup_{path}")
-        joules, seconds = (
-            book.drawn(energy, "watts", layer.key, path),
-            book.drawn(speed, "speed", layer.key),
-        )
-        if joules is None or seconds is None:
-            return absent(energy.reason or "the layer has no joules at this batch", book.kind)
-        ratio = ratio * joules / seconds
-    return book.quantity(ratio, "operators of too few sizes")

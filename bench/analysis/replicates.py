@@ -9,8 +9,9 @@ cross, has no such formula; so everything derived is computed again and again fr
     interval   the middle of the replicates, at the profile's confidence
 
 A profile without samples (modelled, imported, or written without them) has no blocks to draw. Its quantities
-are drawn from their own intervals, each apart from the others: pairing is absent, and intervals of what is
-derived are wider than need be. `Book.paired` says which of the two it was.
+are drawn from their own intervals, arms apart from each other and the operators of one arm together: pairing
+is absent, errors do not average out over operators, and intervals of what is derived are wider than need be.
+`Book.paired` says which of the two it was.
 """
 
 from __future__ import annotations
@@ -242,7 +243,10 @@ class Book:
     def _time_s(self, problem: Problem, kernel: Implementation) -> Draws | None:
         if self.arms is None:
             row = self.rows.get(problem, {}).get(kernel)
-            return None if row is None else self.drawn(row.time_s, "time", problem, kernel)
+            key = problem._replace(
+                operator=""
+            )  # operators of an arm are wrong together, if they are
+            return None if row is None else self.drawn(row.time_s, "time", key, kernel)
         series = self.arms.get(problem, {}).get(kernel)
         if series is None:
             return None

@@ -12,13 +12,7 @@ from dataclasses import dataclass, field
 from bench.analysis.advice import advise
 from bench.analysis.at_load import AtLoad, at_load
 from bench.analysis.compounding import Law, compounding
-from bench.analysis.critical_scale import (
-    CriticalScale,
-    TrapMap,
-    costs_of,
-    critical_scale,
-    trap_map,
-)
+from bench.analysis.critical_scale import CriticalScale, costs_of, critical_scale
 from bench.analysis.crossing import Crossing, crossing, inverse
 from bench.analysis.hops import Chain, chains
 from bench.analysis.indices import Index, TrapStep, Weights, indices
@@ -36,6 +30,7 @@ from bench.analysis.phi_curve import (
 )
 from bench.analysis.replicates import Book
 from bench.analysis.theories import Theories, fit_theories
+from bench.analysis.trap_map import TrapMap, trap_map
 from bench.analysis.verdict import By, Path
 from profiles.fidelity import Distribution, Fidelity
 from profiles.schema import Comparison, Quantity
