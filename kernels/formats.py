@@ -62,9 +62,9 @@ class WeightFormat:
             "e4m3": "e4m3 scale",
             "nested": "quantized scale",
         }[self.scale_type]
-        zero = " and zero point" if self.zero_point else ""
+        zero = " and zero" if self.zero_point else ""
         weights = f"per {self.group_size}" if self.group_size else "per row"
-        matrix = ", fp32 per matrix" if self.scale_type == "e4m3" else ""
+        matrix = ", one fp32" if self.scale_type == "e4m3" else ""
         return f"{codes}, {scale}{zero} {weights}{matrix}"
 
     @property
