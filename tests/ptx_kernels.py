@@ -1,9 +1,10 @@
 """The suite's Triton kernels, emulated: which, on which targets and shapes, and a table of them.
 
 A *cell* is one kernel (arm and variant), format, batch and target. All of them are the product; what
-`make test` runs covers it, `make proof` runs it whole. So that this fits into an hour for any number of
-formats, a cell is run with one of the two activations: they alternate, such that every kernel, format and
-batch meets both, each on two targets.
+`make test` runs covers it, `make proof` runs it whole. So that this fits into an hour, a cell is run with one
+of the two activations: they alternate, such that every kernel, format and batch meets both, each on two
+targets. Stages that multiply nothing read no x: a batch only chooses how they are cut, and they take one per
+format and target, in turn.
 
 The product is compiled for the size that is audited, 4096 x 14336: what is executed is what is counted, and
 no more is compiled to see that nothing spills. Shapes that fill no tile are a second, smaller product: every
@@ -36,6 +37,8 @@ WIDE = 72  # rows of x: two tiles of the widest that gemm has, the second not fu
 ODD = (2, 5)  # rows of x: tiles of gemv that BATCHES leave out
 RAGGED = {"gemv": (9, 5248), "gemm": (41, 1280)}  # n, k: last rows and steps that are not whole
 WGMMA_ROWS = 17  # of x: from here on sm_90 builds of gemm use wgmma
+
+READ_NO_X = ("stream", "unpack", "scale")
 
 Stage = tuple[str, str]  # arm and variant
 Cell = tuple[str, str, str, int, int]  # arm, variant, format, batch, target
@@ -109,9 +112,12 @@ def product_jobs(capabilities: tuple[int, ...] = TARGETS) -> tuple[Job, ...]:
     jobs = []
     for stage in stages():
         for place, name in enumerate(formats_of(stage)):
-            for row, batch in enumerate(batches(stage)):
+            served = [batch for batch in batches(stage) if activations(stage, name, batch)]
+            for row, batch in enumerate(served):
                 able = activations(stage, name, batch)
-                for column, capability in enumerate(capabilities if able else ()):
+                for column, capability in enumerate(capabilities):
+                    if stage[0] in READ_NO_X and (place + column) % len(served) != row:
+                        continue
                     activation = able[(place + row + column) % len(able)]
                     jobs.append(Job(*stage, name, activation, *AUDITED, batch, capability))
     return tuple(jobs)
@@ -152,10 +158,10 @@ def emulated(job: Job) -> bool:
 
 
 @cache
-def pairs(job: Job) -> frozenset[tuple[str, object]]:
-    """What a job covers: its target, with each of its other values."""
+def pairs(job: Job) -> tuple[tuple[str, object], ...]:
+    """What a job covers: its target, with each of its other values; in one order in every process."""
     values = vars(job) | {"format_name": kind(job.format_name)}
-    return frozenset((f"sm_{job.capability} {field}", value) for field, value in values.items())
+    return tuple((f"sm_{job.capability} {field}", value) for field, value in values.items())
 
 
 @cache
