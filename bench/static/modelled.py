@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.90
 DIGITS = 5  # of a modelled number
 CACHE_MULTIPLE = 2  # of the last-level cache, touched between two uses of a copy
+BESIDE = "lowp and upcast are not modelled"
 NO_JOULES = "modelled: no trustworthy constants of energy per byte or instruction exist"
 NO_BLOCKS = "modelled: nothing was repeated, so there is nothing to converge"
 INTERVALS = (
@@ -382,6 +383,9 @@ def _compare(
             "speedup_fused": ratio(best, fused, batch),
             "speedup_unfused": ratio(best, unfused, batch),
             "speedup_library": ratio(best, time_s(roles.library), batch),
+            "quantization_s": absent(BESIDE, "modelled"),
+            "speedup_upcast": absent(BESIDE, "modelled"),
+            "speedup_lowp": absent(BESIDE, "modelled"),
             "phi_exposed_j": absent(NO_JOULES, "modelled"),
             "phi_unfused_j": absent(NO_JOULES, "modelled"),
             "energy_ratio_fused": absent(NO_JOULES, "modelled"),
