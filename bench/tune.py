@@ -115,7 +115,7 @@ def measured(
     device = open_device(gpu)
     board, capability = configs.board()
     found = start_of(board)
-    failed, done = 0, set()
+    failed, done, path = 0, set(), None
     for weight_format in formats:
         for batch in batches:
             for o in model.operators:
@@ -133,7 +133,7 @@ def measured(
                     others = tuple(c for c in found.choices if c.key != choice.key)
                     found = found.model_copy(update={"choices": (*others, choice)})
                     path = save_tuned(found)  # after each: what was found survives Ctrl-C
-    if not found.choices:
+    if path is None:
         typer.echo("error: no kernel could be tuned; nothing was written.", err=True)
         return 1
     typer.echo(f"Wrote {path}", err=True)

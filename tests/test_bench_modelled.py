@@ -231,6 +231,7 @@ def test_tiles_are_refused_where_no_tensor_cores_multiply_them() -> None:
 
 
 def test_every_arm_of_a_measured_run_has_a_row_under_the_same_name() -> None:
+    """But for those beside the ladder."""
     model = modelled((1, 16))
     for batch in (1, 16):
         kernels = find_kernels("cuda", INT4, "fp16", batch)
@@ -239,6 +240,7 @@ def test_every_arm_of_a_measured_run_has_a_row_under_the_same_name() -> None:
         wanted = {
             (k.arm, k.implementation, k.variant, k.reads(INT4, "fp16").name)
             for k in (*kernels, compose(dequantizer, vendor))
+            if k.arm not in ("upcast", "lowp")
         }
         for operator in ("o_proj", "gate_up_proj"):
             found = [

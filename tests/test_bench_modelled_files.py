@@ -62,6 +62,8 @@ def test_every_board_has_a_profile_that_says_most(key: str) -> None:
 def test_readers_refuse_them_unless_asked_for_the_kind() -> None:
     with pytest.raises(ProfileError, match="kind 'modelled'"):
         load_profile(command.path_of(BOARDS["h100-sxm"]))
+    for board in BOARDS.values():
+        assert load_profile(command.path_of(board), allow=("modelled",)).kind == "modelled"
 
 
 def test_they_are_small() -> None:

@@ -58,7 +58,7 @@ def test_kernels_are_found_by_module_and_attribute() -> None:
         (["user_kernels:not_a_kernel"], "should be a kernels.kernel.Kernel, but it is a int"),
         (["user_kernels:on_cuda"], "is a kernel for 'cuda', but this run is on 'cpu'"),
         (["user_kernels:ours"], r"calls itself fused \(numba, default\)"),
-        (["user_kernels:right", "bench.examples.my_kernel:kernel"], "calls itself fused .mine"),
+        (["user_kernels:right", "bench.examples.my_kernel:kernel"], "calls itself unfused .mine"),
     ],
 )
 def test_what_is_no_kernel_for_the_run_is_refused(names: list[str], says: str) -> None:
@@ -180,7 +180,7 @@ def test_right_and_wrong_kernels_of_a_user(tmp_path: Path, monkeypatch: pytest.M
     console = Console(width=100, file=io.StringIO(), record=True)
     console.print(render(profile))
     text = console.export_text()
-    assert "FAILED fused (crash, int4-g128) on up at batch 1: it crashed with SIGSEGV." in text
+    assert "FAILED unfused (crash, int4-g128) on up at batch 1: it crashed with SIGSEGV." in text
 
 
 @pytest.mark.proof

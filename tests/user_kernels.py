@@ -40,5 +40,5 @@ crash = replace(right, implementation="crash", bind=bind_crash)
 hang = replace(right, implementation="hang", bind=bind_hang)
 unlucky = replace(right, implementation="unlucky", bind=bind_raise)
 on_cuda = replace(right, device="cuda")
-ours = replace(right, implementation="numba")
+ours = replace(right, arm="fused", implementation="numba")
 not_a_kernel = 17
