@@ -31,12 +31,14 @@ class Build:
     Attributes:
         ptx: what the emulator runs. Lines of the source are left out: they are no code.
         block_n: rows of W per program.
+        block_k: weights of one row per step along k; 0 for a kernel that takes no steps.
         registers: per thread, as the assembler says.
         stack_bytes: per thread; anything above 0 is spilled registers or an array in local memory.
     """
 
     ptx: Ptx
     block_n: int
+    block_k: int
     registers: int
     stack_bytes: int
 
@@ -96,6 +98,7 @@ def compile_build(job: Job) -> Build:
     return Build(
         ptx=Ptx.of(built, plan.grid),
         block_n=int(str(plan.constexprs["BLOCK_N"])),
+        block_k=int(str(plan.constexprs.get("BLOCK_K", 0))),
         registers=usage["REG"],
         stack_bytes=usage["STACK"],
     )

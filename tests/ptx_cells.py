@@ -20,6 +20,8 @@ import numpy as np
 
 from bench.static.audit import K, N
 from bench.static.ptx import PtxError, UnsupportedError
+from kernels import packing
+from kernels.formats import find_format
 from tests.aot_ptx import execute, from_bits, job_arguments, output_shape
 from tests.aot_triton import Job, in_workers
 from tests.ptx_builds import Build, build
@@ -50,11 +52,17 @@ class Outcome:
     stack_bytes: int
 
 
-def executed(job: Job, block_n: int) -> tuple[int, int]:
-    """Rows and columns of W that are multiplied."""
+def executed(job: Job, made: Build) -> tuple[int, int]:
+    """Rows and columns of W that are multiplied: whole steps along k.
+
+    Nested scales are counted over whole rows, so there all columns are.
+    """
     if (job.n, job.k) != AUDITED:
         return job.n, job.k
-    return PROGRAMS * block_n, COLUMNS.get(job.regime.removesuffix("-ptx"), job.k)
+    columns = COLUMNS.get(job.regime.removesuffix("-ptx"), job.k)
+    columns = -(-columns // (made.block_k or 1)) * (made.block_k or 1)
+    nested = find_format(job.format_name).scale_type == "nested"
+    return PROGRAMS * made.block_n, job.k if nested else min(columns, job.k)
 
 
 def widened(array: np.ndarray, columns: int) -> np.ndarray:
@@ -62,6 +70,12 @@ def widened(array: np.ndarray, columns: int) -> np.ndarray:
     bytes_ = np.full((*array.shape[:-1], columns), -1, f"i{array.itemsize}")
     bytes_[..., : array.shape[-1]] = array.view(bytes_.dtype)
     return bytes_.view(array.dtype)
+
+
+def widened_words(words: np.ndarray, bits: int, k: int, columns: int) -> np.ndarray:
+    """Packed words of k columns as those of a matrix with more columns, plane after plane."""
+    planes = packing.split_planes(words, bits)
+    return np.concatenate([widened(p, p.shape[1] * columns // k) for p in planes], axis=1)
 
 
 def run(job: Job, made: Build) -> float:
@@ -74,7 +88,8 @@ def run(job: Job, made: Build) -> float:
         PtxError: the program did something wrong, or cannot be emulated.
         AssertionError: it wrote where it should not.
     """
-    n, k = executed(job, made.block_n)
+    n, k = executed(job, made)
+    weight_format = find_format(job.format_name)
     arguments, out, expected = job_arguments(replace(job, n=n, k=k))
     result = out
     if (n, k) != (job.n, job.k):
@@ -84,6 +99,8 @@ def run(job: Job, made: Build) -> float:
                 columns = job.k if job.arm == "dequantize" else job.n
                 result = widened(out, columns)
                 wide.append(result)
+            elif argument is arguments[0] and weight_format.quantized:
+                wide.append(widened_words(argument, weight_format.bits, k, job.k))
             elif np.ndim(argument) == 2 and argument.shape[1] > 1:  # else one scale per row
                 wide.append(widened(argument, argument.shape[1] * job.k // k))
             else:

@@ -682,6 +682,24 @@ def fused_multiply_add(parts: Modifiers) -> Reference:
     return Reference(parts.opcode, (narrow, narrow, wide), wide, scalar)
 
 
+def addition(parts: Modifiers) -> Reference:
+    """9.7.3 add, and 9.7.5 mixed precision: add.rn.f32.f16 adds an fp16 and an fp32."""
+    if len(parts.parts) < 2 or parts.parts[-2] != "f32":
+        return float_arithmetic(parts)
+    parts.choice("rn")
+    wide, narrow = parts.types(2)
+    if narrow not in ("f16", "bf16"):
+        raise parts.fail()
+    left, right = decoder(narrow, False), decoder(wide, False)
+    encode = encoder(wide, Finish("rn", False, False, False))
+    return Reference(
+        parts.opcode,
+        (narrow, wide),
+        wide,
+        lambda a, b: encode(add(left(a), right(b), "rn")),
+    )
+
+
 def copy_sign(parts: Modifiers) -> Reference:
     """9.7.3 copysign: the sign of a on the magnitude of b."""
     (kind,) = parts.types(1)
@@ -920,7 +938,8 @@ def by_type(integers: Rule, floats: Rule) -> Rule:
 
 
 FAMILIES: dict[str, Rule] = {
-    **dict.fromkeys(("add", "sub", "div"), by_type(integer_binary, float_arithmetic)),
+    "add": by_type(integer_binary, addition),
+    **dict.fromkeys(("sub", "div"), by_type(integer_binary, float_arithmetic)),
     "rem": integer_binary,
     **dict.fromkeys(("mul", "mad"), by_type(integer_multiply, float_arithmetic)),
     "copysign": copy_sign,

@@ -115,7 +115,8 @@ def test_ladder_interpreted(format_name: str, regime: str, batch: int, n: int, k
         for kernel in KERNELS
         if kernel.variant in (regime, "default")
         and kernel.implementation == "triton"
-        and kernel.arm != "native"
+        and kernel.weight_bits is None
+        and kernel.arm != "lowp"
         and kernel.accepts(weight_format, "fp16", batch)
     ]
     assert len(ladder) == 6
@@ -134,6 +135,7 @@ def test_every_quantized_format_has_a_ladder_in_every_variant(variant: str) -> N
                 and weight_format.name in kernel.formats
                 and activation in kernel.activations
                 and kernel.arm != "native"
+                and kernel.arm != "upcast"
             ]
             expected = ["stream", "unpack", "scale", "bypass", "fused"]
             assert arms == (expected if weight_format.quantized else [])

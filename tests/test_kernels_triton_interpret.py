@@ -30,9 +30,9 @@ SHAPES = {1: (5, 2304), 3: (6, 384), 16: (11, 256), 17: (70, 384), 256: (37, 256
 
 
 def triton_kernels() -> list[Kernel]:
-    """All but those in inline PTX, which is executed elsewhere: test_kernels_triton_emulated.py."""
+    """All but those in inline PTX, and of lowp, which are executed elsewhere: *_emulated.py, *_lowp.py."""
     ours = [kernel for kernel in KERNELS if kernel.implementation == "triton"]
-    return [kernel for kernel in ours if not kernel.variant.endswith("ptx")]
+    return [k for k in ours if not k.variant.endswith("ptx") and k.arm != "lowp"]
 
 
 def accepting(format_name: str, activation: str, batch: int) -> list[Kernel]:

@@ -155,20 +155,18 @@ def floating(pattern: str, function: Callable[..., Array], arity: int) -> dict[s
     return operations
 
 
-def mixed(pattern: str) -> dict[str, Operation]:
-    """fma.rn.f32.f16 and its like: a product of two 16-bit floats is added to an fp32."""
+def mixed(pattern: str, function: Callable[..., Array], arity: int) -> dict[str, Operation]:
+    """fma.rn.f32.f16, add.rn.f32.f16 and their like: fp32 but for the 16-bit operands before the last."""
     operations = {}
     for opcode in expand(pattern):
         *_, wide_kind, narrow = opcode.split(".")
+        kinds = (*(narrow,) * (arity - 1), wide_kind)
 
-        def fused(
-            a: Array, b: Array, c: Array, kinds: tuple[str, str] = (narrow, wide_kind)
-        ) -> Array:
-            factors = numerics.decode(a, kinds[0]), numerics.decode(b, kinds[0])
-            return numerics.encode(numerics.fma(*factors, numerics.decode(c, kinds[1])), kinds[1])
+        def once(*bits: Array, kinds: tuple[str, ...] = kinds) -> Array:
+            values = map(numerics.decode, bits, kinds)
+            return numerics.encode(function(*values), kinds[-1])
 
-        kinds = (narrow, narrow, wide_kind)
-        bind = partial(compute, function=fused, result=wide_kind, kinds=kinds)
+        bind = partial(compute, function=once, result=wide_kind, kinds=kinds)
         operations[opcode] = Operation("fp32", bind)
     return operations
 
