@@ -166,15 +166,17 @@ def pairs(job: Job) -> tuple[tuple[str, object], ...]:
 
 @cache
 def covering_jobs() -> tuple[Job, ...]:
-    """One job for every kernel and kind of code, of fused at every batch: the one that adds the most.
+    """One job for every kernel and width of code: the one that adds the most.
 
-    What no such choice covers is added at the end.
+    Of what dequantizes whole, one for every encoding; of fused, one at every batch. What no such choice
+    covers is added at the end.
     """
     choices: dict[tuple[object, ...], list[Job]] = {}
     jobs = [*filter(emulated, everything())]
     for job in jobs:
         code = kind(job.format_name)
-        choices.setdefault((job.arm, job.regime, code.bits, code.encoding), []).append(job)
+        encoding = code.encoding if job.arm in ("fused", "dequantize") else ""
+        choices.setdefault((job.arm, job.regime, code.bits, encoding), []).append(job)
         if job.arm == "fused":
             choices.setdefault((job.regime, job.batch), []).append(job)
     seen: Counter[tuple[str, object]] = Counter()
