@@ -10,6 +10,7 @@ from trap_profiles import OPERATORS, book, simple
 
 from bench.analysis.critical_scale import costs_of, critical_scale
 from bench.analysis.size_fit import fit_sizes
+from bench.analysis.trap import Questions, analyse
 from bench.analysis.trap_map import quantized_bytes, trap_map
 from profiles.shapes import load_model, load_models
 
@@ -134,6 +135,33 @@ def test_the_map_holds_the_ratio_of_each_layer_table() -> None:
     assert qwen3.sign == "wins_above"
     sizes = [load_model(m).params for m in ("Qwen3-0.6B", "Qwen3-14B")]
     assert sizes[0] <= (qwen3.at[0].low or 0) < (qwen3.at[0].high or math.inf) <= sizes[1]
+
+
+def test_the_own_layer_of_a_map_is_of_its_launch_mode() -> None:
+    """Eagerly the planted host makes fused lose at the measured layer: the graph's win is not shown there."""
+    time = simple(phi=0.0)
+
+    def slower(arm, o, batch, weight_format):  # type: ignore[no-untyped-def]
+        return float(time(arm, o, batch, weight_format)) + (40e-6 if arm == "fused" else 0)
+
+    graph = book(time, (1,), model="Falcon3-3B")
+    eager = book(slower, (1,), mode="eager", seed=5, model="Falcon3-3B")
+    answers = analyse(graph, Questions(batch=1), other=eager)
+    cells = {m.eager: m.at("Falcon3-3B", 1) for m in answers.maps}
+    for is_eager, expected in ((False, graph), (True, eager)):
+        cell = cells[is_eager]
+        assert cell is not None
+        assert cell.measured
+        assert cell.ratio == next(
+            c.speedup_fused for c in expected.profile.comparisons if c.operator == "layer"
+        )
+    outcomes = {mode: cell.outcome for mode, cell in cells.items() if cell is not None}
+    assert outcomes == {False: "wins", True: "loses"}
+    lone = trap_map(
+        graph, "int4-g128", "fused", costs_of(graph, "int4-g128", "fused"),
+        [load_model("Falcon3-3B")], 4.125, eager=True,
+    )  # fmt: skip
+    assert [c.measured for c in lone.cells] == [False]  # no eager layer was measured
 
 
 def test_a_form_that_does_not_fit_leaves_models_undecided() -> None:

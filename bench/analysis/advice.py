@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bench.analysis.crossing import Crossing
 from bench.analysis.phi_curve import PATHS
-from bench.analysis.verdict import By, Path, outcome
+from bench.analysis.verdict import By, Path, outcome, ratio_of
 from profiles.schema import Comparison, Profile, Quantity
 from profiles.shapes import ModelShape
 
@@ -47,7 +47,7 @@ def advise(
             Option(c.format, path, q)
             for c in comparisons
             for path in PATHS
-            if (q := _ratio(c, path, by)).value is not None
+            if (q := ratio_of(c, path, by)).value is not None
         ),
         key=lambda o: -(o.ratio.value or 0),
     )
@@ -87,13 +87,7 @@ def advise(
 
 
 def _known(c: Comparison, by: By) -> bool:
-    return any(_ratio(c, path, by).value is not None for path in PATHS)
-
-
-def _ratio(c: Comparison, path: Path, by: By) -> Quantity:
-    name = "speedup" if by == "time" else "energy_ratio"
-    found: Quantity = getattr(c, f"{name}_{path}")
-    return found
+    return any(ratio_of(c, path, by).value is not None for path in PATHS)
 
 
 def _ties(options: Sequence[Option]) -> str:
