@@ -432,7 +432,9 @@ def _trap_steps(answers: Answers) -> Iterator[Text]:
     for step in answers.trap_steps:
         yield Text(
             f"From {step.formats[1]} to {step.formats[0]} ({step.bits[1]:.4g} to {step.bits[0]:.4g} bits): "
-            f"dSI/dp = {plain(step.slope)} per bit, {step.outcome}.",
+            f"dSI/dp = {plain(step.slope)} per bit, {step.outcome}"
+            f"{'; imported, it holds a table of accuracies' if step.slope.kind == 'imported' else ''}"
+            f"{f'; no interval: {step.slope.reason}' if step.slope.low is None else ''}.",
             style="dim",
         )
     for reason in sorted({row.si.reason for row in answers.indices if row.si.value is None}):
