@@ -19,7 +19,7 @@ from bench.analysis.trap_map import Cell, TrapMap
 from bench.analysis.verdict import Path
 from bench.report import cell_of, plain_table
 from profiles.fidelity import Fidelity
-from profiles.schema import LAYER, Profile, Quantity
+from profiles.schema import LAYER, Kind, Profile, Quantity
 
 US, MS = 1e6, 1e3
 SHOWN_BATCHES = 4  # of a table whose columns are batches
@@ -42,7 +42,7 @@ def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> Renderabl
         if table.row_count:
             parts += [Text(), table]
     parts += list(_slopes(answers.slopes))
-    parts += [Text(), *_cor(answers), Text(), *_theories(answers)]
+    parts += [Text(), *_cor(answers), Text(), *_theories(answers, book.kind)]
     parts += [Text(), crossings_table(answers), *_at_load(answers)]
     parts += [Text(), scales_table(answers), *_family_scales(answers, book)]
     for each in answers.maps:
@@ -169,7 +169,7 @@ def _cor(answers: Answers) -> Iterator[Text]:
         )
 
 
-def _theories(answers: Answers) -> Iterator[Text]:
+def _theories(answers: Answers, kind: Kind) -> Iterator[Text]:
     yield Text("Both theories, fitted over the batch", style="bold")
     for (name, path, by), found in answers.theories.items():
         what = f"{name} {path}, {by}"
@@ -177,14 +177,18 @@ def _theories(answers: Answers) -> Iterator[Text]:
             yield Text(f"{what}: not fitted, {found}.", style="dim")
             continue
         yield Text(f"{what}: {found.verdict}.")
-        yield Text(f"  step:  {_fit(found, found.step)}", style="dim")
-        yield Text(f"  paper: {_fit(found, found.paper)}", style="dim")
+        yield Text(f"  step:  {_fit(found, found.step, kind)}", style="dim")
+        yield Text(f"  paper: {_fit(found, found.paper, kind)}", style="dim")
 
 
-def _fit(found: Theories, fit: Fit) -> str:
+def _fit(found: Theories, fit: Fit, kind: Kind) -> str:
     words = f"residual {fit.residual:.1%}, worst {fit.worst:.1%}; as fitted {fit.sign}"
-    if fit.crosses.value is not None:
+    if not fit.describes:
+        words += ", no B*: the form does not describe this hardware"
+    elif fit.crosses.value is not None:
         words += f", B* = {plain(fit.crosses)}"
+        if fit.crosses.value > max(found.batches):
+            words += f" (beyond B = {max(found.batches)}, the largest {kind})"
     if fit.row_tile is not None:
         whole = fit.row_tile >= max(found.batches)
         words += "; one tile at every batch" if whole else f"; tiles of {fit.row_tile} rows"
