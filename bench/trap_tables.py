@@ -10,6 +10,7 @@ from rich.text import Text
 
 from bench.analysis.compounding import error_of
 from bench.analysis.crossing import Crossing
+from bench.analysis.doubts import quality_sentence
 from bench.analysis.ladder import PARTS, Ladder
 from bench.analysis.phi_curve import PATHS, Slope
 from bench.analysis.replicates import Book
@@ -29,6 +30,9 @@ MARKS = {"wins": ("+", "green"), "loses": ("-", "red"), "undecided": ("?", "dim"
 def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> RenderableType:
     """All tables, the advice last."""
     parts: list[RenderableType] = [_header(book)]
+    quality = quality_sentence(book.profile)
+    if quality:
+        parts.append(Text(quality, style="bold"))
     for name in dict.fromkeys(ladder.problem.format for ladder in answers.ladders):
         for unit in ("s", "j"):
             chosen = [

@@ -22,7 +22,7 @@ from bench.analysis.replicates import Book
 from bench.analysis.trap import Questions, analyse
 from profiles.fidelity import Fidelity, FidelityRow, fidelity_of
 from profiles.reader import ProfileError, load_profile, write_profile
-from profiles.schema import LAYER, Energy, Kind, Quantity, absent
+from profiles.schema import LAYER, Energy, Kind, Quality, Quantity, absent
 
 BATCHES = (1, 16, 64, 256)
 WEIGHTS = sum(o.n * o.k for o in OPERATORS)
@@ -321,6 +321,39 @@ def test_not_every_path_costs_more_where_one_is_undecided() -> None:
     assert "nothing is decided: the best quantized path (int8-g128, fused)" in text
     assert "int4-g128 fused costs more." in text
     assert "every quantized path costs more" in advised((0.9, 0.85, 0.95), (0.8, 0.5, 0.95))
+
+
+def test_rows_that_are_not_converged_or_flagged_are_said_above_and_in_the_advice(
+    tmp_path: Path,
+) -> None:
+    profile, table = planted(simple(), (1, 16))
+    quality = Quality(
+        half_width_over_best16=0.1, between_process_spread_s=3e-6, converged=False,
+        flags=("autocorrelated",),
+    )  # fmt: skip
+    sound = Quality(half_width_over_best16=0.01, between_process_spread_s=1e-6, converged=True)
+    phi = Quantity(value=5e-6, low=4e-6, high=6e-6)
+    doubted = [
+        c.model_copy(
+            update={"quality_exposed": quality if (c.operator, c.batch) == (LAYER, 1) else sound,
+                    "quality_unfused": sound, "phi_exposed_s": phi, "phi_unfused_s": phi}
+        )
+        for c in profile.comparisons
+    ]  # fmt: skip
+    profile = profile.model_copy(update={"comparisons": tuple(doubted)})
+    write_profile(profile, table, tmp_path / "run.json")
+    text = spoken(run(tmp_path / "run.json", "--no-pictures").stdout)
+    assert (
+        "1 of 8 comparisons not converged, 1 flagged; intervals are of blocks within processes, the spread "
+        "between them not included" in text
+    )
+    assert (
+        "is 1 times the half-width of its interval in the middle, 3 times at most" in text
+    )  # 3 us over (6 us - 4 us) / 2
+    assert "Beware of this comparison: it is not converged" in text
+    assert "flagged autocorrelated: neighbouring blocks depend on each other" in text
+    other = spoken(run(tmp_path / "run.json", "--no-pictures", "--batch", "16").stdout)
+    assert "Beware" not in other
 
 
 def test_every_tie_is_named_and_only_what_was_measured_has_more_blocks() -> None:

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.analysis.crossing import Crossing
+from bench.analysis.doubts import cell_sentence
 from bench.analysis.phi_curve import PATHS
 from bench.analysis.verdict import By, Path, outcome, ratio_of
-from profiles.schema import Comparison, Profile, Quantity
+from profiles.schema import Comparison, Profile, Quality, Quantity
 from profiles.shapes import ModelShape
 
 
@@ -25,6 +26,7 @@ class Option:
     format: str
     path: Path
     ratio: Quantity
+    quality: Quality
 
 
 def advise(
@@ -46,7 +48,7 @@ def advise(
     by: By = "energy" if any(_known(c, "energy") for c in comparisons) else "time"
     options = sorted(
         (
-            Option(c.format, path, q)
+            Option(c.format, path, q, c.quality_exposed if path == "fused" else c.quality_unfused)
             for c in comparisons
             for path in PATHS
             if (q := ratio_of(c, path, by)).value is not None
@@ -88,6 +90,7 @@ def advise(
             f"cannot be told apart from 16 bits in {measure} ({_interval(best.ratio)} of best16 over "
             f"it).{rest}{more}"
         )
+    sentences.append(cell_sentence(best.quality))
     sentences.append(_memory(profile, shape, set(outcomes) == {"loses"}))
     return " ".join(s for s in sentences if s)
 
