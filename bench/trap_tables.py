@@ -254,9 +254,10 @@ def scales_table(answers: Answers) -> Table:
     """N* from t0 and c, at a few batches."""
     batches = some({s.batch for s in answers.scales})
     calls = answers.scales[0].calls if answers.scales else 0
+    reach = [f"{n * 1e-9:.2g}" for n in answers.scales[0].reach] if answers.scales else ["–", "–"]
     table = Table(
-        title=Text(f"N*: weights of a step of {calls} operators, from t0 and c of the profile alone "
-                   f"(0.1 to 1000 B)"),
+        title=Text(f"N*: weights of a step of {calls} operators, from t0 and c of the profile alone, "
+                   f"{' to '.join(reach)} B"),
         title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0),
     )  # fmt: skip
     for name in ("format", "path", "launch", *(f"B = {b}" for b in batches)):

@@ -8,7 +8,6 @@ whose interval holds 1 is undecided. Beside each stands whether 16-bit weights f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,11 +26,11 @@ def model_ratio(book: Book, costs: Costs, shape: ModelShape, eager: bool) -> Dra
     calls = shape.layers * sum(o.count for o in shape.operators)
     weights = shape.layers * shape.layer_params
     ratio = costs.best16.step_s(calls, weights, eager) / costs.arm.step_s(calls, weights, eager)
-    if costs.freedom == 0 or not math.isfinite(costs.misfit):
+    off = costs.off(len(ratio) - 1)
+    if off is None:
         return np.concatenate([ratio[:1], np.full(len(ratio) - 1, np.nan)])
-    rng = np.random.default_rng(costs.batch)
-    noise = costs.misfit * rng.standard_t(costs.freedom, size=len(ratio) - 1)
-    return np.concatenate([ratio[:1], ratio[1:] * np.exp(noise)])
+    found: Draws = ratio * off
+    return found
 
 
 @dataclass(frozen=True)
