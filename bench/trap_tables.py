@@ -11,7 +11,7 @@ from rich.text import Text
 from bench.analysis.compounding import error_of
 from bench.analysis.crossing import Crossing
 from bench.analysis.doubts import quality_sentence
-from bench.analysis.ladder import PARTS, Ladder
+from bench.analysis.ladder import FIXED, PARTS, Ladder
 from bench.analysis.phi_curve import PATHS, Slope
 from bench.analysis.replicates import Book
 from bench.analysis.theories import Fit, Theories
@@ -91,7 +91,9 @@ def decomposition(chosen: Sequence[Ladder]) -> Table:
     what = "parts of the fused kernel in one layer" if unit == "µs" else "its joules"
     title = f"{chosen[0].problem.format}: {what}, {unit}"
     known = [p for p in PARTS if any(x.parts[p].value is not None for x in chosen)]
-    table = plain_table(title, (*(f"{p}{_note(p, chosen)}" for p in known), "= fused"))
+    table = plain_table(
+        title, (*(f"{p}{_note(p, chosen)}".replace("fixed ", "fixed\n") for p in known), "= fused")
+    )
     for x in chosen:
         table.add_row(
             str(x.problem.batch),
@@ -105,8 +107,8 @@ def _note(part: str, chosen: Sequence[Ladder]) -> str:
     """A mark on parts that hold another one, which is not known."""
     missing = {p for p in PARTS if all(x.parts[p].value is None for x in chosen)}
     holds = {
-        "move": {"launch"},
-        "multiply": {"launch", "move"} if "move" in missing else set(),
+        "move": {FIXED},
+        "multiply": {FIXED, "move"} if "move" in missing else set(),
         "residual": {"unpack", "scale"},
     }
     return "*" if holds.get(part, set()) & missing else ""
@@ -240,7 +242,9 @@ def _at_load(answers: Answers) -> Iterator[Text]:
             text += f", repaid against fused after {plain(paid[0].steps_fused)} steps at B = {paid[0].batch}"
         other = next((a for a in mine if a.steps_unfused.value is not None), None)
         if other is not None:
-            text += f", against unfused after {plain(other.steps_unfused)} at B = {other.batch}"
+            text += (
+                f", repaid against unfused after {plain(other.steps_unfused)} at B = {other.batch}"
+            )
         yield Text(text + ".", style="dim")
     if answers.at_load_crossings:
         yield Text(
@@ -282,21 +286,22 @@ def _key(s: object) -> tuple[str, str, bool]:
 
 def _family_scales(answers: Answers, book: Book) -> Iterator[Text]:
     """N* on real layer tables, where a family crosses."""
-    crossing_ones = 0
-    families = 0
+    crossed = False
     for each in answers.maps:
         for family, batch, found in each.scales(book.kind):
-            families += 1
             if found.at:
-                crossing_ones += 1
+                crossed = True
                 yield Text(
                     f"{each.format} {each.path}, {'eager' if each.eager else 'graph'}, {family}, "
                     f"B = {batch}, on its layer tables: {found.words} weights.",
                     style="dim",
                 )
-    if families and not crossing_ones:
+    cells = [c for each in answers.maps for c in each.cells if c.ratio.value is not None]
+    if cells and not crossed:
+        undecided = sum(c.outcome == "undecided" for c in cells)
         yield Text(
-            "On the layer tables of the model families no family crosses within its sizes, at any batch.",
+            f"On the layer tables of the model families there is no decided crossing within a family; "
+            f"{undecided} of {len(cells)} cells undecided.",
             style="dim",
         )
 
