@@ -483,10 +483,10 @@ def cell_of(quantity: Quantity | None, scale: float = 1.0) -> Text:
     ends = [quantity.value, quantity.low or 0.0, quantity.high or 0.0]
     largest = max(abs(end * scale) for end in ends)
     digits = 3 if largest < 1 else 2 if largest < 10 else 1 if largest < 100 else 0
-    text = Text(f"{quantity.value * scale:.{digits}f}")
+    text = Text(f"{quantity.value * scale:z.{digits}f}")
     if quantity.low is not None and quantity.high is not None:
         low, high = quantity.low * scale, quantity.high * scale
-        text.append(f"\n{low:.{digits}f}–{high:.{digits}f}", style="dim")
+        text.append(f"\n{low:z.{digits}f}–{high:z.{digits}f}", style="dim")
     return text
 
 

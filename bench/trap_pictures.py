@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PART_COLORS = {
-    "launch": "#7a7a7a",
+    "fixed per call": "#7a7a7a",
     "move": COLORS["stream"],
     "unpack": COLORS["unpack"],
     "scale": COLORS["scale"],
@@ -39,6 +39,7 @@ PART_COLORS = {
     "residual": COLORS["unfused"],
 }
 PANELS_PER_ROW = 4
+NAME_BITS = 0.8  # bits on the axis that the name of a format takes
 CHARACTERS_PER_INCH = 18  # of a note
 LARGEST_RATIO = 4.0  # beyond which colours do not change
 DARK_BEYOND = 1.4  # of the ratio's logarithm: black cannot be read on such cells
@@ -194,9 +195,8 @@ def _phi(book: Book, answers: Answers) -> Figure | None:
             axis.step(bits, value * 1e6, where="post", color=shades[batch], linewidth=0.8)
         _name_formats(axis, {(p.bits_stored, p.format) for p in points})
         axis.axhline(0, color="#333333", linewidth=0.8)
-        axis.set_xlim(
-            0, max(9.0, *(p.bits_stored + 1 for p in points if p.bits_stored is not None))
-        )
+        known_bits = [p.bits_stored for p in points if p.bits_stored is not None]
+        axis.set_xlim(min(known_bits) - 0.6, max(known_bits) + 0.6)
         axis.set_xlabel("p, stored bits per weight")
         axis.set_ylabel("µs per layer")
         axis.set_title(f"φ {word}", fontsize=10)
@@ -210,14 +210,14 @@ def _phi(book: Book, answers: Answers) -> Figure | None:
 
 
 def _name_formats(axis: Axes, formats: set[tuple[Any, str]]) -> None:
-    """Names along the top, one below the other where bits are the same."""
-    level: dict[float, int] = {}
+    """Names along the top, each a line below the one before it where it would run into that."""
+    level, last = 0, -math.inf
     for bits, name in sorted(formats):
-        near = round(bits * 2) / 2
-        level[near] = level.get(near, -1) + 1
+        level = level + 1 if bits - last < NAME_BITS else 0
+        last = bits
         axis.annotate(
             name, (bits, 1.0), xycoords=("data", "axes fraction"),
-            xytext=(0, -2 - 7 * level[near]), textcoords="offset points", fontsize=5.5, va="top",
+            xytext=(0, -2 - 7 * level), textcoords="offset points", fontsize=5.5, va="top",
             ha="center", color="#555555",
         )  # fmt: skip
 
@@ -232,9 +232,9 @@ def _maps(book: Book, maps: Sequence[TrapMap]) -> Figure | None:
     return _titled(
         figure, book, "The trap map",
         f"Blue: low bits pay; red: they cost (the trap); grey with '?': undecided at {book.confidence:.0%}. "
-        "° extrapolated to "
-        "operators over twice as large as any measured. Bold: measured layer. ! 16-bit weights exceed the "
-        "device's memory. Linear operators of a step, lm_head left out.",
+        "° extrapolated to operators "
+        "over twice as large as any measured. Bold: the profile's own layer. "
+        "! 16-bit weights exceed the device's memory. Linear operators of a step, lm_head left out.",
     )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from bench.analysis.compounding import error_of
 from bench.analysis.crossing import Crossing
-from bench.analysis.ladder import PARTS, Ladder
+from bench.analysis.doubts import quality_sentence
+from bench.analysis.ladder import FIXED, PARTS, Ladder
 from bench.analysis.phi_curve import PATHS, Slope
 from bench.analysis.replicates import Book
 from bench.analysis.theories import Fit, Theories
@@ -19,7 +20,7 @@ from bench.analysis.trap_map import Cell, TrapMap
 from bench.analysis.verdict import Path
 from bench.report import cell_of, plain_table
 from profiles.fidelity import Fidelity
-from profiles.schema import LAYER, Profile, Quantity
+from profiles.schema import LAYER, Kind, Profile, Quantity
 
 US, MS = 1e6, 1e3
 SHOWN_BATCHES = 4  # of a table whose columns are batches
@@ -29,6 +30,9 @@ MARKS = {"wins": ("+", "green"), "loses": ("-", "red"), "undecided": ("?", "dim"
 def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> RenderableType:
     """All tables, the advice last."""
     parts: list[RenderableType] = [_header(book)]
+    quality = quality_sentence(book.profile)
+    if quality:
+        parts.append(Text(quality, style="bold"))
     for name in dict.fromkeys(ladder.problem.format for ladder in answers.ladders):
         for unit in ("s", "j"):
             chosen = [
@@ -42,7 +46,7 @@ def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> Renderabl
         if table.row_count:
             parts += [Text(), table]
     parts += list(_slopes(answers.slopes))
-    parts += [Text(), *_cor(answers), Text(), *_theories(answers)]
+    parts += [Text(), *_cor(answers), Text(), *_theories(answers, book.kind)]
     parts += [Text(), crossings_table(answers), *_at_load(answers)]
     parts += [Text(), scales_table(answers), *_family_scales(answers, book)]
     for each in answers.maps:
@@ -87,7 +91,9 @@ def decomposition(chosen: Sequence[Ladder]) -> Table:
     what = "parts of the fused kernel in one layer" if unit == "µs" else "its joules"
     title = f"{chosen[0].problem.format}: {what}, {unit}"
     known = [p for p in PARTS if any(x.parts[p].value is not None for x in chosen)]
-    table = plain_table(title, (*(f"{p}{_note(p, chosen)}" for p in known), "= fused"))
+    table = plain_table(
+        title, (*(f"{p}{_note(p, chosen)}".replace("fixed ", "fixed\n") for p in known), "= fused")
+    )
     for x in chosen:
         table.add_row(
             str(x.problem.batch),
@@ -101,8 +107,8 @@ def _note(part: str, chosen: Sequence[Ladder]) -> str:
     """A mark on parts that hold another one, which is not known."""
     missing = {p for p in PARTS if all(x.parts[p].value is None for x in chosen)}
     holds = {
-        "move": {"launch"},
-        "multiply": {"launch", "move"} if "move" in missing else set(),
+        "move": {FIXED},
+        "multiply": {FIXED, "move"} if "move" in missing else set(),
         "residual": {"unpack", "scale"},
     }
     return "*" if holds.get(part, set()) & missing else ""
@@ -169,7 +175,7 @@ def _cor(answers: Answers) -> Iterator[Text]:
         )
 
 
-def _theories(answers: Answers) -> Iterator[Text]:
+def _theories(answers: Answers, kind: Kind) -> Iterator[Text]:
     yield Text("Both theories, fitted over the batch", style="bold")
     for (name, path, by), found in answers.theories.items():
         what = f"{name} {path}, {by}"
@@ -177,14 +183,18 @@ def _theories(answers: Answers) -> Iterator[Text]:
             yield Text(f"{what}: not fitted, {found}.", style="dim")
             continue
         yield Text(f"{what}: {found.verdict}.")
-        yield Text(f"  step:  {_fit(found, found.step)}", style="dim")
-        yield Text(f"  paper: {_fit(found, found.paper)}", style="dim")
+        yield Text(f"  step:  {_fit(found, found.step, kind)}", style="dim")
+        yield Text(f"  paper: {_fit(found, found.paper, kind)}", style="dim")
 
 
-def _fit(found: Theories, fit: Fit) -> str:
+def _fit(found: Theories, fit: Fit, kind: Kind) -> str:
     words = f"residual {fit.residual:.1%}, worst {fit.worst:.1%}; as fitted {fit.sign}"
-    if fit.crosses.value is not None:
+    if not fit.describes:
+        words += ", no B*: the form does not describe this hardware"
+    elif fit.crosses.value is not None:
         words += f", B* = {plain(fit.crosses)}"
+        if fit.crosses.value > max(found.batches):
+            words += f" (beyond B = {max(found.batches)}, the largest {kind})"
     if fit.row_tile is not None:
         whole = fit.row_tile >= max(found.batches)
         words += "; one tile at every batch" if whole else f"; tiles of {fit.row_tile} rows"
@@ -232,7 +242,9 @@ def _at_load(answers: Answers) -> Iterator[Text]:
             text += f", repaid against fused after {plain(paid[0].steps_fused)} steps at B = {paid[0].batch}"
         other = next((a for a in mine if a.steps_unfused.value is not None), None)
         if other is not None:
-            text += f", against unfused after {plain(other.steps_unfused)} at B = {other.batch}"
+            text += (
+                f", repaid against unfused after {plain(other.steps_unfused)} at B = {other.batch}"
+            )
         yield Text(text + ".", style="dim")
     if answers.at_load_crossings:
         yield Text(
@@ -246,9 +258,10 @@ def scales_table(answers: Answers) -> Table:
     """N* from t0 and c, at a few batches."""
     batches = some({s.batch for s in answers.scales})
     calls = answers.scales[0].calls if answers.scales else 0
+    reach = [f"{n * 1e-9:.2g}" for n in answers.scales[0].reach] if answers.scales else ["–", "–"]
     table = Table(
-        title=Text(f"N*: weights of a step of {calls} operators, from t0 and c of the profile alone "
-                   f"(0.1 to 1000 B)"),
+        title=Text(f"N*: weights of a step of {calls} operators, from t0 and c of the profile alone, "
+                   f"{' to '.join(reach)} B"),
         title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0),
     )  # fmt: skip
     for name in ("format", "path", "launch", *(f"B = {b}" for b in batches)):
@@ -273,21 +286,22 @@ def _key(s: object) -> tuple[str, str, bool]:
 
 def _family_scales(answers: Answers, book: Book) -> Iterator[Text]:
     """N* on real layer tables, where a family crosses."""
-    crossing_ones = 0
-    families = 0
+    crossed = False
     for each in answers.maps:
         for family, batch, found in each.scales(book.kind):
-            families += 1
             if found.at:
-                crossing_ones += 1
+                crossed = True
                 yield Text(
                     f"{each.format} {each.path}, {'eager' if each.eager else 'graph'}, {family}, "
                     f"B = {batch}, on its layer tables: {found.words} weights.",
                     style="dim",
                 )
-    if families and not crossing_ones:
+    cells = [c for each in answers.maps for c in each.cells if c.ratio.value is not None]
+    if cells and not crossed:
+        undecided = sum(c.outcome == "undecided" for c in cells)
         yield Text(
-            "On the layer tables of the model families no family crosses within its sizes, at any batch.",
+            f"On the layer tables of the model families there is no decided crossing within a family; "
+            f"{undecided} of {len(cells)} cells undecided.",
             style="dim",
         )
 
@@ -432,7 +446,9 @@ def _trap_steps(answers: Answers) -> Iterator[Text]:
     for step in answers.trap_steps:
         yield Text(
             f"From {step.formats[1]} to {step.formats[0]} ({step.bits[1]:.4g} to {step.bits[0]:.4g} bits): "
-            f"dSI/dp = {plain(step.slope)} per bit, {step.outcome}.",
+            f"dSI/dp = {plain(step.slope)} per bit, {step.outcome}"
+            f"{'; imported, it holds a table of accuracies' if step.slope.kind == 'imported' else ''}"
+            f"{f'; no interval: {step.slope.reason}' if step.slope.low is None else ''}.",
             style="dim",
         )
     for reason in sorted({row.si.reason for row in answers.indices if row.si.value is None}):

@@ -27,7 +27,7 @@ from unittest import mock
 
 import typer
 
-from bench.analysis.critical_scale import LARGEST, SMALLEST, costs_of, critical_scale
+from bench.analysis.critical_scale import REACH, costs_of, critical_scale
 from bench.analysis.crossing import crossing
 from bench.analysis.decompose import decompose
 from bench.analysis.phi_curve import layers_of
@@ -66,6 +66,8 @@ BATCHES = (1, 8, 64, 128, 256)
 ARMS: tuple[Arm, ...] = ("bypass", "fused", "native")
 LAYERS = 36
 CALLS = LAYERS * len(OPERATORS)
+SMALLEST = CALLS * OPERATORS[0].n * OPERATORS[0].k / REACH  # weights between which N* is looked for
+LARGEST = CALLS * OPERATORS[-1].n * OPERATORS[-1].k * REACH
 REPLICATES = 300
 RUNS = 500
 TO_FIND = 0.93

@@ -6,10 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import t as student_t
 from trap_profiles import OPERATORS, book, simple
 
 from bench.analysis.critical_scale import costs_of, critical_scale
 from bench.analysis.size_fit import fit_sizes
+from bench.analysis.trap import Questions, analyse
 from bench.analysis.trap_map import quantized_bytes, trap_map
 from profiles.shapes import load_model, load_models
 
@@ -98,6 +100,44 @@ def test_a_host_that_is_never_waited_for_stays_unknown_where_it_matters() -> Non
     assert host[1:].max() > 0.95 * least
 
 
+def test_n_star_carries_what_the_form_is_off_by() -> None:
+    """Operators that scatter around t0 + c n k: the interval of N* holds what the misfit alone allows."""
+    off = {"small": 1.1, "middle": 0.9, "large": 1.1}
+
+    def scattered(arm, o, batch, weight_format):  # type: ignore[no-untyped-def]
+        time = simple(phi=0.0, t0_q=10e-6)(arm, o, batch, weight_format)
+        return time * (off[o.name] if arm == "native" else 1.0)
+
+    wide = book(scattered, (1, 2, 4, 8, 16))
+    costs = costs_of(wide, "int4-g128", "fused")[1]
+    assert 0.05 < costs.misfit < 0.2
+    found = critical_scale(wide, "int4-g128", "fused", costs, CALLS, False)
+    a, b = costs.arm.fit, costs.best16.fit
+    # best16 slower or faster by the 95 % point of the misfit, solved by hand
+    far = costs.misfit * student_t(costs.freedom).ppf(0.975)
+    ends = [
+        CALLS * (a.t0_s[0] - b.t0_s[0] * f) / (b.per_weight_s[0] * f - a.per_weight_s[0])
+        for f in (math.exp(far), math.exp(-far))
+    ]
+    assert found.params.low == pytest.approx(ends[0], rel=0.1)
+    assert found.params.high == pytest.approx(ends[1], rel=0.1)
+
+
+def test_n_star_is_looked_for_near_the_measured_sizes_only() -> None:
+    found = scale(t0_q=10e-6, t0_16=2e-6, c_q=0.69e-12)  # 108 * 8 us / 0.01 ps: 86 B
+    assert found.reach == (CALLS * 2**20 / 10, CALLS * 2**25 * 10)  # 0.011 to 36 B
+    assert found.sign in ("never", "undecided")
+    assert found.params.value is None
+
+
+def test_two_sizes_of_operators_do_not_decide_n_star() -> None:
+    b = book(simple(phi=0.0, t0_q=10e-6), (1,), operators=OPERATORS[:2])
+    costs = costs_of(b, "int4-g128", "fused")[1]
+    found = critical_scale(b, "int4-g128", "fused", costs, CALLS, False)
+    assert found.sign == "undecided"
+    assert "two sizes" in found.params.reason
+
+
 def test_replicates_that_disagree_leave_the_sign_undecided() -> None:
     graph = book(simple(phi=0.0, c_q=0.7e-12, t0_q=2e-6), (1,), noise=0.05)
     costs = costs_of(graph, "int4-g128", "fused")[1]
@@ -134,6 +174,33 @@ def test_the_map_holds_the_ratio_of_each_layer_table() -> None:
     assert qwen3.sign == "wins_above"
     sizes = [load_model(m).params for m in ("Qwen3-0.6B", "Qwen3-14B")]
     assert sizes[0] <= (qwen3.at[0].low or 0) < (qwen3.at[0].high or math.inf) <= sizes[1]
+
+
+def test_the_own_layer_of_a_map_is_of_its_launch_mode() -> None:
+    """Eagerly the planted host makes fused lose at the measured layer: the graph's win is not shown there."""
+    time = simple(phi=0.0)
+
+    def slower(arm, o, batch, weight_format):  # type: ignore[no-untyped-def]
+        return float(time(arm, o, batch, weight_format)) + (40e-6 if arm == "fused" else 0)
+
+    graph = book(time, (1,), model="Falcon3-3B")
+    eager = book(slower, (1,), mode="eager", seed=5, model="Falcon3-3B")
+    answers = analyse(graph, Questions(batch=1), other=eager)
+    cells = {m.eager: m.at("Falcon3-3B", 1) for m in answers.maps}
+    for is_eager, expected in ((False, graph), (True, eager)):
+        cell = cells[is_eager]
+        assert cell is not None
+        assert cell.measured
+        assert cell.ratio == next(
+            c.speedup_fused for c in expected.profile.comparisons if c.operator == "layer"
+        )
+    outcomes = {mode: cell.outcome for mode, cell in cells.items() if cell is not None}
+    assert outcomes == {False: "wins", True: "loses"}
+    lone = trap_map(
+        graph, "int4-g128", "fused", costs_of(graph, "int4-g128", "fused"),
+        [load_model("Falcon3-3B")], 4.125, eager=True,
+    )  # fmt: skip
+    assert [c.measured for c in lone.cells] == [False]  # no eager layer was measured
 
 
 def test_a_form_that_does_not_fit_leaves_models_undecided() -> None:

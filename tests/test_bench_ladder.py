@@ -29,7 +29,7 @@ def layer_of(b: Book, unit: str = "s"):  # type: ignore[no-untyped-def]
 def test_parts_are_those_planted_and_sum_to_the_fused_kernel() -> None:
     found = layer_of(book(simple(), (1,)))
     expected = {
-        "launch": 3 * 2e-6, "move": 0.16e-12 * WEIGHTS, "unpack": 0.01e-12 * WEIGHTS,
+        "fixed per call": 3 * 2e-6, "move": 0.16e-12 * WEIGHTS, "unpack": 0.01e-12 * WEIGHTS,
         "scale": 0.02e-12 * WEIGHTS, "multiply": 0.04e-12 * WEIGHTS,
         "residual": (0.05e-12 - 0.03e-12) * WEIGHTS,
     }  # fmt: skip
@@ -72,11 +72,23 @@ def test_missing_stages_are_named_and_left_to_the_residual() -> None:
     assert found.parts["residual"].value == pytest.approx(0.04e-12 * WEIGHTS, rel=0.1)
 
 
-def test_one_operator_has_no_launch_part_of_its_own() -> None:
+def test_one_operator_has_no_fixed_part_of_its_own() -> None:
     found = layer_of(book(simple(), (1,), operators=OPERATORS[:1]))
-    assert found.parts["launch"].value is None
-    assert "one size" in found.parts["launch"].reason
+    assert found.parts["fixed per call"].value is None
+    assert "one size" in found.parts["fixed per call"].reason
     assert found.parts["move"].value == pytest.approx(2e-6 + 0.16e-12 * 2**20, rel=0.02)
+
+
+def test_a_t0_that_would_be_below_0_is_absent_and_not_a_certain_0() -> None:
+    base = simple()
+
+    def bent(arm, o, batch, weight_format):  # type: ignore[no-untyped-def]
+        return base(arm, o, batch, weight_format) * (o.n * o.k / 2**20)  # bends upwards
+
+    found = layer_of(book(bent, (1,)))
+    assert found.parts["fixed per call"].value is None
+    assert "below 0" in found.parts["fixed per call"].reason
+    assert sum(found.parts[p].value or 0 for p in PARTS) == pytest.approx(found.total.value)
 
 
 def test_without_samples_parts_are_still_there_and_wider() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
+from scipy.optimize import lsq_linear
 from trap_profiles import OPERATORS, book, simple
 
 from bench.analysis.phi_curve import layers_of
+from bench.analysis.replicates import problem_of
 from bench.analysis.theories import Theories, fit_theories
 from profiles.schema import Operator
 
@@ -36,6 +41,60 @@ def test_the_step_form_is_found_where_it_was_planted() -> None:
     assert step.crosses.value == pytest.approx(160, abs=1)  # 0.5 / 0.05 tiles of 16
     assert "step form describes this hardware better" in found.verdict
     assert found.paper.prediction > 0.1
+
+
+def test_both_forms_are_scored_on_the_same_points_and_the_tile_is_not_told_the_answer() -> None:
+    """Against bounded least squares of another make, the bypass far off and tiles hard to tell apart."""
+    time = simple(t0_q=1e-9, t0_16=1e-9, row_s=0.002e-12)
+    bend = dict(zip(BATCHES, (1.0, 0.8, 1.1, 1.3, 0.9, 1.2, 0.7, 1.4, 0.85), strict=True))
+
+    def bent(arm: str, o: Operator, batch: int, weight_format: str) -> float:
+        factor = bend[batch] ** 3 if arm == "bypass" else bend[batch] if arm == "fused" else 1.0
+        return float(time(arm, o, batch, weight_format) or 0) * factor
+
+    b = book(bent, BATCHES)
+    found = fit_theories(b, layers_of(b), "fused", BITS)
+    assert isinstance(found, Theories)
+    series = [
+        [b.time_s(problem_of(c), getattr(c, role))[0] for c in layers_of(b)]  # type: ignore[index]
+        for role in ("best16", "fused")
+    ]
+    series.append(
+        [
+            b.time_s(problem_of(c), b.stage(problem_of(c), c.fused, "bypass"))[0]  # type: ignore[index]
+            for c in layers_of(b)
+        ]
+    )
+    rows = [(s, batch) for s in range(3) for batch in BATCHES]
+    y = np.array([t for each in series for t in each])
+
+    def step(tile: int) -> np.ndarray:
+        return np.array(
+            [
+                [1, n, 0, 0, 0] if s == 0 else [0, 0, 1, n, math.ceil(n / tile) if s == 1 else 0]
+                for s, n in rows
+            ],
+            float,
+        )
+
+    def solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        solved = lsq_linear(x / y[:, None], np.ones(len(y)), (0, np.inf), tol=1e-14)
+        return np.asarray(solved.x)
+
+    errors = []
+    for left in BATCHES:
+        kept = np.array([n != left for _, n in rows])
+        fits = {tile: solve(step(tile)[kept], y[kept]) for tile in (1, 8, 16, 32, 64, 128, 256)}
+        best = min(
+            fits, key=lambda t: float((np.log(y / (step(t) @ fits[t]))[kept] ** 2).mean().round(9))
+        )
+        out = [i for i, (s, n) in enumerate(rows) if n == left and s < 2]
+        errors += list(np.log(y / (step(best) @ fits[best]))[out])
+    assert found.step.prediction == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=0.01)
+    x = step(found.step.row_tile or 0)
+    residual = np.log(y / (x @ solve(x, y)))[: 2 * len(BATCHES)]
+    assert found.step.residual == pytest.approx(np.sqrt((residual**2).mean()), rel=0.01)
+    assert found.step.worst == pytest.approx(np.abs(residual).max(), rel=0.01)
 
 
 def paper(arm: str, o: Operator, batch: int, weight_format: str) -> float:

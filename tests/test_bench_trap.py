@@ -14,6 +14,7 @@ from trap_profiles import OPERATORS, book, planted, simple
 from typer.testing import CliRunner
 
 import bench.trap
+from bench.analysis.advice import advise
 from bench.analysis.hops import chains
 from bench.analysis.indices import Weights, indices, read_accuracy
 from bench.analysis.phi_curve import layers_of
@@ -21,7 +22,7 @@ from bench.analysis.replicates import Book
 from bench.analysis.trap import Questions, analyse
 from profiles.fidelity import Fidelity, FidelityRow, fidelity_of
 from profiles.reader import ProfileError, load_profile, write_profile
-from profiles.schema import LAYER, Energy, Kind, Quantity
+from profiles.schema import LAYER, Energy, Kind, Quality, Quantity, absent
 
 BATCHES = (1, 16, 64, 256)
 WEIGHTS = sum(o.n * o.k for o in OPERATORS)
@@ -224,8 +225,30 @@ def test_a_table_of_accuracies_replaces_the_proxy(tmp_path: Path) -> None:
     b = book(simple(), (1,))
     (row,), _ = indices(b, 1, Weights(1.0, 0.0, 0.0), fidelity({"int4-g128": 0.9}), 4, found)
     assert row.trust.value == pytest.approx(0.75)
-    assert (row.trust.low, row.trust.high) == pytest.approx((0.725, 0.775))
-    assert row.trust.kind == "imported"
+    # 2.5 % of 0.8 and 3.3 % of 0.6, apart from each other: 4.17 % of 0.75
+    assert (row.trust.low, row.trust.high) == pytest.approx((0.719, 0.781), abs=0.006)
+    assert {row.trust.kind, row.si.kind} == {"imported"}
+
+
+def test_si_from_a_table_without_intervals_has_none_and_decides_no_trap(tmp_path: Path) -> None:
+    table = tmp_path / "accuracy.csv"
+    table.write_text("format,accuracy\n16-bit,0.8\nint4-g128,0.2\n")
+    b = book(simple(), (1,))
+    half = Weights(0.5, 0.0, 0.5)
+    (row,), (step,) = indices(b, 1, half, None, 4, read_accuracy(table))
+    assert row.si.value == pytest.approx(0.5 * 0.25 + 0.5 * (row.economy.value or 0))
+    assert (row.si.low, row.si.high, row.si.kind) == (None, None, "imported")
+    assert "the table gives no interval" in row.si.reason
+    assert (step.outcome, step.slope.kind, step.slope.low) == ("undecided", "imported", None)
+    # with intervals it is decided, still imported
+    table.write_text("format,accuracy,low,high\n16-bit,0.8,0.7,0.9\nint4-g128,0.2,0.19,0.21\n")
+    only = Weights(1.0, 0.0, 0.0)
+    (row,), (step,) = indices(b, 1, only, None, 4, read_accuracy(table))
+    assert (step.outcome, step.slope.kind) == ("trap", "imported")
+    assert (row.si.high or 0) - (row.si.low or 0) > 0.05  # the 16-bit row's interval counts
+    # a table that counts for nothing leaves what was measured
+    (row,), (step,) = indices(b, 1, Weights(0.0, 0.0, 1.0), None, 4, read_accuracy(table))
+    assert (row.si.kind, step.slope.kind, step.outcome) == ("measured", "measured", "no trap")
 
 
 @pytest.mark.parametrize(
@@ -268,6 +291,76 @@ def test_advice_says_when_nothing_is_decided_or_tied() -> None:
     even = simple(phi=0.0, c_q=0.7e-12)
     assert "nothing is decided" in advice(1, time=even, noise=0.05)
     assert "cannot be told apart from it" in advice(1, formats=("int4-g128", "nf4-b64"), noise=0.02)
+
+
+def advised(*planted: tuple[float, float, float], kind: Kind = "measured") -> str:
+    """Advice on one comparison per planted speed-up (value, low, high), fused only."""
+    b = book(simple(), (1,))
+    (c,) = layers_of(b)
+    names = ("int4-g128", "int8-g128", "nf4-b64", "mxfp4", "nvfp4", "int4-g32")
+    comparisons = [
+        c.model_copy(
+            update={"format": name, "speedup_fused": Quantity(value=v, low=low, high=high),
+                    "speedup_unfused": absent("not planted")}
+        )
+        for name, (v, low, high) in zip(names, planted, strict=False)
+    ]  # fmt: skip
+    return advise(b.profile.model_copy(update={"kind": kind}), 1, comparisons, {}, None)
+
+
+def test_a_sure_winner_goes_before_a_larger_ratio_that_may_be_none() -> None:
+    text = advised((1.5, 0.9, 2.2), (1.4, 1.35, 1.45))
+    assert "int8-g128 with the fused kernel costs the least time" in text
+    assert "29% (95 % interval 26% to 31%) less" in text  # 1 - 1 / 1.4, 1.35, 1.45
+    assert "int4-g128 fused cannot be told apart from it" in text
+
+
+def test_not_every_path_costs_more_where_one_is_undecided() -> None:
+    text = advised((0.9, 0.85, 0.95), (0.8, 0.5, 1.1))
+    assert "every quantized path" not in text
+    assert "nothing is decided: the best quantized path (int8-g128, fused)" in text
+    assert "int4-g128 fused costs more." in text
+    assert "every quantized path costs more" in advised((0.9, 0.85, 0.95), (0.8, 0.5, 0.95))
+
+
+def test_rows_that_are_not_converged_or_flagged_are_said_above_and_in_the_advice(
+    tmp_path: Path,
+) -> None:
+    profile, table = planted(simple(), (1, 16))
+    quality = Quality(
+        half_width_over_best16=0.1, between_process_spread_s=3e-6, converged=False,
+        flags=("autocorrelated",),
+    )  # fmt: skip
+    sound = Quality(half_width_over_best16=0.01, between_process_spread_s=1e-6, converged=True)
+    phi = Quantity(value=5e-6, low=4e-6, high=6e-6)
+    doubted = [
+        c.model_copy(
+            update={"quality_exposed": quality if (c.operator, c.batch) == (LAYER, 1) else sound,
+                    "quality_unfused": sound, "phi_exposed_s": phi, "phi_unfused_s": phi}
+        )
+        for c in profile.comparisons
+    ]  # fmt: skip
+    profile = profile.model_copy(update={"comparisons": tuple(doubted)})
+    write_profile(profile, table, tmp_path / "run.json")
+    text = spoken(run(tmp_path / "run.json", "--no-pictures").stdout)
+    assert (
+        "1 of 8 comparisons not converged, 1 flagged; intervals are of blocks within processes, the spread "
+        "between them not included" in text
+    )
+    assert (
+        "is 1 times the half-width of its interval in the middle, 3 times at most" in text
+    )  # 3 us over (6 us - 4 us) / 2
+    assert "Beware of this comparison: it is not converged" in text
+    assert "flagged autocorrelated: neighbouring blocks depend on each other" in text
+    other = spoken(run(tmp_path / "run.json", "--no-pictures", "--batch", "16").stdout)
+    assert "Beware" not in other
+
+
+def test_every_tie_is_named_and_only_what_was_measured_has_more_blocks() -> None:
+    text = advised(*[(1.4, 1.3, 1.5)] * 6)
+    assert all(f"{name} fused" in text for name in ("nf4-b64", "mxfp4", "nvfp4", "int4-g32"))
+    assert "More blocks" in advised((1.0, 0.9, 1.1))
+    assert "More blocks" not in advised((1.0, 0.9, 1.1), kind="modelled")
 
 
 def test_a_trap_that_16_bits_cannot_escape_is_said() -> None:

@@ -1,7 +1,9 @@
 """One paragraph that one can act on: which format and path, by how much, how sure, and what would change it.
 
-Nothing here is computed: it reads what the other modules found, and says it in words. It never names a
-winner whose interval holds another's.
+Nothing here is computed: it reads what the other modules found, and says it in words. Options that beat 16
+bits for certain come first, by the lower end of their interval, so that a sure saving goes before a larger
+one that may be none. Every other whose interval reaches the named one's is said to be tied with it, and only
+where every option loses for certain is 16 bits advised.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.analysis.crossing import Crossing
+from bench.analysis.doubts import cell_sentence
 from bench.analysis.phi_curve import PATHS
-from bench.analysis.verdict import By, Path, outcome
-from profiles.schema import Comparison, Profile, Quantity
+from bench.analysis.verdict import By, Path, outcome, ratio_of
+from profiles.schema import Comparison, Profile, Quality, Quantity
 from profiles.shapes import ModelShape
 
 
@@ -23,6 +26,7 @@ class Option:
     format: str
     path: Path
     ratio: Quantity
+    quality: Quality
 
 
 def advise(
@@ -44,12 +48,12 @@ def advise(
     by: By = "energy" if any(_known(c, "energy") for c in comparisons) else "time"
     options = sorted(
         (
-            Option(c.format, path, q)
+            Option(c.format, path, q, c.quality_exposed if path == "fused" else c.quality_unfused)
             for c in comparisons
             for path in PATHS
-            if (q := _ratio(c, path, by)).value is not None
+            if (q := ratio_of(c, path, by)).value is not None
         ),
-        key=lambda o: -(o.ratio.value or 0),
+        key=_order,
     )
     where = f"{profile.workload.model} at batch {batch} on {profile.device.name} ({profile.kind})"
     if not options:
@@ -63,48 +67,59 @@ def advise(
             f"{profile.energy.reason or 'none were measured'}."
         )
     best = options[0]
-    match outcome(best.ratio):
-        case "wins":
-            sentences.append(
-                f"For {where}, {best.format} with the {best.path} kernel costs the least {measure}: "
-                f"{_saving(best.ratio, sure)} less than the best 16-bit kernel{_ties(options)}."
-            )
-            sentences += _change(best, crossings.get((best.format, best.path, by)), batch)
-        case "loses":
-            sentences.append(
-                f"For {where}, stay with 16 bits: every quantized path costs more {measure}, the "
-                f"nearest ({best.format}, {best.path}) by {_excess(best.ratio, sure)}."
-            )
-            sentences += _change(best, crossings.get((best.format, best.path, by)), batch)
-        case _:
-            sentences.append(
-                f"For {where} nothing is decided: the best quantized path ({best.format}, {best.path}) "
-                f"cannot be told apart from 16 bits in {measure} ({_interval(best.ratio)} of best16 over "
-                f"it). More blocks would narrow that."
-            )
-    sentences.append(_memory(profile, shape, outcome(best.ratio)))
+    outcomes = [outcome(o.ratio) for o in options]
+    change = _change(best, crossings.get((best.format, best.path, by)), batch)
+    if outcomes[0] == "wins":
+        sentences.append(
+            f"For {where}, {best.format} with the {best.path} kernel costs the least {measure}: "
+            f"{_saving(best.ratio, sure)} less than the best 16-bit kernel{_ties(options)}."
+        )
+        sentences += change
+    elif set(outcomes) == {"loses"}:
+        sentences.append(
+            f"For {where}, stay with 16 bits: every quantized path costs more {measure}, the "
+            f"nearest ({best.format}, {best.path}) by {_excess(best.ratio, sure)}."
+        )
+        sentences += change
+    else:
+        lost = [o for o, found in zip(options, outcomes, strict=True) if found == "loses"]
+        rest = f" {_names(lost)} cost{'s' if len(lost) == 1 else ''} more." if lost else ""
+        more = " More blocks would narrow that." if profile.kind == "measured" else ""
+        sentences.append(
+            f"For {where} nothing is decided: the best quantized path ({best.format}, {best.path}) "
+            f"cannot be told apart from 16 bits in {measure} ({_interval(best.ratio)} of best16 over "
+            f"it).{rest}{more}"
+        )
+    sentences.append(cell_sentence(best.quality))
+    sentences.append(_memory(profile, shape, set(outcomes) == {"loses"}))
     return " ".join(s for s in sentences if s)
 
 
 def _known(c: Comparison, by: By) -> bool:
-    return any(_ratio(c, path, by).value is not None for path in PATHS)
+    return any(ratio_of(c, path, by).value is not None for path in PATHS)
 
 
-def _ratio(c: Comparison, path: Path, by: By) -> Quantity:
-    name = "speedup" if by == "time" else "energy_ratio"
-    found: Quantity = getattr(c, f"{name}_{path}")
-    return found
+def _order(o: Option) -> tuple[int, float]:
+    """Sure winners first, by their lower end; then undecided ones and losers, by their value."""
+    found = outcome(o.ratio)
+    if found == "wins":
+        return 0, -(o.ratio.low or 0)
+    return (1 if found == "undecided" else 2), -(o.ratio.value or 0)
 
 
 def _ties(options: Sequence[Option]) -> str:
-    """Others whose interval reaches into the best one's."""
+    """Others whose interval reaches into the best one's, or that have none."""
     best = options[0].ratio
     near = [
-        f"{o.format} {o.path}"
+        o
         for o in options[1:]
-        if o.ratio.high is not None and best.low is not None and o.ratio.high >= best.low
+        if o.ratio.high is None or best.low is None or o.ratio.high >= best.low
     ]
-    return f"; {' and '.join(near[:3])} cannot be told apart from it" if near else ""
+    return f"; {_names(near)} cannot be told apart from it" if near else ""
+
+
+def _names(options: Sequence[Option]) -> str:
+    return " and ".join(f"{o.format} {o.path}" for o in options)
 
 
 def _saving(q: Quantity, sure: str) -> str:
@@ -149,7 +164,7 @@ def _change(best: Option, found: Crossing | None, batch: int) -> list[str]:
     return [text, f"Undecided: batch {open_at}."] if open_at else [text]
 
 
-def _memory(profile: Profile, shape: ModelShape | None, verdict: str) -> str:
+def _memory(profile: Profile, shape: ModelShape | None, trapped: bool) -> str:
     """Whether 16 bits are a choice at all."""
     memory = profile.device.memory_bytes
     if shape is None or memory is None:
@@ -158,5 +173,5 @@ def _memory(profile: Profile, shape: ModelShape | None, verdict: str) -> str:
     sizes = f"{need / 2**30:.1f} GiB of weights, {memory / 2**30:.1f} GiB of memory"
     if need <= memory:
         return f"16 bits fit this device ({sizes}; KV cache and activations not counted)."
-    trap = " The trap cannot be escaped by using 16 bits." if verdict == "loses" else ""
+    trap = " The trap cannot be escaped by using 16 bits." if trapped else ""
     return f"16 bits do not fit this device ({sizes}).{trap}"

@@ -10,9 +10,12 @@ launches of an operator together. Where both arms are bound by the device
 
     N* = calls (t0_q - t0_16) / (c_16 - c_q)
 
-and the sign says which side wins. Nothing on the right is fitted to any measured crossing. Real models have
-more calls the larger they are, so the same cost is also laid over the layer tables of model families
-(trap_map.py): then N* lies between two models of a family.
+and the sign says which side wins. Nothing on the right is fitted to any measured crossing. How far the form
+is off is known from the operators it was fitted to: each replicate's ratio of costs is multiplied by
+exp(misfit t), t of Student's distribution, as in the trap map. A crossing is looked for only where operators
+of N / calls weights are of sizes that the profile's own span, and REACH times beyond; "always" and "never"
+say no more than that. Real models have more calls the larger they are, so the same cost is also laid over the
+layer tables of model families (trap_map.py): then N* lies between two models of a family.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from bench.analysis.size_fit import SizeFit, fit_sizes
 from bench.analysis.verdict import Path, Sign
 from profiles.schema import LAYER, Comparison, Quantity, absent
 
-SMALLEST, LARGEST = 1e8, 1e12  # weights between which a crossing is looked for
+REACH = 10.0  # times beyond the sizes of the operators that a crossing is looked for
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,18 @@ class Costs:
     misfit: float
     freedom: int
 
+    def off(self, size: int) -> Draws | None:
+        """[1 + size], what the ratio of costs may be off by, 1 first; None where the misfit is not known."""
+        if self.freedom == 0 or not math.isfinite(self.misfit):
+            return None
+        noise = np.random.default_rng(self.batch).standard_t(self.freedom, size=size)
+        return np.concatenate([[1.0], np.exp(self.misfit * noise)])
+
+    def reach(self, calls: int) -> tuple[float, float]:
+        """Weights of a step of so many operators between which a crossing is looked for."""
+        sizes = self.arm.fit.sizes
+        return calls * min(sizes) / REACH, calls * max(sizes) * REACH
+
 
 @dataclass(frozen=True)
 class CriticalScale:
@@ -84,6 +99,7 @@ class CriticalScale:
         sign: wins_above, wins_below, always, never, or undecided where replicates disagree.
         params: N*, weights of the operators of a step; absent with the reason where there is none.
         calls: operators of a step that it is meant for.
+        reach: weights between which it was looked for.
     """
 
     format: str
@@ -93,6 +109,7 @@ class CriticalScale:
     sign: Sign
     params: Quantity
     calls: int
+    reach: tuple[float, float]
 
 
 def costs_of(
@@ -138,30 +155,39 @@ def costs_of(
 def critical_scale(
     book: Book, weight_format: str, path: Path, costs: Costs, calls: int, eager: bool
 ) -> CriticalScale:
-    """N* of steps of `calls` operators, from t0 and c alone."""
-    roots = [
-        _root(costs, calls, eager, i) for i in range(min(book.size + 1, len(costs.arm.fit.t0_s)))
-    ]
+    """N* of steps of `calls` operators, from t0 and c alone, misfit included."""
+    reach = costs.reach(calls)
+
+    def found(sign: Sign, params: Quantity) -> CriticalScale:
+        return CriticalScale(weight_format, path, costs.batch, eager, sign, params, calls, reach)
+
+    size = min(book.size + 1, len(costs.arm.fit.t0_s))
+    off = costs.off(size - 1)
+    if off is None:
+        reason = "operators of two sizes only do not tell how far t0 + c n k is off"
+        return found("undecided", absent(reason, book.kind))
+    roots = [_root(costs, calls, eager, i, float(off[i]), reach) for i in range(size)]
     sign, _ = roots[0]
     agree = sum(s == sign for s, _ in roots[1:]) / max(len(roots) - 1, 1)
     if agree < book.confidence:
         reason = f"only {agree:.0%} of the replicates agree with the sign of the estimate, {sign}"
-        return CriticalScale(
-            weight_format, path, costs.batch, eager, "undecided", absent(reason, book.kind), calls
-        )
+        return found("undecided", absent(reason, book.kind))
     at = np.array([n if s == sign else math.nan for s, n in roots])
-    params = book.quantity(at, f"there is none: low bits win {sign}, as far as t0 and c say")
-    return CriticalScale(weight_format, path, costs.batch, eager, sign, params, calls)
+    reason = f"there is none: low bits win {sign}, as far as t0 and c say"
+    return found(sign, book.quantity(at, reason))
 
 
-def _root(costs: Costs, calls: int, eager: bool, i: int) -> tuple[Sign, float]:
+def _root(
+    costs: Costs, calls: int, eager: bool, i: int, off: float, reach: tuple[float, float]
+) -> tuple[Sign, float]:
     """Sign and N* of one replicate: the larger of two rising lines against another such pair."""
 
-    def line(arm: ArmCosts) -> tuple[float, float, float]:
+    def line(arm: ArmCosts, factor: float) -> tuple[float, float, float]:
         host = arm.host_s[i] if eager and arm.host_s is not None else 0.0
-        return calls * arm.fit.t0_s[i], float(arm.fit.per_weight_s[i]), calls * float(host)
+        t0, c, h = calls * arm.fit.t0_s[i], arm.fit.per_weight_s[i], calls * host
+        return factor * float(t0), factor * float(c), factor * float(h)
 
-    a, b = line(costs.arm), line(costs.best16)
+    a, b = line(costs.arm, 1.0), line(costs.best16, off)
 
     def gain(n: float) -> float:
         """Seconds that the arm saves."""
@@ -173,8 +199,8 @@ def _root(costs: Costs, calls: int, eager: bool, i: int) -> tuple[Sign, float]:
     for (t0, c, _), (_, _, h) in ((a, b), (b, a)):
         if c > 0:
             corners.append((h - t0) / c)
-    inner = sorted({n for n in corners if SMALLEST < n < LARGEST})
-    edges = [SMALLEST, *inner, LARGEST]
+    inner = sorted({n for n in corners if reach[0] < n < reach[1]})
+    edges = [reach[0], *inner, reach[1]]
     signs = [gain(math.sqrt(x * y)) > 0 for x, y in pairwise(edges)]
     turns = [
         x for x, before, after in zip(inner, signs, signs[1:], strict=False) if before != after

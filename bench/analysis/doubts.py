@@ -9,11 +9,12 @@ here as two arms that take the same time at every batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from statistics import median
 
 from bench.analysis.pairs import SHORT, THROTTLED
 from bench.analysis.run_gate import AUTOCORRELATED_RUN, PROCESSES_DIFFER, SHIFTED_RUN
 from bench.analysis.stats import AUTOCORRELATED, SHIFTED
-from profiles.schema import LAYER, Comparison, Profile
+from profiles.schema import LAYER, Comparison, Profile, Quality, Quantity
 
 INDISTINCT = 0.01  # phi exposed over t(bypass) that is as good as none
 MEANING = {
@@ -27,6 +28,53 @@ MEANING = {
     THROTTLED: "the clock was held down during some samples, so times mix two speeds",
     SHORT: "fewer blocks than planned",
 }
+
+
+def quality_sentence(profile: Profile) -> str:
+    """How many comparisons missed their target or are flagged, and how far processes differ; "" without any."""
+    known = [c for c in profile.comparisons if c.converged is not None]
+    if not known:
+        return ""
+    open_ones = sum(c.converged is False for c in known)
+    flagged = sum(bool(c.flags) for c in known)
+    text = (
+        f"{open_ones} of {len(known)} comparisons not converged, {flagged} flagged; intervals are of blocks "
+        "within processes, the spread between them not included"
+    )
+    spreads = [
+        spread
+        for c in known
+        for q, quality in (
+            (c.phi_exposed_s, c.quality_exposed),
+            (c.phi_unfused_s, c.quality_unfused),
+        )
+        if (spread := _spread(q, quality)) is not None
+    ]
+    if spreads:
+        text += (
+            f" (half the range of φ over processes is {median(spreads):.2g} times the half-width of its "
+            f"interval in the middle, {max(spreads):.2g} times at most)"
+        )
+    return f"{text}."
+
+
+def _spread(q: Quantity, quality: Quality) -> float | None:
+    """Half the range of the medians of processes over half the width of the interval."""
+    if quality.between_process_spread_s is None or q.low is None or q.high is None:
+        return None
+    half = (q.high - q.low) / 2
+    return quality.between_process_spread_s / half if half > 0 else None
+
+
+def cell_sentence(quality: Quality) -> str:
+    """What to beware of in one comparison: not converged, or flagged; "" of one that is sound."""
+    parts = []
+    if quality.converged is False:
+        parts.append("it is not converged, its interval of φ is wider than the target")
+    parts += [
+        f"it is flagged {flag}: {MEANING.get(flag, 'see the samples')}" for flag in quality.flags
+    ]
+    return f"Beware of this comparison: {'; '.join(parts)}." if parts else ""
 
 
 def flag_sentences(comparisons: Iterable[Comparison]) -> Iterator[str]:

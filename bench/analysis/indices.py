@@ -8,7 +8,8 @@
     trap   dSI/dp > 0 over a step of p: fewer bits, less SI
 
 Scaled to 16 bits, so that terms of different units can be added. A missing term is never filled in: SI is
-absent then, unless its weight is 0.
+absent then, unless its weight is 0. A term without an interval leaves SI without one, and what follows from it
+undecided; a term from somebody else's table makes it imported.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ import numpy as np
 
 from bench.analysis.compounding import error_at
 from bench.analysis.phi_curve import bits_stored, layers_of
-from bench.analysis.replicates import Book, Draws, drawn
+from bench.analysis.replicates import Book, Draws, drawn, quantity
 from profiles.fidelity import Fidelity
 from profiles.files import ProfileError, read_file
-from profiles.schema import Comparison, Quantity, absent
+from profiles.schema import Comparison, Kind, Quantity, absent
 
 MAXIMUM_TABLE_BYTES = 1024 * 1024
 SIXTEEN = "16-bit"
@@ -52,6 +53,15 @@ class Index:
     environment: Quantity
     economy: Quantity
     si: Quantity
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Draws of a weighted sum, their kind, and why there are none, or no replicates among them."""
+
+    draws: Draws | None
+    kind: Kind
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ def indices(
         accuracy: of each format and of "16-bit"; replaces the proxy.
     """
     one = np.ones(book.size + 1)
-    points: list[tuple[float, str, Draws]] = [(16.0, SIXTEEN, one)]
+    points: list[tuple[float, str, Sum]] = [(16.0, SIXTEEN, Sum(one, book.kind))]
     rows = []
     for c in layers_of(book):
         if c.batch != batch:
@@ -105,14 +115,12 @@ def indices(
             (weights.environment, environment),
             (weights.economy, economy),
         )
-        si, reason = _sum(book, terms, c)
-        if si is not None and p is not None:
+        si = _sum(book, terms, c)
+        if si.draws is not None and p is not None:
             points.append((p, c.format, si))
-        rows.append(
-            Index(c.format, path, p, trust, environment, economy, book.quantity(si, reason))
-        )
+        rows.append(Index(c.format, path, p, trust, environment, economy, _quantity(book, si)))
     steps = [
-        TrapStep((a, b), (p, q), book.quantity((y - x) / (q - p)))
+        TrapStep((a, b), (p, q), _quantity(book, _slope(x, y, q - p)))
         for (p, a, x), (q, b, y) in pairwise(sorted(points, key=lambda point: point[:2]))
         if q > p
     ]
@@ -160,14 +168,10 @@ def _trust(
     accuracy: Mapping[str, Quantity] | None,
 ) -> Quantity:
     if accuracy is not None:
-        q, base = accuracy.get(name), accuracy[SIXTEEN].value or 1.0
+        q, base = accuracy.get(name), accuracy[SIXTEEN]
         if q is None:
             return absent("the accuracy table has no row for this format", "imported")
-        ends = {
-            end: None if (v := getattr(q, end)) is None else v / base
-            for end in ("value", "low", "high")
-        }
-        return q.model_copy(update=ends)
+        return _over(book, name, q, base)
     found = None if fidelity is None else error_at(fidelity, name, hops)
     if found is None:
         return absent("no fidelity was measured: python -m bench.fidelity PROFILE", book.kind)
@@ -183,17 +187,49 @@ def _trust(
     )
 
 
-def _sum(
-    book: Book, terms: Sequence[tuple[float, Quantity]], c: Comparison
-) -> tuple[Draws | None, str]:
-    """Draws of the weighted sum; an interval that is missing counts as none wide."""
+def _over(book: Book, name: str, q: Quantity, base: Quantity) -> Quantity:
+    """An accuracy over that of 16 bits, both drawn from their intervals, apart from each other."""
+    assert q.value is not None
+    assert base.value
+    mine = drawn(q, ("accuracy", name), book.confidence, book.size)
+    sixteen = drawn(base, ("accuracy", SIXTEEN), book.confidence, book.size)
+    if mine is None or sixteen is None:
+        whose = "" if mine is None else " of the 16-bit row"
+        return Quantity(
+            value=q.value / base.value, kind=q.kind, reason=f"the table gives no interval{whose}"
+        )
+    return quantity(mine / sixteen, q.kind, book.confidence)
+
+
+def _sum(book: Book, terms: Sequence[tuple[float, Quantity]], c: Comparison) -> Sum:
+    """The weighted sum; terms of weight 0 count for nothing, not even for its kind."""
     total = np.zeros(book.size + 1)
-    for i, (weight, q) in enumerate(terms):
+    kind, reasons = book.kind, []
+    for name, (weight, q) in zip(("trust", "environment", "economy"), terms, strict=True):
         if weight == 0:
             continue
         if q.value is None:
-            name = ("trust", "environment", "economy")[i]
-            return None, f"{name} is absent ({q.reason}); --weights can give it 0"
-        draws = drawn(q, ("si", i, c.key), book.confidence, book.size)
-        total += weight * (draws if draws is not None else np.full(book.size + 1, q.value))
-    return total, ""
+            return Sum(None, kind, f"{name} is absent ({q.reason}); --weights can give it 0")
+        draws = drawn(q, ("si", name, c.key), book.confidence, book.size)
+        if draws is None:
+            draws = np.concatenate([[q.value], np.full(book.size, np.nan)])
+            reasons.append(f"{name} has no interval{f' ({q.reason})' if q.reason else ''}")
+        if q.kind == "imported":
+            kind = q.kind
+        total += weight * draws
+    return Sum(total, kind, "; ".join(reasons))
+
+
+def _slope(x: Sum, y: Sum, bits: float) -> Sum:
+    """(y - x) / bits, of the weaker kind of evidence of the two."""
+    kind = "imported" if "imported" in (x.kind, y.kind) else x.kind
+    draws = None if x.draws is None or y.draws is None else (y.draws - x.draws) / bits
+    return Sum(draws, kind, x.reason or y.reason)
+
+
+def _quantity(book: Book, found: Sum) -> Quantity:
+    """With an interval where every term that counts has one, and with the reason where it has none."""
+    q = quantity(found.draws, found.kind, book.confidence, found.reason)
+    if q.value is None or q.low is not None or not found.reason:
+        return q
+    return q.model_copy(update={"reason": found.reason})

@@ -1,7 +1,7 @@
 """The parts of a fused kernel's time, rung by rung; in joules where every rung has some.
 
-    launch      t0 of `stream`, from operators of different sizes (size_fit.py)
-    move        t(stream) - launch
+    fixed       t0 of `stream`, from operators of different sizes (size_fit.py): launch, and rows of x and y
+    move        t(stream) - fixed
     unpack      t(unpack) - t(stream)
     scale       t(scale) - t(unpack)
     multiply    t(bypass) - t(stream)         what multiplying adds to moving, dequantization being free
@@ -27,7 +27,8 @@ from bench.analysis.replicates import Book, Draws, problem_of
 from bench.analysis.size_fit import SizeFit, fit_sizes
 from profiles.schema import LAYER, Comparison, EnergyRow, Implementation, Quantity, absent
 
-PARTS = ("launch", "move", "unpack", "scale", "multiply", "residual")
+FIXED = "fixed per call"  # launch, x and y
+PARTS = (FIXED, "move", "unpack", "scale", "multiply", "residual")
 STAGE_MISSING = "this kernel has no such stage of its own; it is within the residual"
 Unit = Literal["s", "j"]
 
@@ -134,24 +135,28 @@ def _in_seconds(book: Book, c: Comparison, fit: SizeFit | None) -> Ladder | None
         x, y = stages[a], stages[b]
         return book.combined_s(problem, {x: 1.0, y: -1.0}) if x and y else None
 
-    launch = None
-    if fit is not None:
+    fixed = None
+    if fit is not None and fit.t0_s[0] > 0:
         calls = 1
         if problem.operator == LAYER:
             calls = sum(o.count for o in book.profile.workload.operators)
-        launch = calls * fit.t0_s
+        fixed = calls * fit.t0_s
     bypass = stages["bypass"]
     exposed = book.combined_s(problem, {fused: 1.0, bypass: -1.0}) if bypass else None
     if not book.paired:
         exposed = book.drawn(c.phi_exposed_s, "phi", problem)
     draws = {
-        "launch": launch,
-        "move": _minus(book.time_s(problem, stages["stream"]), launch),
+        FIXED: fixed,
+        "move": _minus(book.time_s(problem, stages["stream"]), fixed),
         "unpack": less("unpack", "stream"),
         "scale": less("scale", "unpack"),
         "multiply": less("bypass", "stream"),
     }
-    why = {"launch": "operators of one size only do not tell it apart; it is within move"}
+    one_size = "operators of one size only do not tell it apart; it is within move"
+    clipped = (
+        "t0 of stream would be below 0, so t0 + c n k does not tell it apart; it is within move"
+    )
+    why = {FIXED: one_size if fit is None else clipped}
     return _ladder(book, problem, fused, draws, total, exposed, "s", why)
 
 
@@ -170,14 +175,14 @@ def _in_joules(
     if total is None:
         return None
     draws = {
-        "launch": None,
+        FIXED: None,
         "move": of("stream"),
         "unpack": _minus(of("unpack"), of("stream"), strict=True),
         "scale": _minus(of("scale"), of("unpack"), strict=True),
         "multiply": _minus(of("bypass"), of("stream")),
     }
     why = {
-        "launch": "windows last seconds and hold no time without a load; it is within the other parts",
+        FIXED: "windows last seconds and hold no time without a load; it is within the other parts",
         "move": "stream had no energy windows (--energy full has them); it is within multiply",
         "unpack": "unpack had no energy windows; it is within the residual",
         "scale": "scale had no energy windows; it is within the residual",

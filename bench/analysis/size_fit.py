@@ -2,11 +2,12 @@
 
 The operators of a layer have different sizes, so a profile itself holds both. With them go
 
-    the launch part of the decomposition    t0 of the arm `stream`
+    what a call costs whatever its weights  t0 of the arm `stream`: launch, and rows of x and y
     the layers of models that were not run  a step is the sum over their operators
     the critical scale N*                   where t0 and c of two arms weigh the same (critical_scale.py)
 
-Sizes count weights only: rows of x and y are a few per cent of what is moved, and the same for every arm.
+Sizes count weights only. Rows of x and y are a few per cent of what is moved at small batches, but not at
+large ones (at B = 256 they may outweigh 4-bit weights); they are the same for every arm, and go into t0 and c.
 How far the form is off is known from the operators themselves, and goes into every interval that is made
 with it.
 """

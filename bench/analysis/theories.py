@@ -13,7 +13,8 @@ Read as printed, the paper's form says that low bits win below B*; its text says
 has either sign, by which of its two differences is positive. No parameter is below 0 in either fit.
 
 The step form has more parameters and so the smaller residuals by right. What decides is how well each form
-predicts the batches it was not fitted to, one left out at a time.
+predicts the batches it was not fitted to, one left out at a time, the row tile too chosen without it. Both are
+scored on best16 and the arm; the step form is fitted to the bypass besides, but never scored on it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Fit:
         parameters: as named in the module: K alpha per bit, phi per token; M per step, C per row, phi_1 per
             row tile; of one layer, in seconds or joules.
         row_tile: BLOCK_M of the step form; None in the paper's.
-        residual: root mean square of log(measured / fitted) over all points.
+        residual: root mean square of log(measured / fitted) over all points of best16 and the arm.
         worst: the largest of them, by magnitude.
         prediction: root mean square of the same at batches left out.
         crosses: B*, with the interval of the replicates; absent with a reason where it does not cross.
@@ -67,6 +68,11 @@ class Fit:
     prediction: float
     crosses: Quantity
     sign: Sign
+
+    @property
+    def describes(self) -> bool:
+        """Whether it predicts batches left out well enough for its B* to be worth reading."""
+        return self.prediction <= DESCRIBES
 
 
 @dataclass(frozen=True)
@@ -151,22 +157,46 @@ def _relative(x: Floats, y: Floats) -> Floats:
     return found
 
 
-def _predicted(x: Floats, y: Floats, groups: Floats) -> float:
-    """Root mean square of log(measured / predicted) at each group of points left out of its fit."""
+def _logs(x: Floats, y: Floats, parameters: Floats) -> Floats:
+    """log(measured / fitted); where nothing is left of the fit, more than any other."""
+    logs: Floats = np.log(y / np.maximum(x @ parameters, 1e-300))
+    return logs
+
+
+def _tile(designs: Mapping[int, Floats], y: Floats, rows: NDArray[np.bool_]) -> int:
+    """The row tile whose fit leaves the smallest residuals on these rows."""
+
+    def residual(tile: int) -> float:
+        x = designs[tile][rows]
+        return float((_logs(x, y[rows], _relative(x, y[rows])) ** 2).mean())
+
+    return min(designs, key=residual)
+
+
+def _quality(
+    designs: Mapping[int, Floats], tile: int, y: Floats, batches: Floats
+) -> tuple[float, float, float]:
+    """Residual, the worst of them, and the error at batches left out; of the first two series alone.
+
+    Args:
+        designs: [series x batches, parameters] per row tile, best16 and the arm first.
+        tile: of the fit to all of them.
+        y: [series x batches].
+        batches: [batches].
+    """
+    scored = np.arange(len(y)) < 2 * len(batches)
+    groups = np.tile(batches, len(y) // len(batches))
+    logs = _logs(designs[tile][scored], y[scored], _relative(designs[tile], y))
     errors = []
-    for group in np.unique(groups):
-        out = groups == group
-        fitted = x[out] @ _relative(x[~out], y[~out])
-        errors += [
-            math.log(m / f) if f > 0 else math.inf for m, f in zip(y[out], fitted, strict=True)
-        ]
-    return math.sqrt(sum(e * e for e in errors) / len(errors))
-
-
-def _quality(x: Floats, y: Floats, batches: Floats) -> tuple[float, float, float]:
-    fitted = np.maximum(x @ _relative(x, y), 1e-300)
-    logs = np.log(y / fitted)
-    return float(np.sqrt((logs**2).mean())), float(np.abs(logs).max()), _predicted(x, y, batches)
+    for batch in batches:
+        kept, out = groups != batch, (groups == batch) & scored
+        x = designs[_tile(designs, y, kept)]
+        errors.append(_logs(x[out], y[out], _relative(x[kept], y[kept])))
+    return (
+        float(np.sqrt((logs**2).mean())),
+        float(np.abs(logs).max()),
+        float(np.sqrt((np.concatenate(errors) ** 2).mean())),
+    )
 
 
 def _paper(book: Book, batches: Floats, draws: list[Floats], bits: float) -> Fit:
@@ -177,8 +207,7 @@ def _paper(book: Book, batches: Floats, draws: list[Floats], bits: float) -> Fit
             np.column_stack([bits / batches, np.ones(len(batches))]),
         ]
     )
-    both = np.concatenate([batches, batches])
-    y = np.vstack(draws[:2]) / both[:, None]
+    y = np.vstack(draws[:2]) / np.concatenate([batches, batches])[:, None]
     found = np.array([_relative(x, y[:, i]) for i in range(min(REPLICATED + 1, y.shape[1]))])
     slope, phi = found[:, 0], found[:, 1]
     with np.errstate(divide="ignore"):
@@ -189,7 +218,7 @@ def _paper(book: Book, batches: Floats, draws: list[Floats], bits: float) -> Fit
         "paper",
         {"K alpha": book.quantity(slope), "phi": book.quantity(phi)},
         None,
-        *_quality(x, y[:, 0], both),
+        *_quality({1: x}, 1, y[:, 0], batches),
         book.quantity(crosses, never),
         sign,
     )
@@ -203,7 +232,6 @@ def _step(book: Book, batches: Floats, draws: list[Floats], path: Path) -> Fit:
     """
     tiles = ROW_TILES if path == "fused" else ROW_TILES[-1:]
     y = np.vstack(draws) if path == "fused" else np.vstack(draws[:2])
-    groups = np.tile(batches, len(y) // len(batches))
 
     def design(tile: int) -> Floats:
         one, zero = np.ones(len(batches)), np.zeros(len(batches))
@@ -218,8 +246,9 @@ def _step(book: Book, batches: Floats, draws: list[Floats], path: Path) -> Fit:
             rows = [np.column_stack([one, batches, zero]), np.column_stack([one, batches, one])]
         return np.vstack(rows)
 
-    best = min(tiles, key=lambda tile: _quality(design(tile), y[:, 0], groups)[0])
-    x = design(best)
+    designs = {tile: design(tile) for tile in tiles}
+    best = _tile(designs, y[:, 0], np.ones(len(y), bool))
+    x = designs[best]
     found = np.array([_relative(x, y[:, i]) for i in range(min(REPLICATED + 1, y.shape[1]))])
     if path == "unfused":
         found = np.column_stack([found[:, :2], found])  # M(p) = M(16), C(p) = C(16)
@@ -236,7 +265,7 @@ def _step(book: Book, batches: Floats, draws: list[Floats], path: Path) -> Fit:
         "step",
         {name: book.quantity(found[:, i]) for i, name in enumerate(names)},
         best,
-        *_quality(x, y[:, 0], groups),
+        *_quality(designs, best, y[:, 0], batches),
         crosses,
         sign,
     )

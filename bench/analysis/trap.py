@@ -31,9 +31,9 @@ from bench.analysis.phi_curve import (
 from bench.analysis.replicates import Book
 from bench.analysis.theories import Theories, fit_theories
 from bench.analysis.trap_map import TrapMap, trap_map
-from bench.analysis.verdict import By, Path
+from bench.analysis.verdict import By, Path, ratio_of
 from profiles.fidelity import Distribution, Fidelity
-from profiles.schema import Comparison, Quantity
+from profiles.schema import Quantity
 from profiles.shapes import ModelShape, load_models
 
 BYS: tuple[By, ...] = ("time", "energy")
@@ -108,7 +108,7 @@ def analyse(
     shapes = load_models()
     own = shapes.get(book.profile.workload.model)
     crossings = {
-        (name, path, by): crossing([(c.batch, _ratio(c, path, by)) for c in of[name]], book.kind)
+        (name, path, by): crossing([(c.batch, ratio_of(c, path, by)) for c in of[name]], book.kind)
         for name in formats
         for path in PATHS
         for by in BYS
@@ -154,11 +154,6 @@ def analyse(
     )
 
 
-def _ratio(c: Comparison, path: Path, by: By) -> Quantity:
-    found: Quantity = getattr(c, f"{'speedup' if by == 'time' else 'energy_ratio'}_{path}")
-    return found
-
-
 def _scales(
     book: Book,
     other: Book | None,
@@ -181,7 +176,7 @@ def _scales(
                 if path == questions.path and costs:
                     bits = bits_stored(device, name)
                     maps.append(
-                        trap_map(device, name, path, costs, shapes, bits, eager, questions.by)
+                        trap_map(device, name, path, costs, shapes, bits, eager, questions.by, host)
                     )
     return tuple(scales), tuple(maps)
 

@@ -8,7 +8,6 @@ whose interval holds 1 is undecided. Beside each stands whether 16-bit weights f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +15,8 @@ import numpy as np
 
 from bench.analysis.critical_scale import Costs
 from bench.analysis.crossing import Crossing, crossing
-from bench.analysis.replicates import Book, Draws
-from bench.analysis.verdict import By, Path, outcome
+from bench.analysis.replicates import Book, Draws, drawn
+from bench.analysis.verdict import By, Path, outcome, ratio_of
 from profiles.schema import LAYER, Comparison, Kind, Quantity, absent
 from profiles.shapes import ModelShape
 
@@ -27,11 +26,11 @@ def model_ratio(book: Book, costs: Costs, shape: ModelShape, eager: bool) -> Dra
     calls = shape.layers * sum(o.count for o in shape.operators)
     weights = shape.layers * shape.layer_params
     ratio = costs.best16.step_s(calls, weights, eager) / costs.arm.step_s(calls, weights, eager)
-    if costs.freedom == 0 or not math.isfinite(costs.misfit):
+    off = costs.off(len(ratio) - 1)
+    if off is None:
         return np.concatenate([ratio[:1], np.full(len(ratio) - 1, np.nan)])
-    rng = np.random.default_rng(costs.batch)
-    noise = costs.misfit * rng.standard_t(costs.freedom, size=len(ratio) - 1)
-    return np.concatenate([ratio[:1], ratio[1:] * np.exp(noise)])
+    found: Draws = ratio * off
+    return found
 
 
 @dataclass(frozen=True)
@@ -116,16 +115,30 @@ def trap_map(
     bits: float | None,
     eager: bool,
     by: By = "time",
+    host: Book | None = None,
 ) -> TrapMap:
     """Every model at every batch that has costs.
 
-    In joules the ratio is that of time, times the ratio of energy over time of the measured layer at that
-    batch: the watts of an arm are taken to be the same whatever the model.
+    In joules the ratio is that of time, times the ratio of energy over time of the profile's own layer at
+    that batch: the watts of an arm are taken to be the same whatever the model.
+
+    Args:
+        book: of the profile whose operators gave the costs.
+        weight_format: of the arm.
+        path: which arm.
+        costs: per batch.
+        shapes: of the models.
+        bits: stored per weight.
+        eager: the launch mode of the map; own layers are taken only from a profile of that mode.
+        by: time or energy.
+        host: of the profile with eager launches, where `book` has graph ones.
     """
+    source = host if eager and host is not None else book
     layers = {
         c.batch: c
-        for c in book.profile.comparisons
-        if (c.operator, c.format) == (LAYER, weight_format)
+        for c in source.profile.comparisons
+        if (c.operator, c.format, c.launch_mode)
+        == (LAYER, weight_format, "eager" if eager else "graph")
     }
     memory = book.profile.device.memory_bytes
     cells = []
@@ -133,7 +146,14 @@ def trap_map(
         for batch, cost in sorted(costs.items()):
             layer = layers.get(batch)
             own = shape.name == book.profile.workload.model and layer is not None
-            ratio = _cell_ratio(book, cost, shape, layer if own else None, layer, path, eager, by)
+            if own and layer is not None:
+                ratio = ratio_of(layer, path, by)
+            else:
+                draws = model_ratio(book, cost, shape, eager)
+                if by == "time":
+                    ratio = book.quantity(draws, "operators of too few sizes")
+                else:
+                    ratio = _in_joules(book, draws, layer, path, source.confidence)
             sizes = [o.n * o.k for o in shape.operators]
             known = cost.arm.fit.sizes
             cells.append(
@@ -154,28 +174,15 @@ def quantized_bytes(shape: ModelShape, bits: float) -> float:
     return layers * bits / 8 + 2 * (shape.params - layers)
 
 
-def _cell_ratio(
-    book: Book,
-    cost: Costs,
-    shape: ModelShape,
-    own: Comparison | None,
-    layer: Comparison | None,
-    path: Path,
-    eager: bool,
-    by: By,
+def _in_joules(
+    book: Book, ratio: Draws, layer: Comparison | None, path: Path, confidence: float
 ) -> Quantity:
-    if own is not None:
-        return getattr(own, f"{'speedup' if by == 'time' else 'energy_ratio'}_{path}")  # type: ignore[no-any-return]
-    ratio = model_ratio(book, cost, shape, eager)
-    if by == "energy":
-        if layer is None:
-            return absent("no layer was measured at this batch", book.kind)
-        energy, speed = getattr(layer, f"energy_ratio_{path}"), getattr(layer, f"speedup_{path}")
-        joules, seconds = (
-            book.drawn(energy, "watts", layer.key, path),
-            book.drawn(speed, "speed", layer.key),
-        )
-        if joules is None or seconds is None:
-            return absent(energy.reason or "the layer has no joules at this batch", book.kind)
-        ratio = ratio * joules / seconds
-    return book.quantity(ratio, "operators of too few sizes")
+    """A ratio of time as one of energy, by the watts of the arms on a layer of the same launch mode."""
+    if layer is None:
+        return absent("no layer was measured at this batch", book.kind)
+    energy = ratio_of(layer, path, "energy")
+    joules = drawn(energy, ("watts", layer.key, path), confidence, book.size)
+    seconds = drawn(ratio_of(layer, path, "time"), ("speed", layer.key), confidence, book.size)
+    if joules is None or seconds is None:
+        return absent(energy.reason or "the layer has no joules at this batch", book.kind)
+    return book.quantity(ratio * joules / seconds, "operators of too few sizes")

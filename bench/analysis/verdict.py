@@ -103,18 +103,19 @@ def sign(outcomes: Sequence[Outcome]) -> Sign:
     return "several crossings"
 
 
-def _has_joules(c: Comparison) -> bool:
-    return c.energy_ratio_fused.value is not None or c.energy_ratio_unfused.value is not None
-
-
-def _ratio(c: Comparison, path: Path, by: By) -> Quantity:
+def ratio_of(c: Comparison, path: Path, by: By) -> Quantity:
+    """best16 / arm of a comparison, in time or energy."""
     if by == "time":
         return c.speedup_fused if path == "fused" else c.speedup_unfused
     return c.energy_ratio_fused if path == "fused" else c.energy_ratio_unfused
 
 
+def _has_joules(c: Comparison) -> bool:
+    return c.energy_ratio_fused.value is not None or c.energy_ratio_unfused.value is not None
+
+
 def _verdict(weight_format: str, path: Path, comparisons: Sequence[Comparison], by: By) -> Verdict:
-    outcomes = tuple((c.batch, outcome(_ratio(c, path, by))) for c in comparisons)
+    outcomes = tuple((c.batch, outcome(ratio_of(c, path, by))) for c in comparisons)
     found = sign([o for _, o in outcomes])
     words = _words(found, outcomes, _baseline(comparisons), comparisons[0].kind)
     sentence = f"{'In joules ' if by == 'energy' else ''}{weight_format} {path} {words}."
