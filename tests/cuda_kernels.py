@@ -67,7 +67,7 @@ def run(
     weight_format = find_format(format_name)
     weights = packing.random_weights(n, k, weight_format, "fp16", SEED)
     x = random_x(batch, k) if x is None else x
-    expected = packing.reference(arm, weights, x, "halves")
+    expected = packing.reference(arm, weights, x, "turns" if variant == "mma" else "halves")
     out: np.ndarray = np.full(expected.shape, np.nan, np.float32 if wide else np.float16)
     if arm == "dequantize":
         plan: Plan = dequantize_plan(weight_format, n, k)

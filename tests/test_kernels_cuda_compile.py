@@ -64,6 +64,26 @@ def test_the_bypass_dequantizes_nothing(source: str, name: str) -> None:
     assert bypass.classes["int"] < fused.classes["int"] + fused.classes.get("cvt", 0) - 20
 
 
+# What dequantization adds to 128 columns of 32 rows: instructions of a lane, by class. Eight tensor-core
+# instructions compute the offset of the integers; of int4, fp32 arithmetic scales it.
+DEQUANTIZATION = {
+    "int4_mma.cu": {"int": 64 + 16, "mma": 8, "fp32": 6},  # LOP3, shifts
+    "int8_mma.cu": {"int": 64, "mma": 8, "fp32": 4},  # PRMT
+    "nf4_pairs.cu": {"int": 64 + 64, "exchange": 64},  # shifts, LOP3, LDS
+    "fp8_mma.cu": {"cvt": 64},
+}
+
+
+@pytest.mark.parametrize("arch", ["89", "90a", "120a"])
+@pytest.mark.parametrize(("source", "name"), [h for h in HEADLINES if h[0] in DEQUANTIZATION])
+def test_fused_less_bypass_is_the_dequantization(source: str, name: str, arch: str) -> None:
+    """A bypass that moved registers would hide as much of it; uniform instructions are not counted."""
+    fused, bypass = (compiled(source, name, arm, arch).audit.classes for arm in ("fused", "bypass"))
+    for kind in ("int", "half2", "fp32", "cvt", "mma", "exchange", "load"):
+        difference = fused.get(kind, 0) - bypass.get(kind, 0)
+        assert difference == pytest.approx(DEQUANTIZATION[source].get(kind, 0), abs=6), kind
+
+
 def test_a_target_that_is_missed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     found = compiled("fp8_mma.cu", "fp8_e4m3-ch", "fused", "90a")
     monkeypatch.setitem(TARGETS, ("fp8_mma.cu", "fp8_e4m3-ch"), 0.5)

@@ -42,7 +42,7 @@ def product(variant: str, arm: Arm, weight_format: WeightFormat) -> Kernel:
         pack=partial(gemv_tensors, variant=variant, bypass=arm == "bypass"),
         bind=partial(bind_gemv, variant, arm, weight_format),
         variant=variant,
-        reading="halves",
+        reading="turns" if variant == "mma" else "halves",
         tolerance=TOLERANCE,
     )
 

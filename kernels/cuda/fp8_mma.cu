@@ -6,7 +6,7 @@
 //     word of a row:   [ w3 w2 w1 w0 ]   pairs (w0 w1) and (w2 w3)
 //
 // PER_ROW: one scale per row instead of one per 128 columns.
-// BYPASS: the word itself stands for each of its pairs. Everything else stays.
+// BYPASS: two words of a row, as they are, stand for their pairs by turns. Everything else stays.
 #include "fp8.cuh"
 #include "tiles.cuh"
 

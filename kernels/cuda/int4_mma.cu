@@ -17,7 +17,7 @@
 //     word of a row:   [ w7 w3 w5 w1 w6 w2 w4 w0 ]   lower nibbles w0 w1 and, after the shift, w2 w3
 //                                                    upper nibbles w4 w5 and, after the shift, w6 w7
 //
-// BYPASS: the word itself stands for each of its pairs. Everything else stays, but for the offset.
+// BYPASS: two words of a row, as they are, stand for their pairs by turns. Everything else stays, but for the offset.
 #include "tiles.cuh"
 
 constexpr int TILE_COLUMNS = 64;

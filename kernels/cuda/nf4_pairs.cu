@@ -9,8 +9,8 @@
 //     word of a row:   [ w7 w6 w5 w4 w3 w2 w1 w0 ]   its bytes are the pairs (w0 w1) (w2 w3) (w4 w5) (w6 w7)
 //
 // WIDE_SCALES: scales are fp32 instead of fp16.
-// BYPASS: the word itself stands for each of its pairs. No table is made; the launch asks for as much shared
-// memory all the same, so that as many blocks fit on a multiprocessor.
+// BYPASS: two words of a row, as they are, stand for their pairs by turns. No table is made; the launch asks for
+// as much shared memory all the same, so that as many blocks fit on a multiprocessor.
 #include "nf4.cuh"
 #include "tiles.cuh"
 
