@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from bench.static.nvrtc import Module, compile_module
 from bench.static.ptx import Report, Rounding, launch
 from kernels import packing
 from kernels.cuda.plan import (
@@ -20,6 +19,7 @@ from kernels.cuda.plan import (
     stream_plan,
 )
 from kernels.formats import find_format
+from kernels.nvrtc import Module, compile_module
 
 SEED = 7
 

@@ -36,7 +36,7 @@ __device__ __forceinline__ void multiply(float (&lows)[4], float (&highs)[4], un
 }
 
 // words: blocks [n / 32][k / 64][2]; scales: [n / 32][k / 128][2][8] pairs of rows g and g + 8; x: [BATCH, k]; y: [BATCH, n].
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 gemv(const uint4 *words, const pair *scales, const half_bits *x, Y *y, int n, int k) {
     const pair one[4] = {keep(ONES), keep(ONES), keep(ONES), keep(ONES)};
     float sums[ROW_TILES][4] = {};

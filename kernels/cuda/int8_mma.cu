@@ -18,7 +18,7 @@ __device__ __forceinline__ pair first(unsigned word) { return choose_bytes(word,
 __device__ __forceinline__ pair second(unsigned word) { return choose_bytes(word, MAGIC, 0x5352); }
 
 // words: blocks [n / 32][k / 32][2]; scales: [n / 32][groups][2][8] pairs of rows g and g + 8; x: [BATCH, k]; y: [BATCH, n].
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 gemv(const uint4 *words, const pair *scales, const half_bits *x, Y *y, int n, int k) {
     float sums[ROW_TILES][4] = {};
     Walk<TILE_COLUMNS, PER_ROW ? 0 : 1, pair> walk(words, scales, x, k);
