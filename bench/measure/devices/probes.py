@@ -19,6 +19,7 @@ from bench.analysis.stats import median_interval
 from bench.measure.devices import DeviceError
 from kernels.cuda.launch import compiled, launch_function, missing
 from kernels.cuda.probes import CAST, THROUGHPUT, Probe
+from kernels.kernel import Launch
 from profiles.record import Quantity
 from profiles.schema import ProbeRow
 
@@ -105,7 +106,7 @@ def clocks_of(probe: Probe, blocks: int, threads: int) -> float:
     return float(clocks.to("cpu").to(torch.float64).median())
 
 
-def prepared(probe: Probe, blocks: int, threads: int) -> tuple[Callable[[], None], torch.Tensor]:
+def prepared(probe: Probe, blocks: int, threads: int) -> tuple[Launch, torch.Tensor]:
     """A launch of a probe, and the clocks that it writes."""
     operands = torch.tensor(OPERANDS, dtype=torch.int32, device="cuda")
     clocks = torch.zeros(blocks, dtype=torch.int64, device="cuda")
