@@ -1,4 +1,4 @@
-"""Measures what this GPU's pipes, memory and launches do, so that nothing about them has to be assumed.
+"""Measures what this GPU's pipes, memory and launches do, beside what models assume (none reads it yet).
 
     python -m bench.probe                                      the table
     python -m bench.probe --profile results/PROFILE.json       and into the profile of the same board
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def table(rows: Sequence[ProbeRow]) -> None:
-    """Prints every probe: median and range."""
+    """Prints every probe: median and its interval."""
     from rich.console import Console
     from rich.table import Table
 

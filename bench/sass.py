@@ -415,7 +415,7 @@ def main(
 ) -> None:
     """Count the machine code of kernels: instructions per weight, occupancy, and what a GPU allows."""
     from bench.static.audit_gate import GateError
-    from bench.static.nvrtc import CudaError
+    from kernels.nvrtc import CudaError
 
     ask = Ask(gpu, format, arm, activation, everything, source, cubin, so, regex, weights)
     with exit_codes(GateError, FileNotFoundError, CudaError):

@@ -52,7 +52,7 @@ from kernels.scales import Float as Float  # "as": for those who import it from 
 from kernels.scales import round_to as round_to
 
 Float16 = Literal["fp16", "bf16"]
-BypassReading = Literal["fp32", "halves"]
+BypassReading = Literal["fp32", "halves", "turns"]
 
 NIBBLE_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word holds weight NIBBLE_ORDER[i]
 SEGMENT = 32  # weights whose words are whole in every plane
@@ -175,9 +175,11 @@ class Weights:
 
         Args:
             reading: "fp32" takes the whole word as one fp32 for every weight of the word;
-                "halves" takes its 16-bit halves in turn, as numbers of the activation dtype.
+                "halves" takes its 16-bit halves in turn, as numbers of the activation dtype;
+                "turns" does so too, but two neighbouring words stand for their pairs by turns.
         """
-        words = self.bypass_words[:, words_of_pairs(self.codes.shape[1], self.format.bits)]
+        places = words_by_turns if reading == "turns" else words_of_pairs
+        words = self.bypass_words[:, places(self.codes.shape[1], self.format.bits)]
         if reading == "fp32":
             return np.repeat(words.view(np.float32).astype(np.float64), 2, axis=1)
         halves = np.ascontiguousarray(words).view(np.uint16)
@@ -200,6 +202,17 @@ def words_of_pairs(k: int, bits: int) -> NDArray[np.int64]:
     plane = np.searchsorted(starts, place, side="right") - 1
     within = first // SEGMENT * np.array(planes)[plane] + place - starts[plane]
     words: NDArray[np.int64] = starts[plane] * k // 32 + within
+    return words
+
+
+def words_by_turns(k: int, bits: int) -> NDArray[np.int64]:
+    """The same where the pairs of two neighbouring words take the one and the other by turns: int64 [k / 2].
+
+    So tensor cores read them: their two words of a row meet pairs 0 and 1 of x, then 2 and 3, which lie in
+    neighbouring registers. Formats of one plane only.
+    """
+    pairs = np.arange(k // 2)
+    words: NDArray[np.int64] = pairs * bits // 32 * 2 + pairs % 2  # 32 / bits pairs in two words
     return words
 
 

@@ -544,7 +544,7 @@ class ProbeRow(Record):
 
     name: str = Field(description='"rate LOP3", "latency LDS", "dequant work nf4", "read", ...')
     unit: Literal["per clock and SM", "clocks", "s per weight", "GB/s", "us"]
-    value: Quantity = Field(description="median, and lowest and highest of n rounds")
+    value: Quantity = Field(description="median of n rounds and its 95% interval")
 
 
 class Profile(Record):

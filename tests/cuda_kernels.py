@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from bench.static.nvrtc import Module, compile_module
 from bench.static.ptx import Report, Rounding, launch
 from kernels import packing
 from kernels.cuda.plan import (
@@ -20,6 +19,7 @@ from kernels.cuda.plan import (
     stream_plan,
 )
 from kernels.formats import find_format
+from kernels.nvrtc import Module, compile_module
 
 SEED = 7
 
@@ -67,7 +67,7 @@ def run(
     weight_format = find_format(format_name)
     weights = packing.random_weights(n, k, weight_format, "fp16", SEED)
     x = random_x(batch, k) if x is None else x
-    expected = packing.reference(arm, weights, x, "halves")
+    expected = packing.reference(arm, weights, x, "turns" if variant == "mma" else "halves")
     out: np.ndarray = np.full(expected.shape, np.nan, np.float32 if wide else np.float16)
     if arm == "dequantize":
         plan: Plan = dequantize_plan(weight_format, n, k)

@@ -78,8 +78,14 @@ def test_rates_latencies_and_work_are_computed_as_stated() -> None:
     assert latency_clocks(dependent, 100, 8_000) == 5
     # 8 words of 8 weights, 10 passes, 1,000 threads: 640,000 weights
     assert work_s(BY_NAME["int4", "fused"], 1000, 10, 0.64) == 1e-6
-    value = row("x", [3.0, 1.0, 2.0], "clocks").value
-    assert (value.value, value.low, value.high, value.n, value.kind) == (2, 1, 3, 3, "measured")
+    value = row("x", [*map(float, range(1, 12))], "clocks").value
+    # the sign interval of eleven: x(2) to x(10) covers 98.8 %, x(3) to x(9) only 93.5 %
+    assert (value.value, value.n, value.kind) == (6, 11, "measured")
+    assert value.low is not None
+    assert value.high is not None
+    assert 2 < value.low < 3
+    assert 9 < value.high < 10
+    assert row("x", [3.0, 1.0, 2.0], "clocks").value.low is None
 
 
 class FakeBoard:

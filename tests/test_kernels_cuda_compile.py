@@ -9,7 +9,8 @@ import pytest
 
 from bench.static import cuda_audit
 from bench.static.cuda_audit import ARCHITECTURES, SLACK, TARGETS, Compiled, audit_plan
-from kernels.cuda.plan import SOURCES, gemv_plan
+from bench.static.occupancy import resident_programs
+from kernels.cuda.plan import ARMS, GEMV_VARIANTS, SOURCES, gemv_plan
 from kernels.formats import find_format
 
 HEADLINES = [(s, f) for s, f in TARGETS if f != "nf4-b64-s16"]
@@ -56,12 +57,62 @@ def test_the_declared_weights_are_those_that_the_machine_code_multiplies() -> No
 
 @pytest.mark.parametrize(("source", "name"), HEADLINES)
 def test_the_bypass_dequantizes_nothing(source: str, name: str) -> None:
-    """Fewer of everything that turns codes into numbers; as many loads of words; no less occupancy."""
+    """Fewer of everything that turns codes into numbers; as many loads of words."""
     fused, bypass = (compiled(source, name, arm, "90a").audit for arm in ("fused", "bypass"))
     assert bypass.loads == fused.loads
     assert bypass.classes.get("cvt", 0) == 0
     assert bypass.classes.get("exchange", 0) == 0
     assert bypass.classes["int"] < fused.classes["int"] + fused.classes.get("cvt", 0) - 20
+
+
+PRODUCTS = [(v, f) for v in GEMV_VARIANTS for f in SOURCES[v]]
+EVERYWHERE = [
+    pytest.param(
+        a, b, marks=[] if (a, b) in (("80", 1), ("90a", 1), ("120a", 8)) else pytest.mark.proof
+    )
+    for a in ARCHITECTURES
+    for b in (1, 5, 8)
+]
+
+
+@pytest.mark.parametrize(("arch", "batch"), EVERYWHERE)
+def test_as_many_blocks_of_bypass_as_of_fused_are_resident(arch: str, batch: int) -> None:
+    for variant, name in PRODUCTS:
+        weight_format, warps = find_format(name), []
+        for arm in ARMS:
+            rows = min(batch, SOURCES[variant][name].batches[1])
+            plan = gemv_plan(variant, arm, weight_format, 4096, 4096, rows)
+            audit = audit_plan(plan, arch)
+            assert audit.resident_warps is not None
+            warps.append(audit.resident_warps)
+        assert warps[0] == warps[1] >= 16, (variant, name, warps)
+
+
+def test_blocks_that_fit_by_hand() -> None:
+    assert resident_programs(90, 64, 1024, 8) == 4  # registers: 65536 / (64 * 256)
+    assert resident_programs(90, 65, 1024, 8) == 3  # 65 are handed out as 72
+    assert resident_programs(89, 32, 33 * 1024, 8) == 2  # shared memory: 100 / (33 + 1)
+    assert resident_programs(89, 32, 1024, 8) == 6  # 48 warps
+
+
+# What dequantization adds to 128 columns of 32 rows: instructions of a lane, by class. Eight tensor-core
+# instructions compute the offset of the integers; of int4, fp32 arithmetic scales it.
+DEQUANTIZATION = {
+    "int4_mma.cu": {"int": 64 + 16, "mma": 8, "fp32": 6},  # LOP3, shifts
+    "int8_mma.cu": {"int": 64, "mma": 8, "fp32": 4},  # PRMT
+    "nf4_pairs.cu": {"int": 64 + 64, "exchange": 64},  # shifts, LOP3, LDS
+    "fp8_mma.cu": {"cvt": 64},
+}
+
+
+@pytest.mark.parametrize("arch", ["89", "90a", "120a"])
+@pytest.mark.parametrize(("source", "name"), [h for h in HEADLINES if h[0] in DEQUANTIZATION])
+def test_fused_less_bypass_is_the_dequantization(source: str, name: str, arch: str) -> None:
+    """A bypass that moved registers would hide as much of it; uniform instructions are not counted."""
+    fused, bypass = (compiled(source, name, arm, arch).audit.classes for arm in ("fused", "bypass"))
+    for kind in ("int", "half2", "fp32", "cvt", "mma", "exchange", "load"):
+        difference = fused.get(kind, 0) - bypass.get(kind, 0)
+        assert difference == pytest.approx(DEQUANTIZATION[source].get(kind, 0), abs=6), kind
 
 
 def test_a_target_that_is_missed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,14 +145,14 @@ def test_the_command_prints_both_tables_and_fails_with_the_kernels(
     assert "fp8_mma fp8_e4m3-ch" in out
     assert "LOP3 dependent" in out
     fp8 = [line.split() for line in out.splitlines() if line.startswith("fp8 ")]
-    assert fp8[0][1:4] == ["ours:", "fp8_mma.cu", "0.86"]  # the fewest first
+    assert fp8[0][1:4] == ["ours:", "fp8_mma.cu", "0.81"]  # the fewest first
     assert "gemlite" in fp8[1]
     assert "3.36" in fp8[1]
     assert max(map(len, out.splitlines())) <= 80
     monkeypatch.setitem(TARGETS, ("fp8_mma.cu", "fp8_e4m3-ch"), 0.5)
     assert cuda_audit.show(as_json=True) == 1
     out, err = capsys.readouterr()
-    assert err.splitlines()[-1].startswith("fp8_mma.cu, fp8_e4m3-ch, fused, sm_90a: needs 1.7")
+    assert err.splitlines()[-1].startswith("fp8_mma.cu, fp8_e4m3-ch, fused, sm_90a: needs 1.6")
     [kernel] = json.loads(out)["kernels"]
     assert kernel["architecture"] == "sm_90a"
     assert kernel["spills"] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from bench.static.cuda_audit import ARCHITECTURES
 from kernels import cuda, find_kernels
 from kernels.cuda import launch
 from kernels.formats import find_format
 from kernels.kernel import Kernel
+from kernels.nvrtc import Module
 from kernels.packing import random_weights
 
 STREAM = 12345
@@ -27,8 +30,13 @@ class FakeCupy:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.streams: list[int] = []
+        self.compiled: list[tuple[str, str, dict[str, int]]] = []
         self.cuda = SimpleNamespace(ExternalStream=self.stream)
         self.RawModule = self.module
+
+    def compile(self, path: Path, arch: str, defines: dict[str, int]) -> Module:
+        self.compiled.append((path.name, arch, defines))
+        return Module("", b"image")
 
     def stream(self, pointer: int) -> Any:
         fake = self
@@ -42,11 +50,13 @@ class FakeCupy:
 
         return Stream()
 
-    def module(self, code: str, options: tuple[str, ...]) -> Any:
-        assert "__global__" in code
+    def module(self, path: str) -> Any:
+        assert Path(path).read_bytes() == b"image"
 
         def call(entry: str, grid: Any, block: Any, args: Any, shared_mem: int = 0) -> None:
-            self.calls.append((entry, grid, block, args, shared_mem, options, self.streams[-1]))
+            self.calls.append(
+                (entry, grid, block, args, shared_mem, self.compiled[-1], self.streams[-1])
+            )
 
         return SimpleNamespace(get_function=lambda entry: partial(call, entry))
 
@@ -57,6 +67,8 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
     monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
     stream = SimpleNamespace(cuda_stream=STREAM)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(launch, "compile_module", fake.compile)
     launch.compiled.cache_clear()
     yield fake
     launch.compiled.cache_clear()
@@ -73,12 +85,18 @@ def test_a_product_is_launched_as_planned(cupy: FakeCupy) -> None:
     run = kernel.bind(tensors, x, out)
     assert cupy.calls == []
     run()
-    [(entry, grid, block, args, shared, options, stream)] = cupy.calls
-    assert (entry, grid, block, shared, stream) == ("gemv", (3,), (256,), 32768, STREAM)
+    [(entry, grid, block, args, shared, compiled, stream)] = cupy.calls
+    assert (entry, grid, block, shared, stream) == ("gemv", (3,), (256,), 35840, STREAM)
     pointers = [t.data_ptr() for t in (tensors["words"], tensors["scales"], x, out)]
     assert [a.dtype for a in args] == [np.uint64] * 4 + [np.int32] * 2
     assert list(args) == [*pointers, 72, 256]
-    assert {"-DBYPASS=1", "-DBATCH=3", "-DWIDE_SCALES=1", f"-I{launch.FOLDER}"} < set(options)
+    assert compiled[:2] == ("nf4_pairs.cu", "90a")
+    assert compiled[2] == {"BYPASS": 1, "BATCH": 3, "WIDE_SCALES": 1, "RESIDENT": 3}
+
+
+def test_a_board_is_compiled_for_as_the_audit_compiles_for_it() -> None:
+    boards = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+    assert tuple(launch.architecture(*board) for board in boards) == ARCHITECTURES
 
 
 def test_dequantize_is_launched_as_planned(cupy: FakeCupy) -> None:
@@ -86,10 +104,10 @@ def test_dequantize_is_launched_as_planned(cupy: FakeCupy) -> None:
     tensors = kernel.pack(random_weights(20, 2048, find_format("int8-ch"), "fp16", 0))
     out = torch.zeros(20, 2048, dtype=torch.float16)
     kernel.bind(tensors, torch.zeros(1, 2048, dtype=torch.float16), out)()
-    [(entry, grid, block, args, shared, options, _)] = cupy.calls
+    [(entry, grid, block, args, shared, compiled, _)] = cupy.calls
     assert (entry, grid, block, shared) == ("int8", (3, 2), (128,), 0)
     assert list(args)[2:] == [out.data_ptr(), 20, 2048]
-    assert "-DGROUP=0" in options
+    assert compiled[2]["GROUP"] == 0
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,14 @@ def test_bypass_readings_by_hand() -> None:
     assert weights.bypass_values("fp32")[0, :8].tolist() == [single] * 8
 
 
+def test_two_words_stand_for_their_pairs_by_turns_by_hand() -> None:
+    assert packing.words_by_turns(32, 4).tolist() == [0, 1] * 4 + [2, 3] * 4
+    assert packing.words_by_turns(16, 8).tolist() == [0, 1] * 2 + [2, 3] * 2
+    weights = packing.random_weights(1, 128, find_format("int4-g128"), "fp16", seed=1)
+    first, second = weights.bypass_words[0, :2].view(np.float16).reshape(2, 2).tolist()
+    assert weights.bypass_values("turns")[0, :16].tolist() == [*first, *second] * 4
+
+
 def test_bypass_takes_every_word_of_every_plane_by_hand() -> None:
     """Six bits, 64 weights: 8 words of the high plane, then 4 of the low one. Pairs take them in turn."""
     first = [

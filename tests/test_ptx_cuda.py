@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench.static.nvrtc import compile_cuda
 from bench.static.ptx import Fault, FaultError, launch
 from bench.static.ptx.parser import parse
+from kernels.nvrtc import compile_cuda
 
 SOURCE = Path(__file__).parent / "data" / "emulated.cu"
 TARGETS = (80, 86, 89, 90, 120)

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("numpy", "torch", "triton", "numba")
+CUDA_PACKAGES = {"cupy": "cupy-cuda13x", "nvrtc": "nvidia-cuda-nvrtc"}  # where they are installed
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 GIT_TIMEOUT_S = 10.0
 
@@ -84,6 +85,17 @@ def software() -> Findings:
             found.add(package, metadata.version(package), "")
         except metadata.PackageNotFoundError:
             found.add(package, None, "not installed")
+    return found
+
+
+def cuda_compilers() -> dict[str, str | int | float | bool | None]:
+    """Versions of what compiles and loads the CUDA C++ kernels; None where it is not installed."""
+    found: dict[str, str | int | float | bool | None] = {}
+    for name, package in CUDA_PACKAGES.items():
+        try:
+            found[name] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[name] = None
     return found
 
 

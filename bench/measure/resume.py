@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ONLY_LOADED = ("driver", "cuda", "threading_layer")  # known once the device is open
 SAME_DEVICE = ("kind", "name", "uuid_hash", "cores")
 VOLATILE = ("load_average_1min",)
-COMPILED_BY = ("torch", "triton", "numba", "driver", "cuda")
+COMPILED_BY = ("torch", "triton", "numba", "driver", "cuda", *environment.CUDA_PACKAGES)
 
 
 class ResumeError(ValueError):
@@ -39,7 +39,9 @@ def sources() -> Sources:
     return Sources(
         kernels_sha256=environment.source_hash(folder),
         git=Git.model_validate({**git.facts, "missing": git.missing}),
-        software=Software.model_validate({**found.facts, "missing": found.missing}),
+        software=Software.model_validate(
+            {**found.facts, "missing": found.missing, "extra": environment.cuda_compilers()}
+        ),
     )
 
 
@@ -76,8 +78,8 @@ def differences(ledger: Ledger, opened: Opened, path: Path) -> tuple[str, ...]:
             f"go back to their state of then, or start a new run."
         )
     for name in COMPILED_BY:
-        was = getattr(was_from.software, name) or before.software.get(name)
-        is_ = getattr(is_from.software, name) or now.software.get(name)
+        was = version(was_from.software, name) or before.software.get(name)
+        is_ = version(is_from.software, name) or now.software.get(name)
         if was != is_:
             raise ResumeError(
                 f"{path} was measured with {name} {was}, but here it is {is_}, and it decides what "
@@ -91,6 +93,11 @@ def differences(ledger: Ledger, opened: Opened, path: Path) -> tuple[str, ...]:
         *_changed("device ", before.device.extra, now.device.extra),
         *_changed("seed of ", before.seeds, now.seeds),
     )
+
+
+def version(software: Software, name: str) -> object:
+    """Of a package, which may have a field of its own or none."""
+    return getattr(software, name, None) or software.extra.get(name)
 
 
 def _changed(what: str, before: Mapping[str, object], now: Mapping[str, object]) -> Iterator[str]:

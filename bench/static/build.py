@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from bench.static.compile import build_kernel
-from bench.static.nvrtc import CudaError, compile_cuda, find_entry
 from bench.static.ptx.problem import Bfloat16, Problem
+from kernels.nvrtc import CudaError, compile_cuda, find_entry
 
 POINTERS = {
     "float16": "*fp16", "float32": "*fp32", "float64": "*fp64", "bool": "*i1",

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from bench.static import foreign, sass
 from bench.static.audit import Audit, row_of
-from bench.static.nvrtc import compile_module
+from bench.static.occupancy import RESERVED_SHARED_BYTES, resident_programs
 from bench.static.peers import load_peers
 from kernels.cuda.plan import (
     ARMS,
@@ -37,6 +37,7 @@ from kernels.cuda.plan import (
 )
 from kernels.cuda.probes import PROBES, THROUGHPUT, Probe
 from kernels.formats import find_format
+from kernels.nvrtc import compile_module
 
 ARCHITECTURES = ("80", "86", "89", "90a", "100a", "120a")
 N, K = 4096, 4096  # no kernel depends on them: shapes are arguments
@@ -135,7 +136,21 @@ def compiled(arches: Sequence[str] = ARCHITECTURES) -> Iterator[Compiled]:
 def audit_plan(plan: Plan, arch: str) -> Audit:
     """The counts of one kernel; raises like `compiled`."""
     [found] = audit_module(plan.path, arch, plan.defines, [plan.source.entry])
-    return replace(found, weights=plan.weights_per_pass, num_warps=plan.block // 32)
+    warps, capability = plan.block // 32, int(arch.rstrip("a"))
+    assert found.registers is not None
+    assert found.shared_bytes is not None
+    reserved = (
+        RESERVED_SHARED_BYTES if capability >= 90 else 0
+    )  # cuobjdump counts it in from there on
+    shared = max(0, found.shared_bytes - reserved) + plan.shared_bytes
+    resident = resident_programs(capability, found.registers, shared, warps) * warps
+    return replace(
+        found,
+        weights=plan.weights_per_pass,
+        num_warps=warps,
+        shared_bytes=shared,
+        resident_warps=resident,
+    )
 
 
 def audit_module(

@@ -1,4 +1,8 @@
-"""Hand-written CUDA C++: the ceiling that a kernel author measures himself against. `KERNELS`.
+"""Hand-written CUDA C++: a floor of instructions per weight, no ceiling of speed. `KERNELS`.
+
+Few instructions is what they are for. Nothing splits k over blocks, and a block takes 32 rows: where that
+leaves multiprocessors empty (n = 4096 makes 128 blocks), a kernel with more instructions may well be faster.
+
 
     int4_simt.cu    every weight becomes a number: what that costs without tensor cores
     int4_mma.cu     weights as the A operand of the tensor cores, all offsets folded out of the loop
@@ -42,7 +46,7 @@ def product(variant: str, arm: Arm, weight_format: WeightFormat) -> Kernel:
         pack=partial(gemv_tensors, variant=variant, bypass=arm == "bypass"),
         bind=partial(bind_gemv, variant, arm, weight_format),
         variant=variant,
-        reading="halves",
+        reading="turns" if variant == "mma" else "halves",
         tolerance=TOLERANCE,
     )
 

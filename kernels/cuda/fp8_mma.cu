@@ -6,7 +6,7 @@
 //     word of a row:   [ w3 w2 w1 w0 ]   pairs (w0 w1) and (w2 w3)
 //
 // PER_ROW: one scale per row instead of one per 128 columns.
-// BYPASS: the word itself stands for each of its pairs. Everything else stays.
+// BYPASS: two words of a row, as they are, stand for their pairs by turns. Everything else stays.
 #include "fp8.cuh"
 #include "tiles.cuh"
 
@@ -14,7 +14,7 @@ constexpr int TILE_COLUMNS = 32;
 constexpr float UNIT = BYPASS ? 1.0f : FP8_UNIT;
 
 // words: blocks [n / 32][k / 32][2]; scales: [n / 32][groups][2][8] of rows g and g + 8; x: [BATCH, k]; y: [BATCH, n].
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 gemv(const uint4 *words, const float2 *scales, const half_bits *x, Y *y, int n, int k) {
     float sums[ROW_TILES][4] = {};
     Walk<TILE_COLUMNS, PER_ROW ? 0 : 1, float2> walk(words, scales, x, k);

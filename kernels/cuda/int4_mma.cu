@@ -17,7 +17,7 @@
 //     word of a row:   [ w7 w3 w5 w1 w6 w2 w4 w0 ]   lower nibbles w0 w1 and, after the shift, w2 w3
 //                                                    upper nibbles w4 w5 and, after the shift, w6 w7
 //
-// BYPASS: the word itself stands for each of its pairs. Everything else stays, but for the offset.
+// BYPASS: two words of a row, as they are, stand for their pairs by turns. Everything else stays, but for the offset.
 #include "tiles.cuh"
 
 constexpr int TILE_COLUMNS = 64;
@@ -36,7 +36,7 @@ __device__ __forceinline__ void multiply(float (&lows)[4], float (&highs)[4], un
 }
 
 // words: blocks [n / 32][k / 64][2]; scales: [n / 32][k / 128][2][8] pairs of rows g and g + 8; x: [BATCH, k]; y: [BATCH, n].
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 gemv(const uint4 *words, const pair *scales, const half_bits *x, Y *y, int n, int k) {
     const pair one[4] = {keep(ONES), keep(ONES), keep(ONES), keep(ONES)};
     float sums[ROW_TILES][4] = {};

@@ -30,7 +30,7 @@ __device__ __forceinline__ pair high(unsigned word) {
 __device__ __forceinline__ unsigned later(unsigned word) { return BYPASS ? word : word >> 8; }
 
 // words: [n, k / 8]; scales: [n, k / 128]; x: [k]; y: [n].
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 gemv(const uint4 *words, const half_bits *scales, const uint4 *x, half_bits *y, int n, int k) {
     const int lane = threadIdx.x % WARP, first = (blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS;
     const int segments = k / SEGMENT, groups = k / GROUP;

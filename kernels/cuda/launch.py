@@ -1,4 +1,4 @@
-"""Launches a plan on a GPU: CuPy compiles the source when a kernel is first bound, for the board that is there.
+"""Launches a plan on a GPU: compiled like the audit's (kernels/nvrtc.py) when first bound, loaded by CuPy.
 
 Thin on purpose: everything that can be right or wrong without a GPU is in plan.py, layout.py and the sources.
 """
@@ -6,6 +6,7 @@ Thin on purpose: everything that can be right or wrong without a GPU is in plan.
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from kernels.cuda.plan import (
 )
 from kernels.formats import WeightFormat
 from kernels.kernel import Arm, Launch, Tensors
+from kernels.nvrtc import compile_module
 from kernels.triton.plan import TORCH_DTYPES, check, check_activations, check_batch
 
 if TYPE_CHECKING:
@@ -33,8 +35,9 @@ FIRST_CAPABILITY = (8, 0)  # that has m16n8k16 with fp16
 
 def missing() -> str | None:
     """Why the CUDA C++ kernels are not there, in one clause; None if they are."""
-    if importlib.util.find_spec("cupy") is None:
-        return "CuPy is not installed (pip install -e '.[cuda]')"
+    for package, name in (("cupy", "CuPy"), ("cuda", "NVRTC")):
+        if importlib.util.find_spec(package) is None:
+            return f"{name} is not installed (pip install -e '.[cuda]')"
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < FIRST_CAPABILITY:
         return "they need compute capability 8.0"
     return None
@@ -143,25 +146,50 @@ def check_tensors(
 
 def launch(plan: Plan, *arguments: torch.Tensor | int) -> Launch:
     """A launch without arguments, on PyTorch's stream of the moment, so that a graph can capture it."""
+    function = compiled(plan.path.name, plan.source.entry, tuple(sorted(plan.defines.items())))
+    return launch_function(function, plan.grid, plan.block, plan.shared_bytes, *arguments)
+
+
+def launch_function(
+    function: Any,
+    grid: tuple[int, ...],
+    block: int,
+    shared_bytes: int,
+    *arguments: torch.Tensor | int,
+) -> Launch:
+    """The same for a kernel that is compiled; it keeps its tensors alive."""
     import cupy
 
-    function = compiled(plan.path.name, plan.source.entry, tuple(sorted(plan.defines.items())))
     values = tuple(
         np.uint64(a.data_ptr()) if isinstance(a, torch.Tensor) else np.int32(a) for a in arguments
     )
 
     def run(kept_alive: tuple[object, ...]) -> None:
         with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
-            function(plan.grid, (plan.block,), values, shared_mem=plan.shared_bytes)
+            function(grid, (block,), values, shared_mem=shared_bytes)
 
     return partial(run, arguments)
 
 
 @cache
 def compiled(file: str, entry: str, defines: tuple[tuple[str, int], ...]) -> Any:
-    """A kernel compiled by CuPy; from its cache on disk if it was before."""
+    """A kernel of a file, compiled for the board that is there.
+
+    Not by CuPy, whose NVRTC and options are its own, and whose cache on disk does not see included files.
+
+    Raises:
+        CudaError: NVRTC is missing, or refuses the source.
+    """
     import cupy
 
-    options = ("--std=c++17", f"-I{FOLDER}", *(f"-D{name}={value}" for name, value in defines))
-    source = (FOLDER / file).read_text(encoding="utf-8")
-    return cupy.RawModule(code=source, options=options).get_function(entry)
+    arch = architecture(*torch.cuda.get_device_capability())
+    cubin = compile_module(FOLDER / file, arch, dict(defines)).cubin
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as image:
+        image.write(cubin)
+        image.flush()
+        return cupy.RawModule(path=image.name).get_function(entry)
+
+
+def architecture(major: int, minor: int) -> str:
+    """What a compute capability is compiled for: "89", and "90a" from 9.0 on, as the audit does."""
+    return f"{major}{minor}" + ("a" if major >= 9 else "")

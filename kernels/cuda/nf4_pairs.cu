@@ -9,13 +9,15 @@
 //     word of a row:   [ w7 w6 w5 w4 w3 w2 w1 w0 ]   its bytes are the pairs (w0 w1) (w2 w3) (w4 w5) (w6 w7)
 //
 // WIDE_SCALES: scales are fp32 instead of fp16.
-// BYPASS: the word itself stands for each of its pairs. No table is made; the launch asks for as much shared
-// memory all the same, so that as many blocks fit on a multiprocessor.
+// BYPASS: two words of a row, as they are, stand for their pairs by turns. No table is made; the launch asks for
+// shared memory all the same, so that as many blocks fit on a multiprocessor.
 #include "nf4.cuh"
 #include "tiles.cuh"
 
 constexpr int TILE_COLUMNS = 64;
 constexpr int TABLE_ROW_BYTES = WARP * 4;
+// sm_90: with RESIDENT the compiler spills there; left to itself it does not, but takes more registers for larger BATCH.
+constexpr int LEAST = __CUDA_ARCH__ != 900 ? RESIDENT : BATCH == 1 ? 0 : 4;
 
 #if WIDE_SCALES
 typedef float2 scale_pair;
@@ -45,7 +47,7 @@ __device__ __forceinline__ void multiply(float (&d)[4], const char *table, unsig
 }
 
 // words: blocks [n / 32][k / 64][2]; scales: [n / 32][k / 64][2][8] of rows g and g + 8; x: [BATCH, k]; y: [BATCH, n].
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, LEAST)
 gemv(const uint4 *words, const scale_pair *scales, const half_bits *x, Y *y, int n, int k) {
     __shared__ uint4 pairs[256 * TABLE_ROW_BYTES / 16];
     const char *table = reinterpret_cast<const char *>(pairs);

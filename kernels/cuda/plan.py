@@ -1,6 +1,7 @@
 """One launch of a CUDA C++ kernel as data, and the weights as it reads them.
 
-What is compiled and audited without a GPU is what a GPU runs: both take the plan from here.
+What is compiled and audited without a GPU is what a GPU runs: both take the plan from here and the machine code
+from kernels/nvrtc.py, with the same options.
 
     plan = gemv_plan("mma", "fused", find_format("int4-g128"), n=4096, k=4096, batch=1)
     tensors = gemv_tensors(weights, variant="mma")
@@ -40,6 +41,9 @@ class Source:
         defines: macros.
         order: where the fields of a packed word come from: field i is field order[i] of packing.py's.
         shared_bytes: static shared memory of a table that the bypass does not make, but has to take.
+
+    The macro RESIDENT is how many blocks a multiprocessor has to hold (__launch_bounds__). The compiler then
+    spends the registers that this leaves, in fused and bypass alike, and as many of both are resident.
     """
 
     file: str
@@ -78,20 +82,28 @@ class Plan:
 
 MANY, ONE = (1, 8), (1, 1)
 TABLE_BYTES = 256 * 32 * 4  # of nf4_pairs.cu
+SUMS_BYTES = 8 * 32 * 4  # static, for each row of x (tiles.cuh)
+TABLE_ROOM_BYTES = 38 * 1024  # with 1 KB of the driver's, a sixth block does not fit into 228 KB
 INT4_ORDER = (0, 2, 1, 3, 4, 6, 5, 7)  # w0 w4 w2 w6 w1 w5 w3 w7
 NF4_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # w0 w1 w2 w3 w4 w5 w6 w7
+
+
+def nf4_source(wide_scales: int) -> Source:
+    """nf4_pairs.cu with scales of fp32 or fp16."""
+    defines = {"WIDE_SCALES": wide_scales, "RESIDENT": 3}
+    return Source("nf4_pairs.cu", "gemv", MANY, defines, NF4_ORDER, TABLE_BYTES)
+
+
 SOURCES: dict[str, dict[str, Source]] = {
-    "simt": {"int4-g128": Source("int4_simt.cu", "gemv", ONE)},
+    "simt": {"int4-g128": Source("int4_simt.cu", "gemv", ONE, {"RESIDENT": 7})},
     "mma": {
-        "int4-g128": Source("int4_mma.cu", "gemv", MANY, {}, INT4_ORDER),
-        "int8-ch": Source("int8_mma.cu", "gemv", MANY, {"PER_ROW": 1}),
-        "int8-g128": Source("int8_mma.cu", "gemv", MANY, {"PER_ROW": 0}),
-        "nf4-b64": Source("nf4_pairs.cu", "gemv", MANY, {"WIDE_SCALES": 1}, NF4_ORDER, TABLE_BYTES),
-        "nf4-b64-s16": Source(
-            "nf4_pairs.cu", "gemv", MANY, {"WIDE_SCALES": 0}, NF4_ORDER, TABLE_BYTES
-        ),
-        "fp8_e4m3-ch": Source("fp8_mma.cu", "gemv", MANY, {"PER_ROW": 1}),
-        "fp8_e4m3-b128": Source("fp8_mma.cu", "gemv", MANY, {"PER_ROW": 0}),
+        "int4-g128": Source("int4_mma.cu", "gemv", MANY, {"RESIDENT": 3}, INT4_ORDER),
+        "int8-ch": Source("int8_mma.cu", "gemv", MANY, {"PER_ROW": 1, "RESIDENT": 4}),
+        "int8-g128": Source("int8_mma.cu", "gemv", MANY, {"PER_ROW": 0, "RESIDENT": 3}),
+        "nf4-b64": nf4_source(wide_scales=1),
+        "nf4-b64-s16": nf4_source(wide_scales=0),
+        "fp8_e4m3-ch": Source("fp8_mma.cu", "gemv", MANY, {"PER_ROW": 1, "RESIDENT": 4}),
+        "fp8_e4m3-b128": Source("fp8_mma.cu", "gemv", MANY, {"PER_ROW": 0, "RESIDENT": 4}),
     },
     "dequantize": {
         name: Source("dequantize.cu", entry, (1, 256), {"GROUP": group, "WIDE_SCALES": wide})
@@ -141,13 +153,24 @@ def gemv_plan(
         defines=defines | {"BATCH": batch},
         grid=(-(-n // BLOCK_ROWS),),
         block=MMA_BLOCK,
-        shared_bytes=source.shared_bytes if bypass else 0,
+        shared_bytes=instead_of_table(source, batch) if bypass else 0,
         weights_per_pass=BLOCK_ROWS * CHUNK // 32,
     )
 
 
+def instead_of_table(source: Source, batch: int) -> int:
+    """Dynamic shared memory that lets no more blocks in than a kernel with a table has.
+
+    That kernel fits into 48 registers on sm_90 and has five blocks there; one without it needs fewer registers.
+    """
+    room = TABLE_ROOM_BYTES - SUMS_BYTES * batch
+    return max(source.shared_bytes, room) if source.shared_bytes else 0
+
+
 def stream_plan(weight_format: WeightFormat, n: int, k: int) -> Plan:
     """What reads the words and scales of a tensor-core product and computes nothing.
+
+    At least as many of its blocks fit on a multiprocessor as of fused's: it is a floor.
 
     Raises:
         ValueError: k does not divide into whole chunks.
@@ -157,9 +180,10 @@ def stream_plan(weight_format: WeightFormat, n: int, k: int) -> Plan:
         "TILE_WIDTH": ROW_WORDS * weight_format.weights_per_word,
         "CHUNK_SCALES": CHUNK // weight_format.group_size if weight_format.group_size else 0,
         "WIDE_SCALES": int(weight_format.scale_bits == 32),
+        "RESIDENT": fused.defines["RESIDENT"],
     }
     source = Source("stream.cu", "stream", (1, 8), defines)
-    shared_bytes = fused.source.shared_bytes  # as many blocks on a multiprocessor as fused has
+    shared_bytes = instead_of_table(fused.source, 1)
     return replace(fused, source=source, defines=defines, shared_bytes=shared_bytes)
 
 

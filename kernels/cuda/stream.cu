@@ -19,7 +19,7 @@ __device__ __forceinline__ int2 bits(pair scales) { return make_int2(short(scale
 __device__ __forceinline__ int2 bits(float2 scales) { return make_int2(__float_as_int(scales.x), __float_as_int(scales.y)); }
 
 // words, scales: as fused has them, but for the order of codes within a word; sums: [n].
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 stream(const uint4 *words, const scale_pair *scales, int *sums, int n, int k) {
     int totals[ROW_TILES][2] = {};
     const int counts = threadIdx.x % 4 == 0;  // all four lanes of a row load its scales; one adds them

@@ -66,13 +66,13 @@ struct Walk {
     static __device__ __forceinline__ float2 numbers(float2 scales) { return scales; }
 };
 
-// The bypass of a tile: the four words as they are stand for their pairs, in turn. No register has to move but
-// those of x, whose pairs of words 2t and 2t+1 have to become neighbours.
+// The bypass of a tile: words 2t and 2t+1 as they are stand for pairs of x by turns (packing.py, words_by_turns).
+// Neighbouring pairs of x lie in neighbouring registers, and so do the words: no register has to move.
 template <int PAIRS>
 __device__ __forceinline__ void multiply_words(float (&d)[4], uint4 words, const pair (&x)[PAIRS]) {
 #pragma unroll
     for (int i = 0; i < PAIRS / 2; i++) {
-        const pair b[2] = {x[i], x[i + PAIRS / 2]};
+        const pair b[2] = {x[2 * i], x[2 * i + 1]};
         multiply_tile(d, words.x, words.y, words.z, words.w, b);
     }
 }

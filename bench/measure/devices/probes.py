@@ -10,17 +10,16 @@ less bypass. Thin on purpose: what can be computed without a GPU is in functions
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 
+from bench.analysis.stats import median_interval
 from bench.measure.devices import DeviceError
-from kernels.cuda.launch import compiled, missing
+from kernels.cuda.launch import compiled, launch_function, missing
 from kernels.cuda.probes import CAST, THROUGHPUT, Probe
+from kernels.kernel import Launch
 from profiles.record import Quantity
 from profiles.schema import ProbeRow
 
@@ -34,9 +33,11 @@ OPERANDS = (0x3C013C01, 0x00010203, 0x07060504, 0x3C003C00)
 
 
 def row(name: str, rounds: Sequence[float], unit: Unit) -> ProbeRow:
-    """The median of some rounds, and their range."""
-    median = statistics.median(rounds)
-    value = Quantity(value=median, low=min(rounds), high=max(rounds), n=len(rounds))
+    """The median of some rounds, and its 95% interval."""
+    found = median_interval(rounds)
+    value = Quantity(
+        value=found.value, low=found.low, high=found.high, n=found.n, reason=found.reason
+    )
     return ProbeRow(name=name, unit=unit, value=value)
 
 
@@ -105,28 +106,15 @@ def clocks_of(probe: Probe, blocks: int, threads: int) -> float:
     return float(clocks.to("cpu").to(torch.float64).median())
 
 
-def prepared(probe: Probe, blocks: int, threads: int) -> tuple[Callable[[], None], torch.Tensor]:
+def prepared(probe: Probe, blocks: int, threads: int) -> tuple[Launch, torch.Tensor]:
     """A launch of a probe, and the clocks that it writes."""
     operands = torch.tensor(OPERANDS, dtype=torch.int32, device="cuda")
     clocks = torch.zeros(blocks, dtype=torch.int64, device="cuda")
     sink = torch.zeros(1, dtype=torch.int32, device="cuda")
     function = compiled(probe.file, "probe", tuple(sorted(probe.defines.items())))
-    return launch(function, blocks, threads, operands, clocks, sink, ITERATIONS), clocks
-
-
-def launch(function: Any, blocks: int, threads: int, *arguments: Any) -> Callable[[], None]:
-    """A launch without arguments on PyTorch's stream of the moment; it keeps its tensors alive."""
-    import cupy
-
-    values = tuple(
-        np.uint64(a.data_ptr()) if isinstance(a, torch.Tensor) else np.int32(a) for a in arguments
-    )
-
-    def run(kept_alive: object) -> None:
-        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
-            function((blocks,), (threads,), values)
-
-    return partial(run, arguments)
+    return launch_function(
+        function, (blocks,), threads, 0, operands, clocks, sink, ITERATIONS
+    ), clocks
 
 
 def dequant_work(blocks: int) -> list[ProbeRow]:
@@ -153,10 +141,10 @@ def bandwidth(multiprocessors: int, l2_bytes: int) -> list[ProbeRow]:
     read, copy = (compiled("bandwidth.cu", entry, ()) for entry in ("read", "copy"))
     blocks, passes = 4 * multiprocessors, 50
     runs = {
-        "read": (launch(read, blocks, THREADS, source, sink, large, 1), large * 16),
-        "copy": (launch(copy, blocks, THREADS, source, target, large), large * 32),
+        "read": (launch_function(read, (blocks,), THREADS, 0, source, sink, large, 1), large * 16),
+        "copy": (launch_function(copy, (blocks,), THREADS, 0, source, target, large), large * 32),
         "L2 read": (
-            launch(read, blocks, THREADS, source, sink, small, passes),
+            launch_function(read, (blocks,), THREADS, 0, source, sink, small, passes),
             small * 16 * passes,
         ),
     }
@@ -168,7 +156,7 @@ def bandwidth(multiprocessors: int, l2_bytes: int) -> list[ProbeRow]:
 
 def launch_times() -> list[ProbeRow]:
     """Microseconds of an empty launch, eager and in a graph."""
-    run = launch(compiled("bandwidth.cu", "empty", ()), 1, 32)
+    run = launch_function(compiled("bandwidth.cu", "empty", ()), (1,), 32, 0)
 
     def many() -> None:
         for _ in range(LAUNCHES):
