@@ -164,8 +164,10 @@ def main(
         answers = analyse(book, questions, fidelity, _other(other_launch, kind, book, formats))
         Console().print(render(book, answers, fidelity))
         if pictures:
+            folder = output or path.parent
             try:
-                for drawn in draw(book, answers, path, output or path.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+                for drawn in draw(book, answers, path, folder):
                     typer.echo(f"Drew {drawn}", err=True)
             except OSError as error:
                 raise UsageError(f"cannot write the pictures: {error.strerror}.") from None
