@@ -66,7 +66,7 @@ class FakeDevice:
 def test_phi_is_the_difference_to_the_bypass_taken_in_turns() -> None:
     device = FakeDevice()
     known: Device = device  # type: ignore[assignment]
-    info = phi_of(known, device.prepare(None, user_kernels.right))
+    info = phi_of(known, device.prepare(None, replace(user_kernels.right, arm="fused")))
     assert info["phi_exposed_s"] == pytest.approx(2e-6)
     assert device.order[:4] == ["bypass", "fused", "fused", "bypass"]
 

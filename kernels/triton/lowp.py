@@ -34,6 +34,7 @@ from kernels.codebooks import full_scale, largest_exponent
 from kernels.formats import find_format
 from kernels.kernel import Kernel, UnsupportedError
 from kernels.packing import scale_dtype
+from kernels.scales import MATRIX_SCALE_SMALLEST
 from kernels.triton import gemm
 from kernels.triton.memory import load
 from kernels.triton.plan import (
@@ -62,6 +63,9 @@ INSTRUCTIONS = {  # in PTX: mma.sync and wgmma name the types of their operands,
     "nvfp4": r"mma\S*block_scale",
 }
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds an fp32 to an integer, ties to even
+
+
+SMALLEST = tl.constexpr(float(MATRIX_SCALE_SMALLEST))  # of a token whose numbers are all zero
 
 
 @triton.jit
@@ -122,13 +126,13 @@ def quantize_kernel(
         largest = tl.max(tl.abs(x), axis=1)
         if SCALE == "e8m0":
             exponent = (largest.to(tl.int32, bitcast=True) >> 23) - EXPONENT
-            code = tl.where(largest > 0, tl.minimum(tl.maximum(exponent, 1), 254), 127)
+            code = tl.where(largest > 0, tl.minimum(tl.maximum(exponent, 1), 254), 0)
             inverse = ((254 - code) << 23).to(tl.float32, bitcast=True)
             steps = x * inverse[:, None]
             stored = code.to(tl.uint8)
         else:
             of_token = tl.div_rn(tl.max(largest, axis=0), LARGEST * 448.0)
-            of_token = tl.where(of_token > 0, of_token, 1.0)
+            of_token = tl.maximum(of_token, SMALLEST)
             tl.store(token_scales_ptr + row, of_token)
             ratio = tl.div_rn(tl.div_rn(largest, LARGEST), of_token + tl.zeros_like(largest))
             stored = e4m3_codes(tl.maximum(ratio, 0.015625))  # 2^-6, the smallest normal e4m3
