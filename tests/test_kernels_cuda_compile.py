@@ -8,8 +8,14 @@ from dataclasses import replace
 import pytest
 
 from bench.static import cuda_audit
-from bench.static.cuda_audit import ARCHITECTURES, SLACK, TARGETS, Compiled, audit_plan
-from bench.static.occupancy import resident_programs
+from bench.static.cuda_audit import (
+    ARCHITECTURES,
+    SLACK,
+    TARGETS,
+    Compiled,
+    audit_plan,
+    resident_programs,
+)
 from kernels.cuda.plan import ARMS, GEMV_VARIANTS, SOURCES, gemv_plan
 from kernels.formats import find_format
 

@@ -51,19 +51,10 @@ def resident_warps(kernel: CompiledKernel) -> int:
     Raises:
         KeyError: the limits of this compute capability are not in the table.
     """
-    shape = kernel.capability, kernel.registers, kernel.shared_bytes, kernel.num_warps
-    return resident_programs(*shape) * kernel.num_warps
-
-
-def resident_programs(capability: int, registers: int, shared_bytes: int, num_warps: int) -> int:
-    """Programs on one multiprocessor, by registers per thread, shared memory and warps per program.
-
-    Raises:
-        KeyError: as `resident_warps`.
-    """
-    limits = MULTIPROCESSORS[capability]
-    per_warp = -(-registers * 32 // REGISTERS_PER_BLOCK) * REGISTERS_PER_BLOCK
-    by_registers = REGISTERS // per_warp // num_warps
-    shared = -(-shared_bytes // 1024) * 1024 + RESERVED_SHARED_BYTES
+    limits = MULTIPROCESSORS[kernel.capability]
+    per_warp = -(-kernel.registers * 32 // REGISTERS_PER_BLOCK) * REGISTERS_PER_BLOCK
+    by_registers = REGISTERS // per_warp // kernel.num_warps
+    shared = -(-kernel.shared_bytes // 1024) * 1024 + RESERVED_SHARED_BYTES
     by_shared = limits.shared_bytes // shared
-    return min(by_registers, by_shared, limits.warps // num_warps, limits.programs)
+    by_warps = limits.warps // kernel.num_warps
+    return min(by_registers, by_shared, by_warps, limits.programs) * kernel.num_warps
