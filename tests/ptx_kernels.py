@@ -116,9 +116,12 @@ def product_jobs(capabilities: tuple[int, ...] = TARGETS) -> tuple[Job, ...]:
             for row, batch in enumerate(served):
                 able = activations(stage, name, batch)
                 for column, capability in enumerate(capabilities):
-                    if stage[0] in READ_NO_X and (place + column) % len(served) != row:
-                        continue
-                    activation = able[(place + row + column) % len(able)]
+                    turn = place + row + column
+                    if stage[0] in READ_NO_X:
+                        if (place + column) % len(served) != row:
+                            continue
+                        turn = place + column // 2  # or batch and activation would turn together
+                    activation = able[turn % len(able)]
                     jobs.append(Job(*stage, name, activation, *AUDITED, batch, capability))
     return tuple(jobs)
 
