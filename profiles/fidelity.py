@@ -23,7 +23,6 @@ from pydantic import Field, ValidationError
 from profiles.files import ProfileError, parse_json, read_file
 from profiles.record import Kind, Record
 
-FIDELITY_VERSION = 1
 MAXIMUM_FIDELITY_BYTES = 8 * 1024 * 1024  # thirty formats take 200 kB
 Distribution = Literal["gaussian", "heavy-tailed"]
 

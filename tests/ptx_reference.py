@@ -665,39 +665,24 @@ def float_arithmetic(parts: Modifiers) -> Reference:
     return Reference(parts.opcode, (kind,) * arity, kind, compute, any_nan=element == "f64")
 
 
-def fused_multiply_add(parts: Modifiers) -> Reference:
-    """9.7.3 fma, and 9.7.5 mixed precision: fma.rn.f32.f16 multiplies two fp16 and adds an fp32."""
+def float_or_mixed(parts: Modifiers) -> Reference:
+    """9.7.3 add and fma, and 9.7.5 mixed precision: what fma.rn.f32.f16 multiplies, or add.rn.f32.f16
+    takes first, is fp16; the last operand and the result are fp32."""
     if len(parts.parts) < 2 or parts.parts[-2] != "f32":
         return float_arithmetic(parts)
     parts.choice("rn")
     wide, narrow = parts.types(2)
     if narrow not in ("f16", "bf16"):
         raise parts.fail()
-    factor, addend = decoder(narrow, False), decoder(wide, False)
+    arity, exact = EXACT[parts.name]
+    kinds = (*(narrow,) * (arity - 1), wide)
+    decoders = [decoder(kind, False) for kind in kinds]
     encode = encoder(wide, Finish("rn", False, False, False))
 
-    def scalar(a: int, b: int, c: int) -> int:
-        return encode(add(multiply(factor(a), factor(b)), addend(c), "rn"))
+    def scalar(*bits: int) -> int:
+        return encode(exact("rn", *(decode(b) for decode, b in zip(decoders, bits, strict=True))))
 
-    return Reference(parts.opcode, (narrow, narrow, wide), wide, scalar)
-
-
-def addition(parts: Modifiers) -> Reference:
-    """9.7.3 add, and 9.7.5 mixed precision: add.rn.f32.f16 adds an fp16 and an fp32."""
-    if len(parts.parts) < 2 or parts.parts[-2] != "f32":
-        return float_arithmetic(parts)
-    parts.choice("rn")
-    wide, narrow = parts.types(2)
-    if narrow not in ("f16", "bf16"):
-        raise parts.fail()
-    left, right = decoder(narrow, False), decoder(wide, False)
-    encode = encoder(wide, Finish("rn", False, False, False))
-    return Reference(
-        parts.opcode,
-        (narrow, wide),
-        wide,
-        lambda a, b: encode(add(left(a), right(b), "rn")),
-    )
+    return Reference(parts.opcode, kinds, wide, scalar)
 
 
 def copy_sign(parts: Modifiers) -> Reference:
@@ -938,12 +923,12 @@ def by_type(integers: Rule, floats: Rule) -> Rule:
 
 
 FAMILIES: dict[str, Rule] = {
-    "add": by_type(integer_binary, addition),
+    "add": by_type(integer_binary, float_or_mixed),
     **dict.fromkeys(("sub", "div"), by_type(integer_binary, float_arithmetic)),
     "rem": integer_binary,
     **dict.fromkeys(("mul", "mad"), by_type(integer_multiply, float_arithmetic)),
     "copysign": copy_sign,
-    "fma": fused_multiply_add,
+    "fma": float_or_mixed,
     **dict.fromkeys(("rcp", "sqrt"), float_arithmetic),
     **dict.fromkeys(("min", "max"), by_type(integer_binary, float_extremum)),
     **dict.fromkeys(("neg", "abs"), by_type(integer_unary, float_sign)),

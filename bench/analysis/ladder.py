@@ -25,7 +25,7 @@ import numpy as np
 from bench.analysis.arms import Problem
 from bench.analysis.replicates import Book, Draws, problem_of
 from bench.analysis.size_fit import SizeFit, fit_sizes
-from profiles.schema import LAYER, Comparison, EnergyRow, Implementation, Quantity, absent
+from profiles.schema import LAYER, Comparison, Implementation, Quantity, absent
 
 FIXED = "fixed per call"  # launch, x and y
 PARTS = (FIXED, "move", "unpack", "scale", "multiply", "residual")
@@ -93,14 +93,6 @@ def energy_draws(book: Book) -> dict[tuple[str, int, Implementation], Draws]:
         if own is not None:
             found[row.format, row.batch, row.kernel] = own * factor
     return found
-
-
-def energy_row(book: Book, c: Comparison, kernel: Implementation | None) -> EnergyRow | None:
-    """The energy windows of an arm on a layer."""
-    for row in book.profile.energy.rows:
-        if (row.format, row.batch, row.kernel) == (c.format, c.batch, kernel):
-            return row
-    return None
 
 
 def _without_gain(q: Quantity, gain: float) -> Quantity:

@@ -24,7 +24,7 @@ import numpy as np
 from bench.analysis.replicates import Book, Draws, problem_of
 from bench.analysis.verdict import Path
 from kernels.formats import FORMATS, WeightFormat
-from profiles.schema import LAYER, Comparison, Quantity
+from profiles.schema import LAYER, Comparison, Implementation, Quantity
 
 PATHS: tuple[Path, ...] = ("fused", "unfused")
 Direction = Literal["rises", "falls", "undecided"]
@@ -119,11 +119,17 @@ def phi_draws(book: Book, c: Comparison, path: Path) -> Draws | None:
     if not book.paired:
         q = c.phi_exposed_s if path == "fused" else c.phi_unfused_s
         return book.drawn(q, "phi", path, problem)
-    if path == "fused":
-        a, b = c.fused, book.stage(problem, c.fused, "bypass")
-    else:
-        a, b = c.unfused, c.best16
+    a, b = _with_and_without(book, c, path)
     return book.combined_s(problem, {a: 1.0, b: -1.0}) if a and b else None
+
+
+def _with_and_without(
+    book: Book, c: Comparison, path: Path
+) -> tuple[Implementation | None, Implementation | None]:
+    """The kernel of a path, and the one that is it without the casting."""
+    if path == "fused":
+        return c.fused, book.stage(problem_of(c), c.fused, "bypass")
+    return c.unfused, c.best16
 
 
 def cor_draws(book: Book, c: Comparison, path: Path) -> Draws | None:
@@ -132,10 +138,7 @@ def cor_draws(book: Book, c: Comparison, path: Path) -> Draws | None:
     if not book.paired:
         q = c.cor_exposed if path == "fused" else c.cor_unfused
         return book.drawn(q, "cor", path, problem)
-    if path == "fused":
-        a, b = c.fused, book.stage(problem, c.fused, "bypass")
-    else:
-        a, b = c.unfused, c.best16
+    a, b = _with_and_without(book, c, path)
     ratio = book.ratio(problem, a, b) if a and b else None
     return None if ratio is None else ratio - 1
 

@@ -41,7 +41,6 @@ NOT_COMPILED = "the machine code of this library's kernel is not here, so nothin
 SLOW_UNIT_UNKNOWN = (
     "limited by the slow unit (XU), whose rate on compute capability 12.0 is not known"
 )
-NO_PART = "a part of it is not modelled: {}"
 
 
 @dataclass(frozen=True)

@@ -270,8 +270,16 @@ def check_packed(
     return weight_format, activation, n, k, batch
 
 
-def check_matrix(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> tuple[str, int, int, int]:
+def check_matrix(
+    tensors: Tensors, x: torch.Tensor, out: torch.Tensor, written: torch.dtype | None = None
+) -> tuple[str, int, int, int]:
     """Check every argument of an arm that multiplies by a 16-bit matrix.
+
+    Args:
+        tensors: {"weights": [n, k]} in the dtype of x.
+        x: activations [batch, k].
+        out: [batch, n].
+        written: dtype of out; None for that of x.
 
     Returns:
         activation dtype, n, k, batch.
@@ -283,5 +291,5 @@ def check_matrix(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> tuple[
     n = tensors["weights"].shape[0]
     check("x", x, (batch, k), x.dtype, x.device)
     check("weights", tensors["weights"], (n, k), x.dtype, x.device)
-    check("out", out, (batch, n), x.dtype, x.device)
+    check("out", out, (batch, n), written or x.dtype, x.device)
     return activation, n, k, batch

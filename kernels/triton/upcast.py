@@ -20,7 +20,7 @@ import triton
 
 from kernels.kernel import Kernel
 from kernels.triton import gemm, gemv, native
-from kernels.triton.plan import ACTIVATIONS, Plan, check, check_activations, check_batch
+from kernels.triton.plan import ACTIVATIONS, Plan, check_batch, check_matrix
 
 if TYPE_CHECKING:
     from kernels.kernel import Launch, Tensors
@@ -62,7 +62,7 @@ def bind_gemv(
     Raises:
         ValueError: an argument does not fit; the message says what would.
     """
-    activation, n, k, batch = check_upcast(tensors, x, out)
+    activation, n, k, batch = check_matrix(tensors, x, out, torch.float32)
     check_batch("upcast gemv", batch, gemv.BATCHES)
     return plan_gemv(activation, n, k, batch, config).launch(tensors["weights"], x.float(), out, k)
 
@@ -75,26 +75,9 @@ def bind_gemm(
     Raises:
         ValueError: an argument does not fit; the message says what would.
     """
-    activation, n, k, batch = check_upcast(tensors, x, out)
+    activation, n, k, batch = check_matrix(tensors, x, out, torch.float32)
     check_batch("upcast gemm", batch, gemm.BATCHES)
     return plan_gemm(activation, n, k, batch, config).launch(tensors["weights"], x.float(), out, k)
-
-
-def check_upcast(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> tuple[str, int, int, int]:
-    """Check every argument of a kernel with 16-bit weights that computes in fp32.
-
-    Returns:
-        dtype of the weights, n, k, batch.
-
-    Raises:
-        ValueError: the first argument that does not fit, and what would.
-    """
-    activation, batch, k = check_activations(x)
-    n = tensors["weights"].shape[0]
-    check("x", x, (batch, k), x.dtype, x.device)
-    check("weights", tensors["weights"], (n, k), x.dtype, x.device)
-    check("out", out, (batch, n), torch.float32, x.device)
-    return activation, n, k, batch
 
 
 KERNELS = tuple(

@@ -13,6 +13,7 @@ Scales are ue8m0, 2^(code - 127), or ue4m3, an e4m3 without its sign.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from bench.static.ptx.tensor_core import (
     multiply,
     numbers,
     operand_items,
+    read_fragment,
 )
 from bench.static.ptx.warp import check_warps, taint_warps
 
@@ -76,10 +78,7 @@ def bind_scaled_mma(machine: Machine, instruction: Instruction) -> Step:
     def step() -> None:
         check_warps(machine, instruction)
         warps = np.unique(machine.lanes // WARP_LANES)
-
-        def fragment(name: str) -> Array:
-            whole = [np.broadcast_to(read(), (machine.size,)) for read in reads[name]]
-            return np.stack([r.reshape(-1, WARP_LANES)[warps] for r in whole], axis=2)
+        fragment = partial(read_fragment, machine, reads, warps)
 
         by_row, by_column = (scales(fragment(n), count, kind_of_scale) for n in ("sa", "sb"))
         rows = np.concatenate([by_row[:, ::4], by_row[:, 1::4]], axis=1)  # [warps, 16, blocks]

@@ -15,7 +15,9 @@ tolerance, never bit for bit.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,10 +82,7 @@ def bind_mma(machine: Machine, instruction: Instruction) -> Step:
     def step() -> None:
         check_warps(machine, instruction)
         warps = np.unique(machine.lanes // WARP_LANES)
-
-        def fragment(name: str) -> Array:
-            whole = [np.broadcast_to(read(), (machine.size,)) for read in reads[name]]
-            return np.stack([r.reshape(-1, WARP_LANES)[warps] for r in whole], axis=2)
+        fragment = partial(read_fragment, machine, reads, warps)
 
         left = matrix_a(numbers(fragment("a"), kinds[1]), depth)
         right = matrix_b(numbers(fragment("b"), kinds[2]), depth)
@@ -129,6 +128,17 @@ def accumulators(registers: Array, kind: str) -> Array:
     if kind == "f16":
         return numerics.decode(registers.view(np.uint16), "f16")
     return numerics.decode(registers, "f32")
+
+
+def read_fragment(
+    machine: Machine,
+    reads: Mapping[str, Sequence[Callable[[], Array]]],
+    warps: Array,
+    name: str,
+) -> Array:
+    """An operand's registers, uint32 [warps, 32, registers], of the warps that execute now."""
+    whole = [np.broadcast_to(read(), (machine.size,)) for read in reads[name]]
+    return np.stack([r.reshape(-1, WARP_LANES)[warps] for r in whole], axis=2)
 
 
 def matrix_a(elements: Array, depth: int) -> Array:
