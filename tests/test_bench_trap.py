@@ -345,8 +345,8 @@ def test_rows_that_are_not_converged_or_flagged_are_said_above_and_in_the_advice
     write_profile(profile, table, tmp_path / "run.json")
     text = spoken(run(tmp_path / "run.json", "--no-pictures").stdout)
     assert (
-        "1 of 8 comparisons not converged, 1 flagged; intervals are of blocks within processes, the spread "
-        "between them not included" in text
+        "1 of 8 comparisons not converged, 1 flagged; intervals of φ, speed-ups and B* are "
+        "of blocks within processes, the spread between them not included" in text
     )
     assert (
         "is 1 times the half-width of its interval in the middle, 3 times at most" in text
