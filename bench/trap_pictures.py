@@ -119,8 +119,8 @@ def _waterfalls(book: Book, chosen: Sequence[Ladder]) -> Figure | None:
         _waterfall(axis, ladder)
     return _titled(
         figure, book, f"Parts of the fused kernel, one layer, batch {chosen[0].problem.batch}",
-        f"Bars: {book.confidence:.0%}. Each part stands on the ones before it; the residual is what single "
-        f"stages do not add up to (negative: they overlap).",
+        f"Bars: {100 * book.confidence:.0f} %. Each part stands on the ones before it; the residual is what "
+        f"single stages do not add up to (negative: they overlap).",
     )  # fmt: skip
 
 
@@ -228,12 +228,14 @@ def _maps(book: Book, maps: Sequence[TrapMap]) -> Figure | None:
     figure, axes = _panels(len(shown), 5.2, 4.6)
     for axis, each in zip(axes, shown, strict=True):
         _map(axis, each)
+    known = book.profile.device.memory_bytes is not None
     return _titled(
         figure, book, "The trap map",
-        f"Blue: low bits pay; red: they cost (the trap); grey with '?': undecided at {book.confidence:.0%}. "
-        "° extrapolated to operators "
-        "over twice as large as any measured. Bold: the profile's own layer. "
-        "! 16-bit weights exceed the device's memory. Linear operators of a step, lm_head left out.",
+        "Blue: low bits pay; red: they cost (the trap); grey with '?': undecided at "
+        f"{100 * book.confidence:.0f} %. ° an operator over twice as large, or under half as small, as any "
+        "of the profile's. Bold: the profile's own layer. "
+        f"{'! 16-bit weights exceed the device memory.' if known else 'The device memory is not known.'} "
+        "Linear operators of a step, lm_head left out.",
     )  # fmt: skip
 
 
