@@ -129,7 +129,6 @@ def _fused(launches: int = 1, work_s: float = WORK_S) -> dict[Arm, Cost]:
 
 SLOW_NATIVE: dict[Arm, Cost] = {"native": Cost(0.85, 0.25e-12)}
 CASES = (
-    Case("dequantized once per row tile"),
     Case("launches of fused cost more", costs=_fused(launches=3)),
     Case("slow multiplication of native", costs=_fused(6, 0.05e-12) | SLOW_NATIVE, batch=8),
     Case("dequantization beyond memory", costs=_fused(work_s=2e-12), unfused=True),
