@@ -84,10 +84,12 @@ def _saved(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def _panels(
+    count: int, width: float, height: float, columns: int = PANELS_PER_ROW
+) -> tuple[Figure, list[Axes]]:
     from matplotlib import pyplot
 
-    columns = min(count, PANELS_PER_ROW)
+    columns = min(count, columns)
     rows = math.ceil(count / columns)
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(1 + width * columns, 1 + height * rows), squeeze=False
@@ -117,8 +119,8 @@ def _waterfalls(book: Book, chosen: Sequence[Ladder]) -> Figure | None:
         _waterfall(axis, ladder)
     return _titled(
         figure, book, f"Parts of the fused kernel, one layer, batch {chosen[0].problem.batch}",
-        f"Bars: {book.confidence:.0%}. Each part stands on the ones before it; the residual is what single "
-        f"stages do not add up to (negative: they overlap).",
+        f"Bars: {100 * book.confidence:.0f} %. Each part stands on the ones before it; the residual is what "
+        f"single stages do not add up to (negative: they overlap).",
     )  # fmt: skip
 
 
@@ -169,43 +171,40 @@ def _error_bar(axis: Axes, x: int, q: Quantity, base: float, scale: float) -> No
 
 
 def _phi(book: Book, answers: Answers) -> Figure | None:
+    """A row of panels per path, one per batch, each with an axis of its own: phi may grow with the batch."""
     points = [p for p in answers.phi if p.bits_stored is not None]
     if not points:
         return None
-    figure, axes = _panels(len(PATHS), 6.0, 4.2)
-    shown = some({p.batch for p in points})
-    shades = dict(zip(shown, ("#0063b2", "#2a9d8f", "#f4a261", "#d1495b"), strict=False))
-    for axis, path in zip(axes, PATHS, strict=True):
-        word = "exposed" if path == "fused" else "unfused"
-        for batch in shown:
-            known = sorted(
-                (p.bits_stored, q.value, q.low, q.high, p.format)
-                for p in points
-                if p.batch == batch
-                and (q := getattr(p, word)).value is not None
-                and q.low is not None
-            )
-            if not known:
-                continue
-            bits, value, low, high = (np.array([k[i] for k in known], float) for i in range(4))
+    batches = some({p.batch for p in points})
+    figure, axes = _panels(len(PATHS) * len(batches), 3.4, 3.0, len(batches))
+    bits = [p.bits_stored for p in points if p.bits_stored is not None]
+    for i, (path, batch) in enumerate((path, batch) for path in PATHS for batch in batches):
+        axis, word = axes[i], "exposed" if path == "fused" else "unfused"
+        known = sorted(
+            (p.bits_stored, q.value, q.low, q.high)
+            for p in points
+            if p.batch == batch and (q := getattr(p, word)).value is not None and q.low is not None
+        )
+        if known:
+            at, value, low, high = (1e6 * np.array(each) for each in zip(*known, strict=True))
+            at = at / 1e6
             axis.errorbar(
-                bits, value * 1e6, yerr=((value - low) * 1e6, (high - value) * 1e6), fmt="o",
-                markersize=4, capsize=3, color=shades[batch], label=f"B = {batch}",
+                at, value, yerr=(value - low, high - value), fmt="o", markersize=4, capsize=3,
+                color="#0063b2",
             )  # fmt: skip
-            axis.step(bits, value * 1e6, where="post", color=shades[batch], linewidth=0.8)
+            axis.step(at, value, where="post", color="#0063b2", linewidth=0.8)
         _name_formats(axis, {(p.bits_stored, p.format) for p in points})
         axis.axhline(0, color="#333333", linewidth=0.8)
-        known_bits = [p.bits_stored for p in points if p.bits_stored is not None]
-        axis.set_xlim(min(known_bits) - 0.6, max(known_bits) + 0.6)
-        axis.set_xlabel("p, stored bits per weight")
-        axis.set_ylabel("µs per layer")
-        axis.set_title(f"φ {word}", fontsize=10)
+        axis.set_xlim(min(bits) - 0.6, max(bits) + 0.6)
+        axis.set_xlabel("p, stored bits per weight", fontsize=8)
+        axis.set_ylabel("µs per layer", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.set_title(f"φ {word}, B = {batch}", fontsize=9)
         axis.grid(True, color="#dddddd", linewidth=0.6)
-        if axis.has_data():
-            axis.legend(fontsize=7, frameon=False, loc="center left")
     return _titled(
         figure, book, "φ(h, p)",
-        f"Steps, not a curve: formats differ in more than their bits. Bars: {book.confidence:.0%}.",
+        f"Steps, not a curve: formats differ in more than their bits. Bars: "
+        f"{100 * book.confidence:.0f} %. The scale differs from panel to panel.",
     )  # fmt: skip
 
 
@@ -229,12 +228,14 @@ def _maps(book: Book, maps: Sequence[TrapMap]) -> Figure | None:
     figure, axes = _panels(len(shown), 5.2, 4.6)
     for axis, each in zip(axes, shown, strict=True):
         _map(axis, each)
+    known = book.profile.device.memory_bytes is not None
     return _titled(
         figure, book, "The trap map",
-        f"Blue: low bits pay; red: they cost (the trap); grey with '?': undecided at {book.confidence:.0%}. "
-        "° extrapolated to operators "
-        "over twice as large as any measured. Bold: the profile's own layer. "
-        "! 16-bit weights exceed the device's memory. Linear operators of a step, lm_head left out.",
+        "Blue: low bits pay; red: they cost (the trap); grey with '?': undecided at "
+        f"{100 * book.confidence:.0f} %. ° an operator over twice as large, or under half as small, as any "
+        "of the profile's. Bold: the profile's own layer. "
+        f"{'! 16-bit weights exceed the device memory.' if known else 'The device memory is not known.'} "
+        "Linear operators of a step, lm_head left out.",
     )  # fmt: skip
 
 

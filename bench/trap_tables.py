@@ -8,8 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.analysis.compounding import error_of
-from bench.analysis.crossing import Crossing
+from bench.analysis.compounding import error_at, error_of
+from bench.analysis.critical_scale import CriticalScale
+from bench.analysis.crossing import Crossing, size_word
 from bench.analysis.doubts import quality_sentence
 from bench.analysis.ladder import FIXED, PARTS, Ladder
 from bench.analysis.phi_curve import PATHS, Slope
@@ -47,8 +48,8 @@ def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> Renderabl
             parts += [Text(), table]
     parts += list(_slopes(answers.slopes))
     parts += [Text(), *_cor(answers), Text(), *_theories(answers, book.kind)]
-    parts += [Text(), crossings_table(answers), *_at_load(answers)]
-    parts += [Text(), scales_table(answers), *_family_scales(answers, book)]
+    parts += [Text(), crossings_table(answers), Text(answers.memory), *_at_load(answers)]
+    parts += [Text(), scales_table(answers), *_scales_note(answers), *_family_scales(answers, book)]
     for each in answers.maps:
         parts += [Text(), map_table(book.profile, each)]
     if answers.maps:
@@ -61,7 +62,12 @@ def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> Renderabl
             *_laws(answers),
             _fidelity_note(fidelity),
         ]
-    parts += [Text(), indices_table(answers), *_trap_steps(answers)]
+    parts += [
+        Text(),
+        indices_table(answers),
+        *_trust_note(answers, fidelity),
+        *_trap_steps(answers),
+    ]
     parts += [Text(), Text(answers.advice, style="bold")]
     return Group(*parts)
 
@@ -74,9 +80,11 @@ def _header(book: Book) -> Text:
     text.append(
         f"{profile.workload.activation} activations, {profile.workload.launch_mode} launches. "
     )
-    text.append(f"Each value with its {book.confidence:.0%} interval, ")
+    text.append(f"Each value with its {100 * book.confidence:.0f} % interval, ")
     if book.paired:
-        text.append(f"derived ones from {book.size} resamples of whole blocks.")
+        text.append(
+            f"derived ones from {book.size} resamples of processes and of whole blocks within them."
+        )
     else:
         text.append(
             "derived ones from the intervals of their parts: this profile has no samples, so pairing "
@@ -213,14 +221,16 @@ def crossings_table(answers: Answers) -> Table:
         table.add_column(name)
     for (name, path, by), found in answers.crossings.items():
         if by == "time" and found.outcomes:
-            energy = answers.crossings[name, path, "energy"]
-            table.add_row(
-                f"{name} {path}", _words(found), _words(energy) if energy.outcomes else "no joules"
-            )
-    for name, found in answers.at_load_crossings.items():
-        if found.outcomes:
-            table.add_row(f"{name} at load†", _words(found), "")
+            table.add_row(f"{name} {path}", *_both(found, answers.crossings[name, path, "energy"]))
+    for (name, by), found in answers.at_load_crossings.items():
+        if by == "time" and found.outcomes:
+            energy = answers.at_load_crossings[name, "energy"]
+            table.add_row(f"{name} at load†", *_both(found, energy))
     return table
+
+
+def _both(time: Crossing, energy: Crossing) -> tuple[str, str]:
+    return _words(time), _words(energy) if energy.outcomes else "no joules"
 
 
 def _words(found: Crossing) -> str:
@@ -243,7 +253,8 @@ def _at_load(answers: Answers) -> Iterator[Text]:
         other = next((a for a in mine if a.steps_unfused.value is not None), None)
         if other is not None:
             text += (
-                f", repaid against unfused after {plain(other.steps_unfused)} at B = {other.batch}"
+                f", repaid against unfused after {plain(other.steps_unfused)} steps at B = "
+                f"{other.batch}"
             )
         yield Text(text + ".", style="dim")
     if answers.at_load_crossings:
@@ -257,27 +268,54 @@ def _at_load(answers: Answers) -> Iterator[Text]:
 def scales_table(answers: Answers) -> Table:
     """N* from t0 and c, at a few batches."""
     batches = some({s.batch for s in answers.scales})
-    calls = answers.scales[0].calls if answers.scales else 0
-    reach = [f"{n * 1e-9:.2g}" for n in answers.scales[0].reach] if answers.scales else ["–", "–"]
     table = Table(
-        title=Text(f"N*: weights of a step of {calls} operators, from t0 and c of the profile alone, "
-                   f"{' to '.join(reach)} B"),
+        title=Text("N*: from how many weights on low bits pay, of t0 and c of the profile alone"),
         title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0),
     )  # fmt: skip
-    for name in ("format", "path", "launch", *(f"B = {b}" for b in batches)):
+    for name in ("format, path, launch", *(f"B = {b}" for b in batches)):
         table.add_column(name)
     for key in dict.fromkeys((s.format, s.path, s.eager) for s in answers.scales):
-        cells = []
-        for batch in batches:
-            s = next((s for s in answers.scales if (*_key(s), s.batch) == (*key, batch)), None)
-            if s is None:
-                cells.append("–")
-            elif s.params.value is None:
-                cells.append(s.sign)
-            else:
-                cells.append(f"{s.sign}\n{plain(s.params, 1e-9)} B")
-        table.add_row(key[0], key[1], "eager" if key[2] else "graph", *cells)
+        found = {s.batch: s for s in answers.scales if _key(s) == key}
+        cells = [_scale(found[b]) if b in found else "–" for b in batches]
+        table.add_row(f"{key[0]}\n{key[1]}, {'eager' if key[2] else 'graph'}", *cells)
     return table
+
+
+def _scale(s: CriticalScale) -> str:
+    """Its sign, N* with its interval, and which sizes are not decided, a line each."""
+    lines: list[str] = [s.sign]
+    if s.params.value is not None:
+        lines.append(sizes_words(s.params))
+    if s.sign != "undecided":
+        for low, high in s.undecided:
+            if low == s.reach[0]:
+                lines.append(f"? below {size_word(high)}")
+            elif high == s.reach[1]:
+                lines.append(f"? above {size_word(low)}")
+            else:
+                lines.append(f"? {size_word(low)} to {size_word(high)}")
+    return "\n".join(lines)
+
+
+def sizes_words(q: Quantity) -> str:
+    """N* and its interval."""
+    low, high = (size_word(end) for end in (q.low, q.high))
+    return f"{size_word(q.value)} ({low}–{high})"
+
+
+def _scales_note(answers: Answers) -> Iterator[Text]:
+    """What the table of N* rests on."""
+    if not answers.scales:
+        return
+    first = answers.scales[0]
+    low, high = (size_word(n) for n in first.reach)
+    why = sorted({s.params.reason for s in answers.scales if s.sign == "undecided"})
+    yield Text(
+        f"For steps of {first.calls} operators, as here; weights of these, in millions (M) and billions (B), "
+        f"looked for from {low} to {high}. ?: these sizes are not decided."
+        f"{' Undecided: ' if why else ''}{'; '.join(why)}{'.' if why else ''}",
+        style="dim",
+    )
 
 
 def _key(s: object) -> tuple[str, str, bool]:
@@ -426,11 +464,15 @@ def _fidelity_note(fidelity: Fidelity) -> Text:
 def indices_table(answers: Answers) -> Table:
     """The paper's indices."""
     w, q = answers.questions.weights, answers.questions
-    trust = "accuracy" if q.accuracy is not None else f"proxy, {q.hops} hops"
+    trust = "accuracy" if q.accuracy is not None else "proxy"
     table = plain_table(
-        f"Indices at batch {q.batch}, 16 bits = 1 (weights {w.trust:.2g}, {w.environment:.2g}, "
-        f"{w.economy:.2g})",
-        (f"TSI\n{trust}", "SSI\nenergy", "ESI\nspeed", "SI"),
+        f"Indices at batch {q.batch}, 16 bits = 1",
+        (
+            f"TSI\n{trust}",
+            "SSI\nenergy",
+            "ESI\nspeed",
+            f"SI, weights\n{w.trust:.2g}, {w.environment:.2g}, {w.economy:.2g}",
+        ),
     )
     table.columns[0].header = "p, format"
     for row in answers.indices:
@@ -440,6 +482,23 @@ def indices_table(answers: Answers) -> Table:
             cell_of(row.economy), cell_of(row.si),
         )  # fmt: skip
     return table
+
+
+def _trust_note(answers: Answers, fidelity: Fidelity | None) -> Iterator[Text]:
+    """Of what the trust of the table is a proxy."""
+    q = answers.questions
+    if q.accuracy is not None or fidelity is None:
+        return
+    found = next((f for i in answers.indices if (f := error_at(fidelity, i.format, q.hops))), None)
+    if found is not None:
+        row, _ = found
+        fewer = f", the most measured of the {q.hops} asked for" if row.hops < q.hops else ""
+        yield Text(
+            f"TSI is 1 - the chain's error after {row.hops} passes of one token through its "
+            f"{fidelity.shape.layers} layers ({row.layers} layers{fewer}): numerical drift over depth, a proxy "
+            f"for accuracy. The {q.tokens_per_hop} tokens of a hop are not in it, nor KV cache or sampling.",
+            style="dim",
+        )
 
 
 def _trap_steps(answers: Answers) -> Iterator[Text]:

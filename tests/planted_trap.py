@@ -1,16 +1,18 @@
 """B* and N* against planted ones: whole runs on simulated devices whose crossings are known.
 
-    python -m tests.planted_trap              # 500 runs of every case, some minutes
+    python -m tests.planted_trap              # 500 runs of every case (100 with joules), some minutes
     python -m tests.planted_trap --runs 50
 
-A run is one of bench.dequant (plan, session, journal, decomposition), as in planted_truth.py; what follows is
-what bench.trap does. The truth comes from the planted times alone:
+A run is one of bench.dequant (plan, session, journal, energy windows, profile), as in planted_truth.py; what
+follows is what bench.trap does. The truth comes from the planted times and watts alone:
 
-    B*    the integer batches at which t(best16) - t(fused), as planted, changes sign
-    N*    where calls t0 + N c of the two arms, as planted, are equal (with eager launches: the host's time too)
+    B*    the whole batches between which best16 - arm, as planted, changes sign: in seconds of the fused and of
+          the unfused path, in joules of the fused one, and of dequantizing at load against the fused kernel
+    N*    where steps of square operators of the two arms, as planted, x and y included, take equally long
+          (with eager launches: the host's time too); at a small batch and at a large one
+    repaid   after how many steps dequantizing at load has cost less than the fused kernel
 
-A B* is found when its sign is right and every planted crossing lies within an interval; an N* when its sign is
-right and N*, if there is one, lies within its interval.
+A question is answered when the sign is right and every planted turn lies within the interval given.
 """
 
 from __future__ import annotations
@@ -18,22 +20,25 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import typer
 
+from bench.analysis.at_load import at_load
 from bench.analysis.critical_scale import REACH, costs_of, critical_scale
-from bench.analysis.crossing import crossing
-from bench.analysis.decompose import decompose
+from bench.analysis.crossing import crossing, inverse
+from bench.analysis.energy import Rules
 from bench.analysis.phi_curve import layers_of
 from bench.analysis.replicates import Book
-from bench.analysis.verdict import Sign, sign
-from bench.measure.devices import Problem
+from bench.analysis.verdict import Path, Sign, ratio_of, sign
+from bench.measure import run as run_module
+from bench.measure.assemble import assemble
+from bench.measure.devices import Mode, Problem
 from bench.measure.devices.simulated import (
     BOARDS,
     COSTS,
@@ -47,12 +52,13 @@ from bench.measure.devices.simulated import (
 )
 from bench.measure.journal import Journal
 from bench.measure.ledger import samples_table
-from bench.measure.records import Plan
+from bench.measure.records import EnergyPlan, Plan
 from bench.measure.run import Run
+from bench.measure.square import bursts
 from kernels.formats import find_format
 from kernels.kernel import Arm
-from profiles.schema import Operator, Profile, Protocol
-from tests import planted_profile
+from kernels.unfused import compose
+from profiles.schema import Operator, Protocol, Quantity
 from tests.planted_truth import _without_processes
 
 FORMAT = find_format("int4-g128")
@@ -63,6 +69,7 @@ OPERATORS = (
     Operator(name="large", n=4096, k=8192),
 )
 BATCHES = (1, 8, 64, 128, 256)
+LARGE = BATCHES[-1]
 ARMS: tuple[Arm, ...] = ("bypass", "fused", "native")
 LAYERS = 36
 CALLS = LAYERS * len(OPERATORS)
@@ -70,8 +77,11 @@ SMALLEST = CALLS * OPERATORS[0].n * OPERATORS[0].k / REACH  # weights between wh
 LARGEST = CALLS * OPERATORS[-1].n * OPERATORS[-1].k * REACH
 REPLICATES = 300
 RUNS = 500
+JOULE_RUNS = 100  # of machines with energy windows: each run polls a sensor thousands of times
 TO_FIND = 0.93
 WORK_S = COSTS["fused"].work_s
+WINDOWS = Rules(window_s=1.0, updates=9, idle_s=0.3, settle_s=0.2, trials=3)
+SQUARE = bursts()[:2]  # of the square wave: the sensor is the published one, which is known
 
 
 @dataclass(frozen=True)
@@ -82,8 +92,10 @@ class Case:
         name: for the table.
         board: the machine.
         costs: of arms, where they are not those of the simulated device.
-        batch: at which N* is looked for.
+        batch: the small one at which N* is looked for; the other is LARGE.
         eager: whether N* is that of eager launches, from a second run.
+        unfused: whether there is an unfused path, and dequantizing at load.
+        joules: whether B* is asked for in joules, from energy windows, and N* is not asked for.
     """
 
     name: str
@@ -91,8 +103,23 @@ class Case:
     costs: dict[Arm, Cost] = field(default_factory=dict)
     batch: int = 1
     eager: bool = False
+    unfused: bool = False
+    joules: bool = False
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """Those of the device."""
+        if self.joules:
+            return ("fused", "native")
+        return (*ARMS, "dequantize") if self.unfused else ARMS
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Quantized arms to ask about."""
+        return ("fused", "unfused") if self.unfused else ("fused",)
 
     def cost(self, arm: Arm) -> Cost:
+        """Of an arm on this machine."""
         return self.costs.get(arm, COSTS[arm])
 
 
@@ -102,168 +129,243 @@ def _fused(launches: int = 1, work_s: float = WORK_S) -> dict[Arm, Cost]:
 
 SLOW_NATIVE: dict[Arm, Cost] = {"native": Cost(0.85, 0.25e-12)}
 CASES = (
-    Case("dequantized once per row tile"),
     Case("launches of fused cost more", costs=_fused(launches=3)),
     Case("slow multiplication of native", costs=_fused(6, 0.05e-12) | SLOW_NATIVE, batch=8),
-    Case("dequantization beyond memory", costs=_fused(work_s=2e-12)),
+    Case("dequantization beyond memory", costs=_fused(work_s=2e-12), unfused=True),
     Case("memory beyond everything", board=replace(BOARDS["h100"], bandwidth_gb_per_s=250.0)),
     Case("launches of native cost more",
          costs=_fused(work_s=2e-12) | {"native": Cost(0.85, 0.01e-12, 3)}),
     Case("eager launches, two of fused", costs=_fused(launches=2), eager=True),
+    Case("scratch that stays in the cache", costs={"unfused": Cost(3.0, 0.06e-12, 2)}, unfused=True),
+    Case("fused draws more",
+         costs={"fused": Cost(0.90, WORK_S, power=1.0), "native": Cost(0.85, 0.01e-12, power=0.5)},
+         joules=True),
+    Case("fused is faster, and draws far more",
+         costs={"fused": Cost(0.45, 0.0, power=1.0), "native": Cost(0.85, 0.0, power=0.3)},
+         joules=True),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What is planted: sign and crossings over the measured batches, sign and N*."""
+class Planted:
+    """What is true of one question.
 
-    batch_sign: Sign
-    batches: tuple[tuple[int, int], ...]  # the last batch before a crossing, and the first after it
-    scale_sign: Sign
-    params: float
+    Attributes:
+        sign: which side wins.
+        at: where it turns, from and to: batches before and after it; twice N*, or twice a number of steps.
+    """
+
+    sign: Sign
+    at: tuple[tuple[float, float], ...]
+
+    def found(self, sign: Sign, at: Sequence[Quantity]) -> bool:
+        """Whether the sign is right and every turn lies within its interval."""
+        return (sign, len(at)) == (self.sign, len(self.at)) and all(
+            q.low is not None and q.high is not None and q.low <= low and high <= q.high
+            for q, (low, high) in zip(at, self.at, strict=True)
+        )
+
+    @property
+    def words(self) -> str:
+        """For the table."""
+        if not self.at:
+            return self.sign
+        low, high = self.at[0]
+        if low != high:
+            return f"{self.sign} {low:.0f} to {high:.0f}"
+        return f"{self.sign} {low / 1e9:.2f} B" if low > 1e6 else f"{low:.2f} steps"
 
 
 @dataclass(frozen=True)
 class Found:
-    """Whether one run found B* and N*, and what it said."""
+    """What one run said to each question: whether it is right, and in which words."""
 
-    batch: bool
-    scale: bool
-    said: str
+    right: dict[str, bool]
+    said: dict[str, str]
 
 
 def true_layer_s(case: Case, arm: Arm, batch: int) -> float:
     """Seconds of a layer of an arm, as planted."""
-    device = SimulatedDevice(case.board, Scenario(), arms=ARMS)
+    device = SimulatedDevice(case.board, Scenario(), arms=("dequantize", "native", "fused"))
     total = 0.0
     for o in OPERATORS:
         problem = Problem(o.name, o.n, o.k, batch, FORMAT, "fp16")
-        kernel = next(k for k in device.kernels(problem) if k.arm == arm)
-        total += true_time_s(case.board, problem, kernel, arm, "graph")
+        kernels = {k.arm: k for k in device.kernels(problem)}
+        kernels["unfused"] = compose(kernels["dequantize"], kernels["native"])
+        total += true_time_s(case.board, problem, kernels[arm], arm, "graph")
     return total
 
 
-def truth(case: Case) -> Truth:
-    """From the planted times, without any run."""
+def true_layer_j(case: Case, arm: Arm, batch: int) -> float:
+    """Joules of a layer of an arm, as planted."""
+    board = case.board
+    watts = board.idle_w + case.cost(arm).power * (board.busy_w - board.idle_w)
+    return watts * true_layer_s(case, arm, batch)
+
+
+def truth(case: Case) -> dict[str, Planted]:
+    """Every question's answer, from the planted times alone, without any run."""
+    found: dict[str, Planted] = {}
     with mock.patch.dict(COSTS, case.costs):
-        gains = {
-            b: true_layer_s(case, "native", b) - true_layer_s(case, "fused", b)
-            for b in range(1, BATCHES[-1] + 1)
-        }
-    turns = tuple((b, b + 1) for b in range(1, BATCHES[-1]) if (gains[b] > 0) != (gains[b + 1] > 0))
-    found = sign(["wins" if gains[b] > 0 else "loses" for b in BATCHES])
-    return Truth(found, turns, *true_scale(case))
+        for path in case.paths:
+            found[f"B* {path}"] = _turns(case, path, true_layer_s)
+        if case.joules:
+            found["B* fused, joules"] = _turns(case, "fused", true_layer_j)
+        if case.unfused:
+            found["B* at load"] = _turns(case, "fused", true_layer_s, turned=True)
+            lost = true_layer_s(case, "fused", 1) - true_layer_s(case, "native", 1)
+            if lost > 0:
+                steps = true_layer_s(case, "dequantize", 1) / lost
+                found["at load, repaid"] = Planted("always", ((steps, steps),))
+    for path, batch in scales_of(case):
+        found[f"N* {path}, B = {batch}"] = true_scale(case, path, batch)
+    return found
 
 
-def true_scale(case: Case) -> tuple[Sign, float]:
-    """Sign and N*, from what is planted of each arm, by bisection between equal signs."""
-    tiles = math.ceil(case.batch / ROW_TILE)
+def scales_of(case: Case) -> Iterator[tuple[Path, int]]:
+    """Where N* is asked for; eager launches were run at the small batch alone."""
+    for path in () if case.joules else case.paths:
+        for batch in (case.batch,) if case.eager else (case.batch, LARGE):
+            yield path, batch
+
+
+def _turns(
+    case: Case, path: Path, cost: Callable[[Case, Arm, int], float], turned: bool = False
+) -> Planted:
+    """Over every whole batch; of the winning by 16 bits where it is turned."""
+    wins = {
+        b: (cost(case, "native", b) > cost(case, path, b)) != turned for b in range(1, LARGE + 1)
+    }
+    at = tuple((b, b + 1) for b in range(1, LARGE) if wins[b] != wins[b + 1])
+    return Planted(sign(["wins" if wins[b] else "loses" for b in BATCHES]), at)
+
+
+def true_scale(case: Case, path: Path, batch: int) -> Planted:
+    """Sign and N* of a step of square operators, by bisection between equal signs."""
+    tiles = math.ceil(batch / ROW_TILE)
+    bits = {"native": 16.0, "fused": FORMAT.bits_stored(2048)}
+    bits["unfused"] = bits["fused"] + 32
 
     def step_s(arm: Arm, weights: float) -> float:
-        cost = case.cost(arm)
-        bits = 16.0 if arm == "native" else FORMAT.bits_stored(2048)
-        each = bits / 8 / (case.board.bandwidth_gb_per_s * 1e9 * cost.share)
-        each += 2 * case.batch / (case.board.compute_gflop_per_s * 1e9) + tiles * cost.work_s
-        device = CALLS * cost.launches * case.board.launch_s + weights * each
-        return max(device, CALLS * cost.launches * case.board.host_s) if case.eager else device
+        cost, each = case.cost(arm), weights / CALLS
+        moved = each * bits[arm] / 8 + 2 * batch * 2 * math.sqrt(each)  # x and y besides
+        device = cost.launches * case.board.launch_s + each * tiles * cost.work_s
+        device += moved / (case.board.bandwidth_gb_per_s * 1e9 * cost.share)
+        device += 2 * batch * each / (case.board.compute_gflop_per_s * 1e9)
+        return CALLS * max(device, cost.launches * case.board.host_s if case.eager else 0.0)
 
     def wins(weights: float) -> bool:
-        return step_s("fused", weights) < step_s("native", weights)
+        return step_s(path, weights) < step_s("native", weights)
 
     if wins(SMALLEST) == wins(LARGEST):
-        return ("always" if wins(SMALLEST) else "never"), math.nan
+        return Planted("always" if wins(SMALLEST) else "never", ())
     low, high = SMALLEST, LARGEST
     while high / low > 1 + 1e-9:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if wins(middle) == wins(SMALLEST) else (low, middle)
-    return ("wins_below" if wins(SMALLEST) else "wins_above"), low
+    return Planted("wins_below" if wins(SMALLEST) else "wins_above", ((low, low),))
 
 
-def run_book(case: Case, scenario: Scenario, seed: int, mode: str = "graph") -> Book:
-    """A run of a case, as bench.trap opens it."""
+def run_book(case: Case, scenario: Scenario, seed: int, mode: Mode = "graph") -> Book:
+    """A run of a case, as bench.trap opens it; a second run, with eager launches, at one batch only."""
     protocol = Protocol(
         pilot_blocks=10, fresh_blocks_minimum=21, fresh_blocks_maximum=30, processes=3,
         target_half_width=0.02, confidence=0.95, sample_minimum_s=1e-3,
     )  # fmt: skip
+    batches = BATCHES if mode == "graph" else (case.batch,)
     plan = Plan(
-        "simulated:h100", "planted", LAYERS, OPERATORS, (FORMAT,), BATCHES, None, mode,
-        protocol, seed,
+        "simulated:h100", "planted", LAYERS, OPERATORS, (FORMAT,), batches, None, mode,
+        protocol, seed, EnergyPlan("default", batches, WINDOWS) if case.joules else None,
     )  # fmt: skip
-    device = SimulatedDevice(case.board, scenario, arms=ARMS)
     with (
         mock.patch.dict(COSTS, case.costs),
+        mock.patch.object(run_module, "bursts", return_value=SQUARE),
         tempfile.TemporaryDirectory(prefix="planted-") as folder,
-        Journal(Path(folder) / "run.jsonl") as journal,
+        Journal(pathlib.Path(folder) / "run.jsonl") as journal,
     ):
-        run = Run(plan, journal, lambda progress: None, partial(_open, case.board, scenario))
-        result = run.measure()
-    samples = samples_table(journal.rows)
-    rows, comparisons = decompose(samples, result.workload, protocol, result.facts, "simulated")
-    profile = Profile(
-        software=planted_profile.SOFTWARE, created="2026-01-31T12:00:00Z", kind="simulated",
-        complete=True, device=device.describe(),
-        git={"commit": "a" * 40, "dirty": False}, argv=(), workload=result.workload,
-        kernels_sha256="0" * 64, protocol=protocol, rows=rows, comparisons=comparisons,
-    )  # fmt: skip
+        Run(plan, journal, lambda progress: None, partial(_open, case, scenario)).measure()
+        profile, samples = assemble(journal.ledger), samples_table(journal.rows)
     return Book.open(profile, samples, REPLICATES)
 
 
-def _open(board: Board, scenario: Scenario, name: str) -> SimulatedDevice:
-    return SimulatedDevice(board, scenario, arms=ARMS)
+def _open(case: Case, scenario: Scenario, name: str) -> SimulatedDevice:
+    return SimulatedDevice(case.board, scenario, arms=case.arms)
 
 
-def one_run(case: Case, planted: Truth, seed: int) -> Found:
-    """A run of a case, and whether B* and N* were found."""
+def one_run(case: Case, planted: Mapping[str, Planted], seed: int) -> Found:
+    """A run of a case, and which questions it answered as planted."""
     scenario = replace(SCENARIOS["moments"], seed=1000 * CASES.index(case) + 1)
+    if case.joules:  # so that windows differ too
+        scenario = replace(scenario, drift=0.03, drift_s=1.7)
     book = run_book(case, scenario, seed)
-    host = (
-        run_book(case, replace(scenario, seed=scenario.seed + 1), seed, "eager")
-        if case.eager
-        else None
+    host = None
+    if case.eager:
+        host = run_book(case, replace(scenario, seed=scenario.seed + 1), seed, "eager")
+    said = dict(answers(case, book, host))
+    return Found(
+        {what: planted[what].found(*each) for what, each in said.items()},
+        {what: f"{given} {', '.join(map(str, at))}" for what, (given, at) in said.items()},
     )
-    points = [(c.batch, c.speedup_fused) for c in layers_of(book)]
-    at = crossing(points, "simulated")
-    batch = at.sign == planted.batch_sign and len(at.at) == len(planted.batches)
-    for q, (before, after) in zip(at.at, planted.batches, strict=False):
-        batch = batch and q.low <= before and after <= q.high
-    costs = costs_of(book, FORMAT.name, "fused", host)[case.batch]
-    scale = critical_scale(book, FORMAT.name, "fused", costs, CALLS, case.eager)
-    right = scale.sign == planted.scale_sign
-    if right and not math.isnan(planted.params):
-        right = (
-            scale.params.low is not None and scale.params.low <= planted.params <= scale.params.high
-        )
-    return Found(batch, right, f"{at.words}; {scale.sign} {scale.params}")
 
 
-def table(runs: int, processes: int | None = None) -> Iterator[tuple[Case, Truth, list[Found]]]:
+def answers(
+    case: Case, book: Book, host: Book | None
+) -> Iterator[tuple[str, tuple[Sign, tuple[Quantity, ...]]]]:
+    """What bench.trap says to every question that `truth` answers."""
+
+    def over_batches(ratios: Iterable[tuple[int, Quantity]]) -> tuple[Sign, tuple[Quantity, ...]]:
+        found = crossing(list(ratios), "simulated")
+        return found.sign, found.at
+
+    layers = layers_of(book)
+    for path in case.paths:
+        yield f"B* {path}", over_batches((c.batch, ratio_of(c, path, "time")) for c in layers)
+    if case.joules:
+        ratios = ((c.batch, ratio_of(c, "fused", "energy")) for c in layers)
+        yield "B* fused, joules", over_batches(ratios)
+    if case.unfused:
+        at = ((c.batch, inverse(ratio_of(c, "fused", "time"))) for c in layers)
+        yield "B* at load", over_batches(at)
+        repaid = next(iter(at_load(book))).steps_fused
+        if repaid.value is not None:
+            yield "at load, repaid", ("always", (repaid,))
+    for path, batch in scales_of(case):
+        costs = costs_of(book, FORMAT.name, path, host)[batch]
+        scale = critical_scale(book, FORMAT.name, path, costs, CALLS, case.eager)
+        params = () if scale.params.value is None else (scale.params,)
+        yield f"N* {path}, B = {batch}", (scale.sign, params)
+
+
+def table(
+    runs: int, processes: int | None = None
+) -> Iterator[tuple[Case, dict[str, Planted], list[Found]]]:
     """Every case, with the runs of each."""
     context = multiprocessing.get_context("fork")
     with context.Pool(processes or os.cpu_count(), _without_processes) as pool:
         for case in CASES:
             planted = truth(case)
-            found = pool.imap_unordered(partial(one_run, case, planted), range(runs), chunksize=5)
+            count = min(runs, JOULE_RUNS) if case.joules else runs
+            found = pool.imap_unordered(partial(one_run, case, planted), range(count), chunksize=5)
             yield case, planted, list(found)
 
 
-def line(case: Case, planted: Truth, found: list[Found]) -> str:
-    """One row of the table."""
-    batches = ", ".join(f"{a}-{b}" for a, b in planted.batches)
-    params = "" if math.isnan(planted.params) else f"{planted.params / 1e9:.2f} B"
-    shares = [sum(getattr(f, what) for f in found) / len(found) for what in ("batch", "scale")]
-    return (
-        f"{case.name:30} {planted.batch_sign:10} {batches:8} {shares[0]:7.1%}   "
-        f"{planted.scale_sign:10} {params:>7} {shares[1]:7.1%}  {len(found)}"
-    )
+def share(found: Sequence[Found], what: str) -> float:
+    """Of runs that answered a question, and rightly; one that said nothing did not."""
+    return sum(f.right.get(what, False) for f in found) / len(found)
+
+
+def lines(case: Case, planted: Mapping[str, Planted], found: Sequence[Found]) -> Iterator[str]:
+    """The rows of a machine."""
+    yield f"{case.name}:"
+    for what, each in planted.items():
+        yield f"  {what:19} {each.words:22} {share(found, what):7.1%} of {len(found)}"
 
 
 def main(runs: int = RUNS, processes: int = 0) -> None:
     """Print the table."""
-    print(
-        f"{'planted machine':30} {'B* planted':19} {'found':>7}   {'N* planted':18} {'found':>7}  runs"
-    )
+    print(f"{'planted machine':21} {'planted':22}   found")
     for row in table(runs, processes or None):
-        print(line(*row), flush=True)
+        print("\n".join(lines(*row)), flush=True)
 
 
 if __name__ == "__main__":

@@ -138,12 +138,26 @@ def test_two_sizes_of_operators_do_not_decide_n_star() -> None:
     assert "two sizes" in found.params.reason
 
 
-def test_replicates_that_disagree_leave_the_sign_undecided() -> None:
+def test_small_models_stay_undecided_where_launches_cost_the_same() -> None:
+    """Of 2 us each, noise of 2 %: won wherever 0.5 ps a weight outweighs that, and said from where on."""
+    graph = book(simple(phi=0.0, t0_q=2e-6), (1, 2, 4, 8), noise=0.02)
+    costs = costs_of(graph, "int4-g128", "fused")[1]
+    found = critical_scale(graph, "int4-g128", "fused", costs, CALLS, False)
+    assert found.sign == "always"
+    ((low, high),) = found.undecided
+    assert low == pytest.approx(found.reach[0])
+    # (2 us + 0.7 ps m) / (2 us + 0.2 ps m) for m weights an operator, some per cent above 1 at the end
+    m = high / CALLS
+    assert 1.005 < (2e-6 + 0.7e-12 * m) / (2e-6 + 0.2e-12 * m) < 1.15
+
+
+def test_sizes_that_cannot_be_told_apart_leave_the_sign_undecided() -> None:
     graph = book(simple(phi=0.0, c_q=0.7e-12, t0_q=2e-6), (1,), noise=0.05)
     costs = costs_of(graph, "int4-g128", "fused")[1]
     found = critical_scale(graph, "int4-g128", "fused", costs, CALLS, False)
     assert found.sign == "undecided"
-    assert "replicates agree" in found.params.reason
+    assert "holds 1 at every size" in found.params.reason
+    assert found.undecided == (found.reach,)
 
 
 def test_the_map_holds_the_ratio_of_each_layer_table() -> None:

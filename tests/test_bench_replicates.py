@@ -22,8 +22,21 @@ def test_medians_of_drawn_blocks_are_those_of_values_repeated_as_often() -> None
         repeated = np.repeat(values, blocks.counts[i, 2:18])
         assert found[i] == pytest.approx(np.median(repeated), abs=1e-15)
     assert (blocks.counts[0] == 1).all()
-    for process in range(3):  # as many of each process as it has
-        assert (blocks.counts[:, block >> 32 == process].sum(axis=1) == 7).all()
+    of_process = np.array([blocks.counts[:, block >> 32 == p].sum(axis=1) for p in range(3)])
+    assert (of_process.sum(axis=0) == 21).all()
+    assert set(of_process[0]) == {0, 7, 14, 21}  # a process is drawn whole, or not, or more often
+
+
+def test_processes_that_differ_are_in_the_interval() -> None:
+    """Each process half a standard deviation of a block off: blocks drawn alone would hold 77 % of truths."""
+    rng = np.random.default_rng(2)
+    block = np.array([(p << 32) + b for p in range(3) for b in range(7)])
+    held = 0
+    for run in range(200):
+        values = np.repeat(0.5 * rng.standard_normal(3), 7) + rng.standard_normal(21)
+        q = quantity(Blocks.draw(block, run, size=200).median(values, block), "measured")
+        held += q.low is not None and q.high is not None and q.low <= 0 <= q.high
+    assert 0.88 < held / 200 < 0.98
 
 
 def test_a_replicate_without_any_of_its_blocks_has_no_value() -> None:

@@ -55,6 +55,7 @@ def test_a_profile_is_answered_in_80_columns_and_drawn(tmp_path: Path) -> None:
     # t16 = 33.2 us; fused 29.3 us at 64 and 75.9 us at 256, so by straight lines of logarithms 77
     assert re.search(r"int4-g128 fused wins_below 7[678] \(64 to 256\) no joules", text)
     assert "int4-g128 unfused never" in text
+    assert "16 bits fit this device (15.3 GiB of weights, 20.0 GiB of memory" in text
     assert re.search(r"int4-g128 at load† wins_above 7[678] \(64 to 256\)", text)
     assert "the step form describes this hardware better" in text
     assert "rises from B = 16 to 64, 64 to 256" in text
@@ -280,7 +281,7 @@ def advice(batch: int, **settings: Any) -> str:
 def test_advice_names_the_winner_how_sure_and_what_would_change_it() -> None:
     text = advice(1)
     assert "int4-g128 with the fused kernel costs the least time" in text
-    assert "47% (95 % interval 47% to 47%) less" in text  # 1 - 17.6 / 33.2
+    assert "47 % (95 % interval 47 to 47 %) less" in text  # 1 - 17.6 / 33.2
     assert "from a batch between 64 and 256 on 16 bits win" in text
     lost = advice(256)
     assert "stay with 16 bits" in lost
@@ -311,7 +312,7 @@ def advised(*planted: tuple[float, float, float], kind: Kind = "measured") -> st
 def test_a_sure_winner_goes_before_a_larger_ratio_that_may_be_none() -> None:
     text = advised((1.5, 0.9, 2.2), (1.4, 1.35, 1.45))
     assert "int8-g128 with the fused kernel costs the least time" in text
-    assert "29% (95 % interval 26% to 31%) less" in text  # 1 - 1 / 1.4, 1.35, 1.45
+    assert "29 % (95 % interval 26 to 31 %) less" in text  # 1 - 1 / 1.4, 1.35, 1.45
     assert "int4-g128 fused cannot be told apart from it" in text
 
 
@@ -344,8 +345,8 @@ def test_rows_that_are_not_converged_or_flagged_are_said_above_and_in_the_advice
     write_profile(profile, table, tmp_path / "run.json")
     text = spoken(run(tmp_path / "run.json", "--no-pictures").stdout)
     assert (
-        "1 of 8 comparisons not converged, 1 flagged; intervals are of blocks within processes, the spread "
-        "between them not included" in text
+        "1 of 8 comparisons not converged, 1 flagged; intervals of φ, speed-ups and B* are "
+        "of blocks within processes, the spread between them not included" in text
     )
     assert (
         "is 1 times the half-width of its interval in the middle, 3 times at most" in text
@@ -360,13 +361,17 @@ def test_every_tie_is_named_and_only_what_was_measured_has_more_blocks() -> None
     text = advised(*[(1.4, 1.3, 1.5)] * 6)
     assert all(f"{name} fused" in text for name in ("nf4-b64", "mxfp4", "nvfp4", "int4-g32"))
     assert "More blocks" in advised((1.0, 0.9, 1.1))
-    assert "More blocks" not in advised((1.0, 0.9, 1.1), kind="modelled")
+    modelled = advised((1.0, 0.9, 1.1), kind="modelled")
+    assert "More blocks" not in modelled
+    assert "measure before you rely on it" in modelled
 
 
 def test_a_trap_that_16_bits_cannot_escape_is_said() -> None:
     text = advice(256, model="Qwen3-32B")
     assert "16 bits do not fit this device (61.0 GiB of weights, 20.0 GiB of memory)" in text
     assert text.endswith("The trap cannot be escaped by using 16 bits.")
+    assert "stay with 16 bits" not in text  # no advice to use what does not fit
+    assert "every quantized path costs more time" in text
     assert "cannot be escaped" not in advice(1, model="Qwen3-32B")
 
 
@@ -381,9 +386,10 @@ def test_with_joules_the_answer_is_about_joules() -> None:
     b.profile = b.profile.model_copy(update={"comparisons": comparisons})
     found = analyse(b, Questions(batch=1))
     assert "every quantized path costs more energy" in found.advice
-    assert "25% (95 % interval 11% to 43%)" in found.advice
+    assert "25 % (95 % interval 11 to 43 %)" in found.advice
     assert found.crossings["int4-g128", "fused", "energy"].sign == "never"
     assert found.crossings["int4-g128", "fused", "time"].sign == "wins_below"
+    assert found.at_load_crossings["int4-g128", "energy"].sign == "always"  # 16 bits, once there
 
 
 @pytest.mark.parametrize("kind", ["modelled", "imported"])

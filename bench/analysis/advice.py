@@ -18,6 +18,12 @@ from bench.analysis.verdict import By, Path, outcome, ratio_of
 from profiles.schema import Comparison, Profile, Quality, Quantity
 from profiles.shapes import ModelShape
 
+BEFORE_ACTING = {
+    "modelled": "This comes from a model, not from a clock: measure before you rely on it.",
+    "simulated": "These times are planted, and say nothing of any real machine.",
+    "imported": "Others measured this, on their machine.",
+}
+
 
 @dataclass(frozen=True)
 class Option:
@@ -61,11 +67,6 @@ def advise(
     measure = "energy of the linear operators" if by == "energy" else "time of the linear operators"
     sentences = []
     sure = f"{100 * profile.protocol.confidence:.0f} %"
-    if by == "time":
-        sentences.append(
-            f"There are no joules in this profile, so this is about time alone: "
-            f"{profile.energy.reason or 'none were measured'}."
-        )
     best = options[0]
     outcomes = [outcome(o.ratio) for o in options]
     change = _change(best, crossings.get((best.format, best.path, by)), batch)
@@ -76,10 +77,12 @@ def advise(
         )
         sentences += change
     elif set(outcomes) == {"loses"}:
-        sentences.append(
-            f"For {where}, stay with 16 bits: every quantized path costs more {measure}, the "
-            f"nearest ({best.format}, {best.path}) by {_excess(best.ratio, sure)}."
-        )
+        costs = f"every quantized path costs more {measure}"
+        least = f"({best.format}, {best.path}) by {_excess(best.ratio, sure)}"
+        if _fits(profile, shape) is False:
+            sentences.append(f"For {where}, {costs} than 16 bits would, the least {least}.")
+        else:
+            sentences.append(f"For {where}, stay with 16 bits: {costs}, the nearest {least}.")
         sentences += change
     else:
         lost = [o for o, found in zip(options, outcomes, strict=True) if found == "loses"]
@@ -90,8 +93,17 @@ def advise(
             f"cannot be told apart from 16 bits in {measure} ({_interval(best.ratio)} of best16 over "
             f"it).{rest}{more}"
         )
+        sentences += change
     sentences.append(cell_sentence(best.quality))
-    sentences.append(_memory(profile, shape, set(outcomes) == {"loses"}))
+    if by == "time":
+        sentences.append(
+            "There are no joules in this profile, so this is about time alone "
+            f"({profile.energy.reason or 'none were measured'})."
+        )
+    sentences.append(BEFORE_ACTING.get(profile.kind, ""))
+    sentences.append(memory_sentence(profile, shape))
+    if set(outcomes) == {"loses"} and _fits(profile, shape) is False:
+        sentences.append("The trap cannot be escaped by using 16 bits.")
     return " ".join(s for s in sentences if s)
 
 
@@ -119,22 +131,28 @@ def _ties(options: Sequence[Option]) -> str:
 
 
 def _names(options: Sequence[Option]) -> str:
-    return " and ".join(f"{o.format} {o.path}" for o in options)
+    names = [f"{o.format} {o.path}" for o in options]
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _saving(q: Quantity, sure: str) -> str:
     """1 - 1 / ratio, with its interval, in per cent."""
     assert q.value is not None
     if q.low is None or q.high is None:
-        return f"{1 - 1 / q.value:.0%}"
-    return f"{1 - 1 / q.value:.0%} ({sure} interval {1 - 1 / q.low:.0%} to {1 - 1 / q.high:.0%})"
+        return _percent(1 - 1 / q.value)
+    return _percent(1 - 1 / q.value, sure, 1 - 1 / q.low, 1 - 1 / q.high)
 
 
 def _excess(q: Quantity, sure: str) -> str:
     assert q.value is not None
     if q.low is None or q.high is None or q.low <= 0:
-        return f"{1 / q.value - 1:.0%}"
-    return f"{1 / q.value - 1:.0%} ({sure} interval {1 / q.high - 1:.0%} to {1 / q.low - 1:.0%})"
+        return _percent(1 / q.value - 1)
+    return _percent(1 / q.value - 1, sure, 1 / q.high - 1, 1 / q.low - 1)
+
+
+def _percent(value: float, sure: str = "", low: float = 0.0, high: float = 0.0) -> str:
+    interval = f" ({sure} interval {100 * low:.0f} to {100 * high:.0f} %)" if sure else ""
+    return f"{100 * value:.0f} %{interval}"
 
 
 def _interval(q: Quantity) -> str:
@@ -147,6 +165,11 @@ def _change(best: Option, found: Crossing | None, batch: int) -> list[str]:
         return []
     above = [q for q in found.at if (q.high or 0) > batch]
     below = [q for q in found.at if (q.low or 0) < batch]
+    if outcome(best.ratio) == "undecided":
+        words = {"wins": "wins", "loses": "loses"}
+        known = [(words[o], [f"{x:.0f}" for x, each in found.outcomes if each == o]) for o in words]
+        decided = [f"{word} at batch {', '.join(at)}" for word, at in known if at]
+        return [f"Where it is decided it {' and '.join(decided)}."] if decided else []
     other = "16 bits win" if outcome(best.ratio) == "wins" else "it would win"
     parts = []
     if above:
@@ -164,14 +187,18 @@ def _change(best: Option, found: Crossing | None, batch: int) -> list[str]:
     return [text, f"Undecided: batch {open_at}."] if open_at else [text]
 
 
-def _memory(profile: Profile, shape: ModelShape | None, trapped: bool) -> str:
+def _fits(profile: Profile, shape: ModelShape | None) -> bool | None:
+    """Whether 16-bit weights fit the device; None where its memory, or the model, is not known."""
+    memory = profile.device.memory_bytes
+    return None if shape is None or memory is None else 2 * shape.params <= memory
+
+
+def memory_sentence(profile: Profile, shape: ModelShape | None) -> str:
     """Whether 16 bits are a choice at all."""
     memory = profile.device.memory_bytes
     if shape is None or memory is None:
-        return ""
-    need = 2 * shape.params
-    sizes = f"{need / 2**30:.1f} GiB of weights, {memory / 2**30:.1f} GiB of memory"
-    if need <= memory:
+        return "Whether 16 bits fit this device at all is not known here."
+    sizes = f"{2 * shape.params / 2**30:.1f} GiB of weights, {memory / 2**30:.1f} GiB of memory"
+    if _fits(profile, shape):
         return f"16 bits fit this device ({sizes}; KV cache and activations not counted)."
-    trap = " The trap cannot be escaped by using 16 bits." if trapped else ""
-    return f"16 bits do not fit this device ({sizes}).{trap}"
+    return f"16 bits do not fit this device ({sizes})."

@@ -4,7 +4,11 @@
                                             all point the same way
     exponential     e(d) = e_1 exp(r (d-1)) each layer amplifies what came before
 
-d counts layers, through all hops. Two unrelated vectors of one length are sqrt(2) apart: an error near that
+d counts layers, through all hops. A hop of the chain is one token's pass through all of its layers, without
+KV cache, recurrence or sampling: what compounds is numerical error over depth. A hop of T tokens, whose errors
+also reach later tokens through the cache and through what is sampled, is not run; T does not enter.
+
+Two unrelated vectors of one length are sqrt(2) apart: an error near that
 has nothing left to grow, so depths beyond half of it are left out. The law with the smaller residual is kept.
 """
 
@@ -95,7 +99,10 @@ def compounding(rows: Sequence[FidelityRow]) -> Law:
 
 
 def error_at(fidelity: Fidelity, format: str, hops: int) -> tuple[FidelityRow, Quantity] | None:
-    """The error of a format with Gaussian weights at the end of the most hops measured, up to `hops`."""
+    """The error of a format with Gaussian weights at the end of the most passes measured, up to `hops`.
+
+    The row says how many passes and layers that is.
+    """
     known = [
         row
         for row in fidelity.rows

@@ -12,10 +12,15 @@ launches of an operator together. Where both arms are bound by the device
 
 and the sign says which side wins. Nothing on the right is fitted to any measured crossing. How far the form
 is off is known from the operators it was fitted to: each replicate's ratio of costs is multiplied by
-exp(misfit t), t of Student's distribution, as in the trap map. A crossing is looked for only where operators
-of N / calls weights are of sizes that the profile's own span, and REACH times beyond; "always" and "never"
-say no more than that. Real models have more calls the larger they are, so the same cost is also laid over the
-layer tables of model families (trap_map.py): then N* lies between two models of a family.
+exp(misfit t), t of Student's distribution, as in the trap map.
+
+As with B*, a size is won, lost or undecided by the interval of best16 / arm there; the sign is that of the
+decided sizes, and the interval of N* lies between the last decided size on one side of it and the first on the
+other: the sizes that cannot be told from it. Arms of equal t0 cost the same where weights are few, so that
+small models may stay undecided where all larger ones are won; which, is said. It is looked for only where
+operators of N / calls weights are of sizes that the profile's own span, and REACH times beyond; "always" and
+"never" say no more than that. Real models have more calls the larger they are, so the same cost is also laid
+over the layer tables of model families (trap_map.py): then N* lies between two models of a family.
 """
 
 from __future__ import annotations
@@ -23,17 +28,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 
 from bench.analysis.arms import Problem
+from bench.analysis.crossing import Crossing, crossing
 from bench.analysis.replicates import Book, Draws, problem_of
 from bench.analysis.size_fit import SizeFit, fit_sizes
-from bench.analysis.verdict import Path, Sign
+from bench.analysis.verdict import Path, Sign, outcome
 from profiles.schema import LAYER, Comparison, Quantity, absent
 
 REACH = 10.0  # times beyond the sizes of the operators that a crossing is looked for
+SIZES = 40  # looked at first
+HALVINGS = 5  # of the gaps in which the outcome changes: they are below 1 % then
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,8 @@ class CriticalScale:
         path: "fused" or "unfused".
         batch: rows of x.
         eager: whether launches are eager.
-        sign: wins_above, wins_below, always, never, or undecided where replicates disagree.
-        params: N*, weights of the operators of a step; absent with the reason where there is none.
+        sizes: best16 / arm over sizes: sign, crossings and outcomes, in weights of the operators of a step.
+        params: N*, the first crossing; absent with the reason where there is none.
         calls: operators of a step that it is meant for.
         reach: weights between which it was looked for.
     """
@@ -106,10 +114,30 @@ class CriticalScale:
     path: Path
     batch: int
     eager: bool
-    sign: Sign
+    sizes: Crossing
     params: Quantity
     calls: int
     reach: tuple[float, float]
+
+    @property
+    def sign(self) -> Sign:
+        """wins_above, wins_below, always, never, several crossings, or undecided where every size is."""
+        return self.sizes.sign
+
+    @property
+    def undecided(self) -> tuple[tuple[float, float], ...]:
+        """Sizes from and to that are undecided, other than those around a crossing."""
+        runs = [
+            (key, [n for n, _ in run]) for key, run in groupby(self.sizes.outcomes, lambda o: o[1])
+        ]
+        found = []
+        for i, (key, sizes) in enumerate(runs):
+            beside = {runs[j][0] for j in (i - 1, i + 1) if 0 <= j < len(runs)}
+            if key == "undecided" and len(beside) < 2:
+                low = runs[i - 1][1][-1] if i else sizes[0]
+                high = runs[i + 1][1][0] if i + 1 < len(runs) else sizes[-1]
+                found.append((low, high))
+        return tuple(found)
 
 
 def costs_of(
@@ -157,59 +185,39 @@ def critical_scale(
 ) -> CriticalScale:
     """N* of steps of `calls` operators, from t0 and c alone, misfit included."""
     reach = costs.reach(calls)
-
-    def found(sign: Sign, params: Quantity) -> CriticalScale:
-        return CriticalScale(weight_format, path, costs.batch, eager, sign, params, calls, reach)
-
     size = min(book.size + 1, len(costs.arm.fit.t0_s))
     off = costs.off(size - 1)
+    known: dict[float, Quantity] = {}
+    if off is not None:
+        for n in np.geomspace(*reach, SIZES):
+            known[float(n)] = book.quantity(_ratio(costs, calls, float(n), eager, off))
+        for _ in range(HALVINGS):
+            for a, b in list(pairwise(sorted(known))):
+                if _side(known[a]) != _side(known[b]):
+                    n = math.sqrt(a * b)
+                    known[n] = book.quantity(_ratio(costs, calls, n, eager, off))
+    found = crossing(list(known.items()), book.kind)
     if off is None:
-        reason = "operators of two sizes only do not tell how far t0 + c n k is off"
-        return found("undecided", absent(reason, book.kind))
-    roots = [_root(costs, calls, eager, i, float(off[i]), reach) for i in range(size)]
-    sign, _ = roots[0]
-    agree = sum(s == sign for s, _ in roots[1:]) / max(len(roots) - 1, 1)
-    if agree < book.confidence:
-        reason = f"only {agree:.0%} of the replicates agree with the sign of the estimate, {sign}"
-        return found("undecided", absent(reason, book.kind))
-    at = np.array([n if s == sign else math.nan for s, n in roots])
-    reason = f"there is none: low bits win {sign}, as far as t0 and c say"
-    return found(sign, book.quantity(at, reason))
+        why = "operators of two sizes only do not tell how far t0 + c n k is off"
+    elif found.sign == "undecided":
+        why = "the interval of best16 over the arm holds 1 at every size"
+    else:
+        why = f"there is none: {found.sign}, as far as t0 and c say"
+    params = found.at[0] if found.at else absent(why, book.kind)
+    return CriticalScale(weight_format, path, costs.batch, eager, found, params, calls, reach)
 
 
-def _root(
-    costs: Costs, calls: int, eager: bool, i: int, off: float, reach: tuple[float, float]
-) -> tuple[Sign, float]:
-    """Sign and N* of one replicate: the larger of two rising lines against another such pair."""
+def _ratio(costs: Costs, calls: int, weights: float, eager: bool, off: Draws) -> Draws:
+    """Draws of t(best16) / t(arm) of a step of so many weights, misfit included."""
+    a = costs.best16.step_s(calls, weights, eager)[: len(off)]
+    b = costs.arm.step_s(calls, weights, eager)[: len(off)]
+    found: Draws = off * a / b
+    return found
 
-    def line(arm: ArmCosts, factor: float) -> tuple[float, float, float]:
-        host = arm.host_s[i] if eager and arm.host_s is not None else 0.0
-        t0, c, h = calls * arm.fit.t0_s[i], arm.fit.per_weight_s[i], calls * host
-        return factor * float(t0), factor * float(c), factor * float(h)
 
-    a, b = line(costs.arm, 1.0), line(costs.best16, off)
-
-    def gain(n: float) -> float:
-        """Seconds that the arm saves."""
-        return max(b[2], b[0] + b[1] * n) - max(a[2], a[0] + a[1] * n)
-
-    corners = [(h - t0) / c for t0, c, h in (a, b) if c > 0 and h > t0]
-    if a[1] != b[1]:
-        corners.append((a[0] - b[0]) / (b[1] - a[1]))
-    for (t0, c, _), (_, _, h) in ((a, b), (b, a)):
-        if c > 0:
-            corners.append((h - t0) / c)
-    inner = sorted({n for n in corners if reach[0] < n < reach[1]})
-    edges = [reach[0], *inner, reach[1]]
-    signs = [gain(math.sqrt(x * y)) > 0 for x, y in pairwise(edges)]
-    turns = [
-        x for x, before, after in zip(inner, signs, signs[1:], strict=False) if before != after
-    ]
-    if not turns:
-        return ("always" if signs[0] else "never"), math.nan
-    if len(turns) > 1:
-        return "several crossings", turns[0]
-    return ("wins_below" if signs[0] else "wins_above"), turns[0]
+def _side(q: Quantity) -> tuple[str, bool]:
+    """The outcome, and on which side of 1 the estimate is."""
+    return outcome(q), (q.value or 0.0) > 1
 
 
 def _host_s(

@@ -44,7 +44,9 @@ class Crossing:
         """`wins_below 91 (64 to 128)`, or the sign alone."""
         if not self.at:
             return self.sign
-        each = [f"{_short(q.value)} ({_short(q.low)} to {_short(q.high)})" for q in self.at]
+        each = [
+            f"{size_word(q.value)} ({size_word(q.low)} to {size_word(q.high)})" for q in self.at
+        ]
         return f"{self.sign} {', '.join(each)}"
 
 
@@ -85,7 +87,7 @@ def _between(
     return Quantity(value=min(max(value, low), high), low=low, high=high, kind=kind)
 
 
-def _short(value: float | None) -> str:
+def size_word(value: float | None) -> str:
     """A batch or a number of parameters in few characters."""
     if value is None:
         return "–"

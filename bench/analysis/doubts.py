@@ -38,8 +38,8 @@ def quality_sentence(profile: Profile) -> str:
     open_ones = sum(c.converged is False for c in known)
     flagged = sum(bool(c.flags) for c in known)
     text = (
-        f"{open_ones} of {len(known)} comparisons not converged, {flagged} flagged; intervals are of blocks "
-        "within processes, the spread between them not included"
+        f"{open_ones} of {len(known)} comparisons not converged, {flagged} flagged; intervals of φ, "
+        "speed-ups and B* are of blocks within processes, the spread between them not included"
     )
     spreads = [
         spread

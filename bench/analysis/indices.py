@@ -2,10 +2,13 @@
 
     SSI    energy: joules per token of best16 over those of the format     16 bits are 1
     ESI    economy: tokens per second over those of best16                 16 bits are 1
-    TSI    trust: 1 - error of the chain after the hops, not below 0 (a proxy for accuracy), or the
-           accuracy of a user's own table over that of its 16-bit row       16 bits are 1
+    TSI    trust: 1 - error of a chain of layers after as many passes as there are hops, not below 0, or
+           the accuracy of a user's own table over that of its 16-bit row   16 bits are 1
     SI     sum of w_i v_i, weights that sum to 1
     trap   dSI/dp > 0 over a step of p: fewer bits, less SI
+
+The chain's error is a proxy for accuracy: of numerical drift over depth alone (compounding.py), one token a
+pass, whatever the tokens per hop, in a model of few random layers.
 
 Scaled to 16 bits, so that terms of different units can be added. A missing term is never filled in: SI is
 absent then, unless its weight is 0. A term without an interval leaves SI without one, and what follows from it

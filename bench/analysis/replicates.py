@@ -4,9 +4,19 @@ A sign interval (stats.py) serves one median. What is derived from many, such as
 cross, has no such formula; so everything derived is computed again and again from resampled blocks.
 
     Draws      [1 + R]: the estimate, then R replicates of it. Arithmetic on draws is arithmetic on quantities
-    blocks     all blocks of a batch and format are drawn together, with replacement, within their process;
-               every arm and operator of that batch is seen in the same drawn blocks: the pairing stays
+    blocks     of a batch and format processes are drawn with replacement, then as many blocks of each as it
+               has; every arm and operator of that batch is seen in the same drawn blocks: the pairing stays
     interval   the middle of the replicates, at the profile's confidence
+
+Processes are drawn too because they differ by more than their blocks say, and whoever runs the suite again
+gets other processes. Of 1,500 simulated medians of three processes of 7 blocks, this many lay within the
+interval, and within that of blocks drawn in their own process alone; a process is off by `spread` standard
+deviations of a block. Where processes do not differ the price is an interval wider by a third; where they
+differ much, three of them are too few for any resampling, and the intervals stay too narrow.
+
+    spread       0      0.25     0.5      1        2
+    both         96 %   97 %     93 %     86 %     80 %
+    blocks only  91 %   88 %     77 %     58 %     37 %
 
 A profile without samples (modelled, imported, or written without them) has no blocks to draw. Its quantities
 are drawn from their own intervals, arms apart from each other and the operators of one arm together: pairing
@@ -102,12 +112,14 @@ class Blocks:
 
     @classmethod
     def draw(cls, block: NDArray[np.int64], key: object, size: int = REPLICATES) -> Blocks:
-        """Draws as many blocks of each process as it has, with replacement."""
+        """Draws as many processes as there are, and of each as many blocks as it has, with replacement."""
         rng = np.random.default_rng(zlib.crc32(repr(key).encode()))
-        parts = []
-        for process in np.unique(block >> 32):
-            n = int((block >> 32 == process).sum())
-            parts.append(rng.multinomial(n, np.full(n, 1 / n), size=size))
+        _, sizes = np.unique(block >> 32, return_counts=True)
+        times = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=size)
+        parts = [
+            rng.multinomial(drawn * n, np.full(n, 1 / n))
+            for n, drawn in zip(sizes, times.T, strict=True)
+        ]
         counts = np.concatenate([np.ones((1, len(block)), np.int64), np.hstack(parts)])
         return cls(block, counts)
 

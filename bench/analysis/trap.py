@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench.analysis.advice import advise
+from bench.analysis.advice import advise, memory_sentence
 from bench.analysis.at_load import AtLoad, at_load
 from bench.analysis.compounding import Law, compounding
 from bench.analysis.critical_scale import CriticalScale, costs_of, critical_scale
@@ -66,7 +66,7 @@ class Questions:
 class Answers:
     """All that follows from a profile.
 
-    Keys are (format, path, by) of `theories` and `crossings`, and formats of `at_load_crossings`, which
+    Keys are (format, path, by) of `theories` and `crossings`, and (format, by) of `at_load_crossings`, which
     compare dequantizing at load with the fused kernel.
     """
 
@@ -77,7 +77,7 @@ class Answers:
     cor: tuple[CorCurve, ...]
     theories: Mapping[tuple[str, Path, By], Theories | str]
     crossings: Mapping[tuple[str, Path, By], Crossing]
-    at_load_crossings: Mapping[str, Crossing]
+    at_load_crossings: Mapping[tuple[str, By], Crossing]
     at_load: tuple[AtLoad, ...]
     scales: tuple[CriticalScale, ...]
     maps: tuple[TrapMap, ...]
@@ -85,6 +85,7 @@ class Answers:
     laws: Mapping[tuple[str, Distribution], Law]
     indices: tuple[Index, ...]
     trap_steps: tuple[TrapStep, ...]
+    memory: str
     advice: str
 
 
@@ -132,8 +133,11 @@ def analyse(
         },
         crossings=crossings,
         at_load_crossings={
-            name: crossing([(c.batch, inverse(c.speedup_fused)) for c in of[name]], book.kind)
+            (name, by): crossing(
+                [(c.batch, inverse(ratio_of(c, "fused", by))) for c in of[name]], book.kind
+            )
             for name in formats
+            for by in BYS
         },
         at_load=tuple(at_load(book)),
         scales=scales,
@@ -144,6 +148,7 @@ def analyse(
         laws=_laws(fidelity),
         indices=rows,
         trap_steps=steps,
+        memory=memory_sentence(book.profile, own),
         advice=advise(
             book.profile,
             questions.batch,

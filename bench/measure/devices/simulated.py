@@ -392,7 +392,7 @@ class SimulatedDevice:
         noise, stalls, delay = rng.standard_normal(), rng.random(), rng.standard_exponential()
         level = s.noise * noise
         if s.block_noise:
-            level += s.block_noise * _random(s, "block", *block.seed).standard_normal()
+            level += s.block_noise * _block_level(s, block.seed)
         if s.arm_noise:
             level += s.arm_noise * _autoregressive(s, block.seed, number)
         factor = math.exp(level) * slowdown(s, block.run, started_s)
@@ -508,6 +508,12 @@ def _episode_s(s: Scenario, run: int, stretch: int) -> float:
         return -math.inf
     drawn = _random(s, "throttle", run, stretch).random()
     return (stretch + float(drawn)) * s.throttle_every_s
+
+
+@lru_cache(maxsize=1)
+def _block_level(s: Scenario, seed: tuple[int, ...]) -> float:
+    """What all samples of a block share, of unit variance; remembered while the block lasts."""
+    return float(_random(s, "block", *seed).standard_normal())
 
 
 @lru_cache(maxsize=1 << 16)
