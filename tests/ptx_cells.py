@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench.static.audit import K, N
-from bench.static.ptx import PtxError, UnsupportedError
+from bench.static.ptx import PtxError
 from kernels import packing
 from kernels.formats import find_format
 from tests.aot_ptx import execute, from_bits, job_arguments, output_shape
@@ -38,7 +38,6 @@ class Outcome:
     Attributes:
         error: the largest, relative to the largest |reference|; None if it did not run to its end.
         problem: what the compiler or the emulator said instead; "" if it ran.
-        refused: whether an instruction is not emulated.
         program: digest of what ran; targets may share it.
         registers: per thread.
         stack_bytes: per thread.
@@ -46,7 +45,6 @@ class Outcome:
 
     error: float | None
     problem: str
-    refused: bool
     program: str
     registers: int
     stack_bytes: int
@@ -123,7 +121,7 @@ def outcomes(jobs: Iterable[Job]) -> Iterable[Outcome]:
         try:
             made = build(job)
         except Exception as error:  # a compiler's own kinds
-            yield Outcome(None, f"it does not compile: {error}", False, "", 0, 0)
+            yield Outcome(None, f"it does not compile: {error}", "", 0, 0)
             continue
         key = (made.program, replace(job, capability=0))
         if key not in seen:
@@ -133,16 +131,14 @@ def outcomes(jobs: Iterable[Job]) -> Iterable[Outcome]:
 
 def outcome(job: Job, made: Build) -> Outcome:
     """What becomes of one build."""
-    error, problem, refused = None, "", False
+    error, problem = None, ""
     try:
         error = run(job, made)
         if np.isnan(error):
             error, problem = None, "its output holds what is no number"
-    except UnsupportedError as unsupported:
-        problem, refused = str(unsupported), True
     except (PtxError, AssertionError) as wrong:
         problem = str(wrong)
-    return Outcome(error, problem, refused, made.program, made.registers, made.stack_bytes)
+    return Outcome(error, problem, made.program, made.registers, made.stack_bytes)
 
 
 def run_all(jobs: list[Job], folder: Path, workers: int) -> dict[Job, Outcome]:

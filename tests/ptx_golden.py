@@ -107,10 +107,7 @@ Launcher = Callable[[Job, list[Argument]], Ptx]  # runs a job on its arguments, 
 
 
 def golden_jobs() -> list[Job]:
-    """What is recorded, for no GPU in particular: every kernel and format; activations take turns.
-
-    Batches of gemm are small: larger ones use wgmma on sm_90, which is not emulated.
-    """
+    """What is recorded, for no GPU in particular: every kernel and format; activations take turns."""
     once = [("gemv", 1), ("gemm", 16)]
     shapes = [(arm, *shape) for arm in ("native", *LADDER) for shape in once]
     shapes += [("dequantize", "gemv", 1), ("bypass", "gemv", 5), ("fused", "gemv", 5)]

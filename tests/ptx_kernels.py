@@ -36,7 +36,6 @@ BATCHES = (1, 3, 16, 17)
 WIDE = 72  # rows of x: two tiles of the widest that gemm has, the second not full
 ODD = (2, 5)  # rows of x: tiles of gemv that BATCHES leave out
 RAGGED = {"gemv": (9, 5248), "gemm": (41, 1280)}  # n, k: last rows and steps that are not whole
-WGMMA_ROWS = 17  # of x: from here on sm_90 builds of gemm use wgmma
 
 READ_NO_X = ("stream", "unpack", "scale")
 
@@ -154,12 +153,6 @@ def everything() -> tuple[Job, ...]:
     return (*product_jobs(), *ragged_jobs())
 
 
-def emulated(job: Job) -> bool:
-    """Whether all instructions of the job's build are emulated; else its other targets are."""
-    wgmma = job.regime.startswith("gemm") and job.arm in PRODUCTS
-    return not (wgmma and job.capability == 90 and job.batch >= WGMMA_ROWS)
-
-
 @cache
 def pairs(job: Job) -> tuple[tuple[str, object], ...]:
     """What a job covers: its target, with each of its other values; in one order in every process."""
@@ -175,7 +168,7 @@ def covering_jobs() -> tuple[Job, ...]:
     covers is added at the end.
     """
     choices: dict[tuple[object, ...], list[Job]] = {}
-    jobs = [*filter(emulated, everything())]
+    jobs = everything()
     for job in jobs:
         code = kind(job.format_name)
         encoding = code.encoding if job.arm in ("fused", "dequantize") else ""

@@ -57,7 +57,6 @@ CLEAN_JOBS = tuple(
     replace(job, capability=target)
     for job in (GEMV, STREAM, GEMM, BYPASS, TILE)
     for target in TARGETS
-    if (job, target) != (TILE, 90)  # uses wgmma, which is not emulated
 )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.aot_triton import Job
     from tests.ptx_cells import Outcome
 
-EXECUTED, REFUSED, PROGRAMS, INTERPRETED = "executed", "refused", "programs", "interpreted"
+EXECUTED, PROGRAMS, INTERPRETED = "executed", "programs", "interpreted"
 
 Properties = Iterable[tuple[str, Any]]
 
@@ -23,7 +23,6 @@ def emulated_properties(found: dict[Job, Outcome]) -> dict[str, list[str]]:
     ran = [job for job, outcome in found.items() if outcome.error is not None]
     return {
         EXECUTED: sorted({emulated_cell(job) for job in ran}),
-        REFUSED: sorted({emulated_cell(job) for job, outcome in found.items() if outcome.refused}),
         PROGRAMS: sorted({found[job].program for job in ran}),
     }
 
@@ -46,8 +45,7 @@ def lines(recorded: Iterable[Properties]) -> list[str]:
     Args:
         recorded: the properties of every test that passed or failed.
     """
-    found: dict[str, set[str]] = {EXECUTED: set(), REFUSED: set(), PROGRAMS: set()}
-    found[INTERPRETED] = set()
+    found: dict[str, set[str]] = {EXECUTED: set(), PROGRAMS: set(), INTERPRETED: set()}
     for properties in recorded:
         for name, value in properties:
             if name in found:
@@ -64,24 +62,22 @@ def emulated_lines(found: dict[str, set[str]]) -> list[str]:
 
     product = {emulated_cell(job) for job in product_jobs()}
     executed = found[EXECUTED] & product
-    refused = (found[REFUSED] & product) - executed
     formats = sum(f.quantized for f in FORMATS)
     batches = ", ".join(map(str, (*BATCHES, WIDE)))
     text = [
         f"Triton kernels x {formats} formats x B {batches} x targets, in our PTX emulator, not on "
         "hardware; of the two activations one per cell, in turn.",
-        f"{'':9}{'cells':>7}{'executed':>10}{'compiled only':>15}{'not run':>9}",
+        f"{'':9}{'cells':>7}{'executed':>10}{'not run':>9}",
     ]
     for name in (*(f"sm_{target}" for target in TARGETS), "all"):
-        some, ran, only = (
+        some, ran = (
             sum(name in ("all", cell.split()[-1]) for cell in cells)
-            for cells in (product, executed, refused)
+            for cells in (product, executed)
         )
-        text.append(f"{name:9}{some:7}{ran:10}{only:15}{some - ran - only:9}")
+        text.append(f"{name:9}{some:7}{ran:10}{some - ran:9}")
     text.append(
         f"{len(executed)} of {len(product)} cells ran ({len(executed) / len(product):.0%}); "
-        f"{len(found[PROGRAMS])} different programs, all shapes together. "
-        "Compiled only: wgmma, whose other targets ran."
+        f"{len(found[PROGRAMS])} different programs, all shapes together."
     )
     return text
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.static.ptx import UnsupportedError
 from kernels import packing
 from kernels.formats import find_format
 from kernels.triton import KERNELS, upcast
@@ -21,7 +20,6 @@ from tests.ptx_kernels import (
     READ_NO_X,
     TARGETS,
     covering_jobs,
-    emulated,
     everything,
     pairs,
     product_jobs,
@@ -73,9 +71,7 @@ def covering(tmp_path_factory: pytest.TempPathFactory) -> dict[Job, Outcome]:
 def complaint(job: Job, outcome: Outcome) -> str:
     """What is wrong with a job; "" if it ran without a fault and its output is right."""
     if outcome.error is None:
-        return "" if outcome.refused and not emulated(job) else outcome.problem
-    if outcome.refused or not emulated(job):
-        return "it is said not to be emulated"
+        return outcome.problem
     most = upcast.TOLERANCE if job.arm == "upcast" else TOLERANCES[job.activation]
     most = 0 if job.arm in EXACT else most
     return "" if outcome.error <= most else f"its error is {outcome.error:.1e}"
@@ -91,8 +87,7 @@ def spilling(outcomes: dict[Job, Outcome]) -> dict[tuple[str, str, str, str, int
 
 
 def test_the_subset_covers_every_value_on_every_target() -> None:
-    jobs = [*filter(emulated, everything())]
-    wanted = {pair for job in jobs for pair in pairs(job)}
+    wanted = {pair for job in everything() for pair in pairs(job)}
     assert {pair for job in COVERING for pair in pairs(job)} == wanted
 
 
@@ -183,20 +178,13 @@ def test_what_is_written_past_the_rows_is_seen(
 @pytest.mark.parametrize(
     ("outcome", "said"),
     [
-        (Outcome(1e-3, "", False, "p", 32, 0), ""),
-        (Outcome(3e-3, "", False, "p", 32, 0), "its error is 3.0e-03"),
-        (Outcome(None, "race", False, "p", 32, 0), "race"),
-        (Outcome(None, "wgmma", True, "p", 32, 0), "wgmma"),  # on a target that has none
+        (Outcome(1e-3, "", "p", 32, 0), ""),
+        (Outcome(3e-3, "", "p", 32, 0), "its error is 3.0e-03"),
+        (Outcome(None, "race", "p", 32, 0), "race"),
     ],
 )
 def test_what_is_wrong_is_said(outcome: Outcome, said: str) -> None:
     assert complaint(AUDITED_JOB, outcome) == said
-
-
-def test_a_refusal_is_in_order_for_wgmma_only() -> None:
-    refused = Outcome(None, "wgmma", True, "p", 32, 0)
-    assert complaint(WGMMA, refused) == ""
-    assert complaint(WGMMA, replace(refused, error=0.0, refused=False)) != ""
 
 
 @pytest.mark.parametrize("plain", SAME[::2], ids=name)
@@ -227,9 +215,10 @@ def test_emulator_agrees_with_the_interpreter(job: Job, compiled: dict[Job, Ptx]
     assert np.abs(out - interpreted).max() <= ONE_ROUNDING * np.abs(interpreted).max()
 
 
-def test_wgmma_is_refused_with_advice(compiled: dict[Job, Ptx]) -> None:
-    with pytest.raises(UnsupportedError, match="test the kernel's sm_80"):
-        run_job(WGMMA, compiled[WGMMA])
+def test_tensor_cores_of_sm_90_take_part(compiled: dict[Job, Ptx]) -> None:
+    (error, report) = run_job(WGMMA, compiled[WGMMA])
+    assert error <= TOLERANCES["fp16"]
+    assert report.instructions["wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16"] > 0
 
 
 def test_bytes_and_sectors_of_a_stream(compiled: dict[Job, Ptx]) -> None:

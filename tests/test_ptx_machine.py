@@ -232,7 +232,6 @@ def test_many_ctas_share_no_memory() -> None:
 @pytest.mark.parametrize(
     ("opcode", "advice"),
     [
-        ("wgmma.fence.sync.aligned;", "test the kernel's sm_80 or sm_120 build"),
         ("tcgen05.alloc.cta_group::1.sync.aligned.b32 [%q0], 32;", "sm_80 or sm_120 build"),
         ("cp.async.bulk.commit_group;", "test the kernel's sm_80 build"),
         ("mbarrier.arrive.shared.b64 %q0, [%r0];", "test the kernel's sm_80 build"),

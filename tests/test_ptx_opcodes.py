@@ -37,7 +37,7 @@ TESTED_ELSEWHERE = {
     "memory": {"ld", "st", "cp", "cvta", "createpolicy", "atom", "red", "membar", "fence"},
     "control": {"bra", "ret", "exit", "bar", "barrier", "trap"},
     "warp": {"shfl", "vote", "activemask", "redux"},
-    "matrix": {"mma", "ldmatrix", "stmatrix"},
+    "matrix": {"mma", "wgmma", "ldmatrix", "stmatrix"},
 }
 NOT_HERE = set().union(*TESTED_ELSEWHERE.values())
 

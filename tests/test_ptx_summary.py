@@ -5,21 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests import ptx_summary
-from tests.ptx_cells import AUDITED, Outcome
-from tests.ptx_kernels import RAGGED, emulated, product_jobs
+from tests.ptx_cells import Outcome
+from tests.ptx_kernels import RAGGED, product_jobs
 
-RAN = Outcome(0.0, "", False, "a", 32, 0)
-REFUSED = replace(RAN, error=None, refused=True)
+RAN = Outcome(0.0, "", "a", 32, 0)
+WRONG = replace(RAN, error=None, problem="a race")
 
 
 def test_cells_are_counted_once_and_by_target() -> None:
     jobs = [job for job in product_jobs() if job.capability == 80 and job.arm == "fused"][:3]
     ragged = replace(jobs[0], n=RAGGED["gemv"][0], k=RAGGED["gemv"][1])
     outside = replace(jobs[0], batch=2)
-    wgmma = next(job for job in product_jobs() if not emulated(job))
-    assert (wgmma.n, wgmma.k) == AUDITED
+    other = next(job for job in product_jobs() if job.capability == 90)
     first = ptx_summary.emulated_properties({jobs[0]: RAN, ragged: RAN, outside: RAN})
-    second = ptx_summary.emulated_properties({jobs[1]: replace(RAN, program="b"), wgmma: REFUSED})
+    second = ptx_summary.emulated_properties({jobs[1]: replace(RAN, program="b"), other: WRONG})
     plain = next(job for job in product_jobs() if job.regime == "gemv")
     cell = ptx_summary.interpreted_cell(plain.arm, plain.regime, plain.format_name, plain.batch)
     recorded = [[*first.items()], [*second.items()], [("other", 1)], [("interpreted", cell)]]
@@ -27,9 +26,9 @@ def test_cells_are_counted_once_and_by_target() -> None:
     counts = {line.split()[0]: [*map(int, line.split()[1:])] for line in text[2:7]}
     of_target = sum(job.capability == 80 for job in product_jobs())
     everything = len(product_jobs())
-    assert counts["sm_80"] == [of_target, 2, 0, of_target - 2]
-    assert counts["sm_90"] == [of_target, 0, 1, of_target - 1]
-    assert counts["all"] == [everything, 2, 1, everything - 3]
+    assert counts["sm_80"] == [of_target, 2, of_target - 2]
+    assert counts["sm_90"] == [of_target, 0, of_target]
+    assert counts["all"] == [everything, 2, everything - 2]
     assert text[7].startswith(f"2 of {everything} cells ran (0%); 2 different programs")
     assert text[8].startswith("Triton's interpreter ran 1 of ")
 

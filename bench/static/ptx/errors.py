@@ -23,6 +23,7 @@ class Fault(StrEnum):
     UNINITIALISED_SHARED = "uninitialised shared memory"
     RACE = "shared-memory race"
     ASYNC_COPY = "asynchronous copy before its wait"
+    ASYNC_PRODUCT = "asynchronous product out of order"
     MISSING_LANES = "missing lanes"
     DIVERGENT_BARRIER = "divergent barrier"
     TRAP = "trap"

@@ -29,6 +29,7 @@ from bench.static.ptx.errors import Fault, UnsupportedError
 from bench.static.ptx.memory import GlobalMemory, LocalMemory, SharedMemory
 from bench.static.ptx.program import Instruction, Kernel, Negated, Operand
 from bench.static.ptx.registers import WARP_LANES, Registers
+from bench.static.ptx.warpgroup import Products
 
 if TYPE_CHECKING:
     from bench.static.ptx.counters import Counters
@@ -87,6 +88,7 @@ class Machine(Registers):
         self.waits_at = np.full(self.size, -1)
         self.copies: list[tuple[Array, Array, Array, Array]] = []  # lanes, groups, positions, data
         self.groups = np.zeros(self.size, np.int64)  # of asynchronous copies, committed
+        self.products = Products(self.warps)
         self.blocks_run = np.zeros(self.end, np.int64)  # by warps
         self.last_blocks = {
             index

@@ -35,6 +35,7 @@ REGION_BITS = 32  # each buffer has 4 GiB of addresses to itself
 GUARD_BYTES = 256
 UNWRITTEN, WRITTEN, IN_FLIGHT = 0, 1, 2
 POISON = 0xFF  # in bytes that nobody may read
+CHUNK_BYTES = 16  # wgmma reads shared memory by these
 NEVER_WRITTEN = "shared memory that nothing has written"
 
 
@@ -170,6 +171,8 @@ class SharedMemory:
         self.writer = np.zeros(total if race else 0, np.int64)
         self.reader = np.zeros(total if race else 0, np.int64)
         self.changer = np.zeros(total if race else 0, np.int64)  # by an atomic operation
+        self.product_reads = np.zeros(total // CHUNK_BYTES, np.int64)  # by wgmma in flight
+        self.hidden = np.zeros(total // CHUNK_BYTES, bool)  # from wgmma: no fence since a write
 
     def locate(
         self, machine: Machine, instruction: Instruction, addresses: Array, lanes: Array, size: int
@@ -312,6 +315,12 @@ class SharedMemory:
             bad = (states[rows] == IN_FLIGHT).any(axis=1)
             detail = "writes shared memory into which an asynchronous copy is in flight"
             machine.fault(Fault.ASYNC_COPY, instruction, lanes[bad], detail)
+        chunks = positions // CHUNK_BYTES
+        if self.product_reads[chunks].any():
+            bad = self.product_reads[chunks] > 0
+            detail = "writes shared memory that a wgmma reads which nothing has waited for"
+            machine.fault(Fault.ASYNC_PRODUCT, instruction, lanes[bad], detail)
+        self.hidden[chunks] = True
         same = memory[rows] == data if state == WRITTEN else np.zeros(data.shape, bool)
         if self.race:
             check = self.check_other
@@ -333,8 +342,32 @@ class SharedMemory:
         rows, size = positions // data.shape[1], data.shape[1]
         self.bytes.reshape(-1, size)[rows] = data
         self.state.reshape(-1, size)[rows] = WRITTEN
+        self.hidden[positions // CHUNK_BYTES] = True
         if self.race:
             self.writer.reshape(-1, size)[rows] = self.stamps(machine, lanes)[1]
+
+    # wgmma, which reads through a proxy of its own (warpgroup.py)
+
+    def show(self, ctas: Array) -> None:
+        """A fence: what was written in these CTAs is there for wgmma."""
+        self.hidden.reshape(-1, self.stride // CHUNK_BYTES)[ctas] = False
+
+    def check_shown(
+        self, machine: Machine, instruction: Instruction, positions: Array, lanes: Array
+    ) -> None:
+        """Fault for a wgmma that reads what was written since the last fence."""
+        bad = self.hidden[positions // CHUNK_BYTES]
+        if bad.any():
+            detail = "no fence.proxy.async since the shared memory that it reads was written"
+            machine.fault(Fault.ASYNC_PRODUCT, instruction, lanes[bad], detail)
+
+    def begin_product(self, chunks: Array) -> None:
+        """These 16 bytes each are being read from now on."""
+        np.add.at(self.product_reads, chunks, 1)
+
+    def end_product(self, chunks: Array) -> None:
+        """They have been read."""
+        np.subtract.at(self.product_reads, chunks, 1)
 
 
 class LocalMemory:

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.static.ptx import access, atomics, block_scale, integers, numerics, tensor_core, warp
+from bench.static.ptx import (
+    access,
+    atomics,
+    block_scale,
+    integers,
+    numerics,
+    tensor_core,
+    warp,
+    warpgroup,
+)
 from bench.static.ptx.compute import (
     Operation,
     approximate,
@@ -46,6 +55,9 @@ if TYPE_CHECKING:
 
 INTEGERS = "{u,s}{16,32,64}"
 ORDERS = "{relaxed,acquire,release,acq_rel}"
+WGMMA = (
+    "wgmma.mma_async.sync.aligned.m64n{8,16,24,32,40,48,56,64,72,80,88,96,104,112,120,128,192,256}"
+)
 SCOPES = "{cta,gpu,sys}"
 ATOMIC = (  # nvcc's form, the ISA's and the two orders that Triton writes
     f"{{.{{global,shared}},.{ORDERS}.{SCOPES}.{{global,shared}},"
@@ -55,7 +67,6 @@ HALVES = "{f16,bf16,f16x2,bf16x2}"
 FLOATS = "{f32,f16,bf16,f16x2,bf16x2}"
 
 ADVICE = {
-    "wgmma": "test the kernel's sm_80 or sm_120 build, which uses mma.sync.",
     "tcgen05": "test the kernel's sm_80 or sm_120 build, which uses mma.sync.",
     "mbarrier": "test the kernel's sm_80 build, which uses cp.async and bar.sync.",
     "cp.async.bulk": "test the kernel's sm_80 build, which uses cp.async.",
@@ -270,6 +281,14 @@ OPCODES: dict[str, Operation] = {
         ".scale_vec::1X.f32.e4m3.e4m3.f32.ue8m0",
         block_scale.bind_scaled_mma,
     ),
+    # Asynchronous Warpgroup Level Matrix Instructions
+    **table("tensor", f"{WGMMA}k16.f32.{{f16.f16,bf16.bf16}}", warpgroup.bind_product),
+    **table("tensor", f"{WGMMA}k32.f32.{{e4m3,e5m2}}.{{e4m3,e5m2}}", warpgroup.bind_product),
+    **table("tensor", f"{WGMMA}k32.s32.{{s8,u8}}.{{s8,u8}}", warpgroup.bind_product),
+    **table("tensor", "wgmma.fence.sync.aligned", warpgroup.bind_fence),
+    **table("tensor", "wgmma.commit_group.sync.aligned", warpgroup.bind_commit),
+    **table("tensor", "wgmma.wait_group.sync.aligned", warpgroup.bind_wait),
+    **table("control", "fence.proxy.async{,.shared::cta}", warpgroup.bind_proxy_fence),
     # Parallel Synchronization and Communication Instructions
     **table("control", "{bar.sync,barrier.sync.aligned}", bind_barrier),
     **table("atomic", f"{{atom,red}}{ATOMIC}.add.{{u32,s32,u64,f32}}", atomics.bind_atomic),

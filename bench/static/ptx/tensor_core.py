@@ -164,14 +164,17 @@ def matrix_c(values: Array) -> Array:
 def fragment_d(result: Array, kind: str) -> list[Array]:
     """Registers uint32 [warps, 32] of D: float64 or int64 [warps, 16, 8]."""
     parts = result.reshape(-1, 2, 8, 4, 2).transpose(0, 2, 3, 1, 4)  # warp, g, t, row half, column
-    values = np.ascontiguousarray(parts).reshape(-1, WARP_LANES, 4)
-    if kind == "s32":
-        bits = values.astype(np.int64).astype(np.int32).view(np.uint32)
-    elif kind == "f16":
-        bits = numerics.encode(values, "f16").view(np.uint32)
-    else:
-        bits = numerics.encode(values, "f32")
+    bits = encoded(np.ascontiguousarray(parts).reshape(-1, WARP_LANES, 4), kind)
     return [bits[..., j] for j in range(bits.shape[-1])]
+
+
+def encoded(values: Array, kind: str) -> Array:
+    """Registers uint32 [..., m] of numbers float64 or int64 [..., n]; those of f16 come in pairs."""
+    if kind == "s32":
+        return values.astype(np.int64).astype(np.int32).view(np.uint32)
+    if kind == "f16":
+        return numerics.encode(values, "f16").view(np.uint32)
+    return numerics.encode(values, "f32")
 
 
 def multiply(a: Array, b: Array, c: Array, kind: str, rounding: Rounding | None) -> Array:
