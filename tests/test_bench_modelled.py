@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 import bench.measure.devices
-from bench import check, dequant, report
+from bench import check, dequant, report, trap
 from bench.analysis.trust import REFUSED_SHARE
 from bench.measure.devices import DeviceError, modelled_board
 from bench.static import audit_all, device, parameters
@@ -389,6 +389,30 @@ def test_other_commands_take_the_profile_and_say_what_it_is(tmp_path: Path) -> N
     assert printed.exit_code == 0
     assert printed.stdout.splitlines()[1].startswith("MODELLED, NOT MEASURED")
     assert profile.kind == "modelled"
+
+
+@pytest.mark.usefixtures("compilations")
+@pytest.mark.parametrize(
+    ("board", "model", "said"),
+    [
+        ("h100", "Llama-3.1-8B", "16 bits fit this device (15.0 GiB of weights, 79.6 GiB of memory;"),
+        ("h100", "Llama-3.1-70B", "16 bits do not fit this device (131.4 GiB of weights, 79.6 GiB of"),
+        ("h200", "Llama-3.1-70B", "16 bits fit this device (131.4 GiB of weights, 140.4 GiB of"),
+        ("t4", "Qwen3-8B", "16 bits do not fit this device (15.3 GiB of weights, 15.0 GiB of"),
+    ],
+)  # fmt: skip
+def test_whether_16_bits_fit_a_board_is_answered_from_its_data_sheet(
+    tmp_path: Path, board: str, model: str, said: str
+) -> None:
+    output = tmp_path / "x.json"
+    assert run(output, "--gpu", board, "--model", model).exit_code == 0
+    app = typer.Typer()
+    app.command()(trap.main)
+    asked = [str(output), "--kind", "modelled", "--no-pictures"]
+    text = " ".join(CliRunner().invoke(app, asked).stdout.split())
+    assert said in text
+    assert "memory is not known" not in text
+    assert load_profile(output, allow=("modelled",)).modelled.parameters["memory_gib"].unit == "GiB"
 
 
 def test_many_refused_rows_make_the_exit_code_1_and_come_first(

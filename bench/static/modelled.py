@@ -163,12 +163,9 @@ def describe(gpu: Gpu) -> DeviceInfo:
         uuid_hash=None,
         cores=round(gpu.sms.value),
         last_level_cache_bytes=round(gpu.l2_mb.value * 1e6),
-        memory_bytes=None,
+        memory_bytes=round(gpu.memory_gib.value * 2**30),
         capability=gpu.capability,
-        missing={
-            "uuid_hash": "modelled: there is no such board here",
-            "memory_bytes": "modelled: no memory is allocated",
-        },
+        missing={"uuid_hash": "modelled: there is no such board here"},
     )
 
 
