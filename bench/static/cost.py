@@ -1,6 +1,6 @@
 """What a kernel asks of a GPU: instructions, bytes and tensor work per weight, as plain data.
 
-Counts come from machine code (`bench/static/counts.py` for our kernels, `peers.py` for other people's).
+Counts come from machine code (`bench/static/audit.py` for our kernels, `peers.py` for other people's).
 They are per weight and per pass: a pass dequantizes every weight once and multiplies it with up to
 `rows_per_pass` rows of x. Batch 64 in a kernel whose tile has 16 rows makes four passes.
 
