@@ -94,9 +94,9 @@ def _ratios(profile: Profile, weight_format: str) -> Iterator[RenderableType]:
     variants = list(dict.fromkeys(r.kernel.variant for r in fused))
     if not fused:
         return
-    table = plain_table(
-        f"{weight_format}: R, weights/s the pipes allow / weights/s memory delivers", variants
-    )
+    table = plain_table("", variants)
+    words = f"{weight_format}: R, weights/s the pipes allow / weights/s memory delivers"
+    table.title = Text(words, no_wrap=True, overflow="ignore")  # wider than a table of two variants
     for batch in dict.fromkeys(r.batch for r in fused):
         cells = {r.kernel.variant: r for r in fused if r.batch == batch}
         table.add_row(str(batch), *(_ratio_cell(cells.get(name)) for name in variants))
