@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from profiles.specs import Gpu
 
 FOLDER = Path(__file__).resolve().parent.parent / "profiles" / "modelled"
-FORMATS = (
-    "int4-g128,nf4-b64,int8-ch,fp8_e4m3-ch"  # one of each encoding and width, as in bench.sass
+FORMATS = (  # one of each encoding and width, as in bench.sass, and two integers in groups of one size, for
+    "int4-g128,int8-g128,nf4-b64,int8-ch,fp8_e4m3-ch"  # which dphi/dp exists
 )
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MODEL = "Llama-3.1-8B"

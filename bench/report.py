@@ -66,7 +66,7 @@ def render(profile: Profile, operator: str = LAYER) -> RenderableType:
     return Group(*parts)
 
 
-def _banner(profile: Profile) -> Iterator[Text]:
+def _banner(profile: Profile) -> Iterator[RenderableType]:
     """Of a modelled profile: how many rows were refused, and in capitals what the others are."""
     modelled = profile.modelled
     if modelled is None:
@@ -75,8 +75,11 @@ def _banner(profile: Profile) -> Iterator[Text]:
     share = refused / rows if rows else 0.0
     style = "bold red" if share > REFUSED_SHARE else "bold"
     yield Text(f"{refused} of {rows} rows refused: not modelled ({share:.0%}).", style=style)
+    reasons = Table.grid(padding=(0, 1, 0, 0))  # a long one goes on under its beginning
     for reason, count in modelled.refused.items():
-        yield Text(f"  {count} {reason}")
+        reasons.add_row("", Text(str(count), justify="right"), Text(reason))
+    if modelled.refused:
+        yield reasons
     yield Text(
         "MODELLED, NOT MEASURED: no GPU was here, and none has run this. Times follow from compiled machine "
         "code and data sheets; the intervals say how wrong that has been elsewhere.",
@@ -91,9 +94,9 @@ def _ratios(profile: Profile, weight_format: str) -> Iterator[RenderableType]:
     variants = list(dict.fromkeys(r.kernel.variant for r in fused))
     if not fused:
         return
-    table = plain_table(
-        f"{weight_format}: R, weights/s the pipes allow / weights/s memory delivers", variants
-    )
+    table = plain_table("", variants)
+    words = f"{weight_format}: R, weights/s the pipes allow / weights/s memory delivers"
+    table.title = Text(words, no_wrap=True, overflow="ignore")  # wider than a table of two variants
     for batch in dict.fromkeys(r.batch for r in fused):
         cells = {r.kernel.variant: r for r in fused if r.batch == batch}
         table.add_row(str(batch), *(_ratio_cell(cells.get(name)) for name in variants))
@@ -364,13 +367,7 @@ def _notes(profile: Profile) -> Iterator[str]:
             f"FAILED {row.arm} ({row.implementation}, {row.weight_format}) on {row.operator} "
             f"at batch {row.batch}: {row.failure}."
         )
-    refused: dict[str, list[str]] = {}
-    for row in profile.rows:
-        if row.failure is not None and row.failure.startswith(NOT_HERE):
-            name = f"{row.arm} ({row.implementation}, {row.weight_format})"
-            refused.setdefault(row.failure.removeprefix(NOT_HERE), []).append(name)
-    for reason, names in refused.items():
-        yield f"Not on this device: {', '.join(sorted(set(names)))}: {reason}."
+    yield from _not_here(profile)
     untuned = sum(row.configuration.startswith("untuned") for row in profile.rows)
     if untuned:
         yield (
@@ -390,9 +387,21 @@ def _modelled_notes(profile: Profile) -> Iterator[str]:
     """What to be careful about where nothing was measured."""
     assert profile.modelled is not None
     yield "MODELLED: below each interval the resource that would take longest alone."
-    yield f"Intervals: {profile.modelled.intervals}."
+    yield f"Model {profile.modelled.model}. Intervals: {profile.modelled.intervals}."
+    yield from _not_here(profile)
     yield from (f"{note[0].upper()}{note[1:]}." for note in profile.modelled.notes)
     yield from _joules(profile)
+
+
+def _not_here(profile: Profile) -> Iterator[str]:
+    """Kernels whose instructions the device lacks, by what they are."""
+    lacking: dict[str, list[str]] = {}
+    for row in profile.rows:
+        if row.failure is not None and row.failure.startswith(NOT_HERE):
+            name = f"{row.arm} ({row.implementation}, {row.weight_format})"
+            lacking.setdefault(row.failure.removeprefix(NOT_HERE), []).append(name)
+    for reason, names in lacking.items():
+        yield f"Not on this device: {', '.join(sorted(set(names)))}: {reason}."
 
 
 def _joules(profile: Profile) -> Iterator[str]:

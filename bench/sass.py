@@ -7,12 +7,13 @@
     python -m bench.sass --format int4-g128 --gate limits.toml                   fail where a limit is passed
     python -m bench.sass --pipes                    how fast ptxas and others believe each pipe to be
     python -m bench.sass --limits --plot r.png      R: which boards hide dequantization, for which kernels
-    python -m bench.sass --cuda                     our CUDA C++ kernels and probes, for every architecture
+    python -m bench.sass --targets                  our tuned Triton kernels beside what they should need
+    python -m bench.sass --cuda                     our CUDA C++ kernels beside theirs, and the probes
 
 No GPU is needed and nothing is run. Tables (or --json) go to stdout, progress and warnings to stderr. Audits
 are kept in build/sass/, so that only what changed is compiled again; kernels given by --source, --cubin and
 --so are counted anew each time. Limits: see bench.static.audit_gate. Exit codes: 0 good, 1 a limit was
-passed or a kernel does not compile, 2 usage or a file that cannot be used, 130 interrupted.
+passed, a target missed or a kernel does not compile, 2 usage or a file that cannot be used, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -349,6 +350,33 @@ def show(report: Report, as_json: bool, lines: list[str]) -> None:
     Console(highlight=False).print(render(report))
 
 
+def show_targets(ask: Ask, as_json: bool) -> int:
+    """Our tuned Triton kernels beside their targets; returns the exit code.
+
+    Raises:
+        UsageError: no kernel of a format has a target, or another choice was made.
+    """
+    from rich.console import Console
+
+    from bench.static import targets
+    from bench.static.audit_cache import open_cache
+
+    if any(value for name, value in vars(ask).items() if name != "format"):
+        raise UsageError("--targets takes --format and --json, and nothing else.")
+    known = list(dict.fromkeys(name for _, name, _ in targets.TARGETS))
+    formats = chosen("format", ask.format, known) if ask.format is not None else []
+    audits, failures = audited(targets.jobs(formats), open_cache())
+    found = targets.lines(audits, formats)
+    if as_json:
+        sys.stdout.write(json.dumps(targets.to_data(found), indent=1) + "\n")
+    else:
+        Console(highlight=False).print(targets.render(found))
+    said = {**failures, **{line.name: line.failure for line in found if line.failure}}
+    for name, why in said.items():
+        typer.echo(f"{name}: {why}", err=True)
+    return int(bool(said))
+
+
 def show_cuda(as_json: bool) -> int:
     """Compiles and prints the CUDA C++ kernels and the probes, with a bar on stderr; returns the exit code."""
     from rich.console import Console
@@ -408,6 +436,9 @@ def main(
         bool, typer.Option("--pipes", help="Rates of the pipes, as ptxas and others have them.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    show_target: Annotated[
+        bool, typer.Option("--targets", help="Our tuned Triton kernels against their targets.")
+    ] = False,
     cuda: Annotated[
         bool,
         typer.Option("--cuda", help="Our CUDA C++ kernels against their targets, and the probes."),
@@ -421,6 +452,8 @@ def main(
     with exit_codes(GateError, FileNotFoundError, CudaError):
         if cuda:
             raise typer.Exit(show_cuda(as_json))
+        if show_target:
+            raise typer.Exit(show_targets(ask, as_json))
         if weights is not None and weights < 1:
             raise UsageError(f"--weights takes a number from 1 up, not {weights}.")
         if plot is not None and not show_limits:

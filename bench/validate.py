@@ -24,6 +24,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bench.static.freeze import frozen
 from bench.static.parameters import SMALL_BATCH
 from bench.static.published import load_rows
 from bench.static.score import VENDOR_FAMILY, Scored, by_board, errors, held_out, predict_row
@@ -126,26 +127,43 @@ def render(rows: Sequence[Scored]) -> RenderableType:
     standings = Counter(s.standing for s in rows)
     reasons = Counter(s.reason for s in rows if s.standing == "refused")
     head = Text(f"{BANNER}\n", style="bold")
+    version = frozen().version
     head.append(
+        f"Model {frozen().name} ({frozen().digest[:12]}); version {version.version} was frozen on "
+        f"{version.frozen_on} with {len(version.tables)} of these tables in view.\n"
         f"{len(rows)} figures: {standings['scored']} scored, {standings['apart']} apart, "
         f"{standings['refused']} not modelled "
         f"({'; '.join(f'{n} {reason}' for reason, n in reasons.most_common())}).\n"
     )
-    parts: list[RenderableType] = [head, *(_table(title, groups) for title, groups in tables(rows))]
+    parts: list[RenderableType] = [head]
+    for title, groups in tables(rows):
+        parts += [Text(title, style="bold"), _table(groups), Text()]
     missed = failing(rows)
-    parts.append(Text(f"\n{len(missed)} scored rows outside their 90 % interval:", style="bold"))
-    parts.extend(Text(_sentence(s)) for s in missed)
+    parts.append(Text(f"{len(missed)} scored rows outside their 90 % interval:", style="bold"))
+    parts.append(_hanging([(" ", _sentence(s), "") for s in missed]))
     parts.append(Text("\nAsked of the model:", style="bold"))
-    for r in (*requirements(rows), *goals(rows)):
-        style = "green" if r.met else "bold red"
-        parts.append(Text(f"{'met' if r.met else 'MISSED':8}{r.text}: {r.found}", style=style))
+    asked = [
+        ("met", f"{r.text}: {r.found}", "green") if r.met
+        else ("MISSED", f"{r.text}: {r.found}", "bold red")
+        for r in (*requirements(rows), *goals(rows))
+    ]  # fmt: skip
+    parts.append(_hanging(asked))
     return Group(*parts)
+
+
+def _hanging(lines: Sequence[tuple[str, str, str]]) -> Table:
+    """Words, sentences and styles; a long sentence goes on under its beginning."""
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for word, sentence, style in lines:
+        table.add_row(word, Text(sentence), style=style)
+    return table
 
 
 def to_json(rows: Sequence[Scored]) -> str:
     """The same for programs."""
     data: dict[str, Any] = {
         "kind": "modelled",
+        "model": {"version": frozen().name, "sha256": frozen().digest},
         "requirements": [asdict(r) for r in (*requirements(rows), *goals(rows))],
         "tables": {
             title: {name: asdict(errors(group)) for name, group in groups}
@@ -160,11 +178,9 @@ def to_json(rows: Sequence[Scored]) -> str:
     return json.dumps(data, indent=1, ensure_ascii=False)
 
 
-def _table(title: str, groups: Sequence[tuple[str, Sequence[Scored]]]) -> Table:
-    table = Table(
-        title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
-    )
-    table.add_column("", no_wrap=True)
+def _table(groups: Sequence[tuple[str, Sequence[Scored]]]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("")
     for name in ("rows", "MAPE", "bias", "in\n90 %", "in\ncorners", "ideal", "0.8 bw\n+ 3 us"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("mostly limited by", no_wrap=True)
@@ -184,7 +200,7 @@ def _sentence(s: Scored) -> str:
     low, high = s.interval
     unit = "us" if s.row.source.metric == "time_us" else "x"
     return (
-        f"  {s.row}: published {s.row.value:.4g} {unit}, modelled {s.predicted:.4g} "
+        f"{s.row}: published {s.row.value:.4g} {unit}, modelled {s.predicted:.4g} "
         f"[{low:.4g} to {high:.4g}] {unit}, limiter {s.limiter}"
     )
 

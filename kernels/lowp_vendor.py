@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 256)
 LEAST_ROWS = {"cuda": 17, "cpu": 1}  # that _int_mm takes
-FP8_CAPABILITY = (8, 9)
+FP8_CAPABILITY = 89  # times ten
 
 
 def quantize_int8(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> None:
@@ -79,8 +79,9 @@ def bind_fp8(tensors: Tensors, x: torch.Tensor, out: torch.Tensor, quantizes: bo
     """
     batch, k = x.shape
     n = tensors["codes"].shape[0]
-    if x.device.type != "cuda" or torch.cuda.get_device_capability(x.device) < FP8_CAPABILITY:
-        raise UnsupportedError("FP8 tensor cores need compute capability 8.9")
+    needed = divmod(FP8_CAPABILITY, 10)
+    if x.device.type != "cuda" or torch.cuda.get_device_capability(x.device) < needed:
+        raise UnsupportedError(f"FP8 tensor cores need compute capability {FP8_CAPABILITY / 10}")
     if n % 16 or k % 16:
         raise ValueError(f"torch._scaled_mm takes n and k in multiples of 16, not {n} and {k}.")
     codes = torch.empty(batch, k, dtype=torch.uint8, device=x.device)
@@ -124,6 +125,7 @@ def _kernels(device: Literal["cuda", "cpu"], name: str) -> tuple[Kernel, Kernel]
         bind=partial(bind, quantizes=False),
         variant="int_mm" if integer else "scaled_mm",
         tolerance=lowp.TOLERANCE,
+        least_capability=0 if integer else FP8_CAPABILITY,
     )
     before = "triton" if device == "cuda" else "torch"
     whole = partial(bind, quantizes=True)

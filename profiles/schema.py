@@ -528,6 +528,10 @@ class Modelled(Record):
         description="why a row has no time, to the number of such rows"
     )
     compiler: str
+    model: str = Field(
+        default="unversioned",
+        description="version of the model, and the beginning of the SHA-256 of what defines it",
+    )
     intervals: str = Field(description="where the intervals come from")
     notes: tuple[str, ...] = ()
     parameters: dict[str, Parameter]

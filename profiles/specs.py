@@ -121,6 +121,8 @@ class Gpu(Record):
         capability: compute capability.
         sms: multiprocessors.
         sm_clock_mhz: highest boost clock; from the base clock.
+        memory_gib: capacity, 2^30 bytes, as the driver reports it: error correction and the driver's own share
+            are off it, so that it is up to 6 % less than a datasheet's.
         memory_gb_per_s: peak bandwidth, 1e9 bytes per second.
         memory_bus_bits: width of the memory bus.
         memory_pin_gbit_per_s: data rate of one of its pins.
@@ -141,6 +143,7 @@ class Gpu(Record):
     capability: str
     sms: Number
     sm_clock_mhz: Number
+    memory_gib: Number
     memory_gb_per_s: Number
     memory_bus_bits: Number
     memory_pin_gbit_per_s: Number

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from bench.static import sass
 from bench.static.audit import weights_per_pass
 from bench.static.compile import CompiledKernel, compile_kernel
-from bench.static.occupancy import resident_warps
+from bench.static.occupancy import resident_programs
 
 if TYPE_CHECKING:
     from kernels.triton.plan import Plan
@@ -97,13 +97,14 @@ def report(job: Job) -> Report:
     """Compile one job and count."""
     compiled, weights = compile_job(job)
     hot = sass.hot_code(compiled.sass)
+    used = (compiled.registers, compiled.shared_bytes, compiled.num_warps)
     text = "\n".join(f"{i.predicate} {i.opcode} {i.operands}" for i in compiled.sass)
     return Report(
         digest=hashlib.sha256(text.encode()).hexdigest(),
         registers=compiled.registers,
         spills=compiled.spills,
         num_warps=compiled.num_warps,
-        warps=resident_warps(compiled),
+        warps=resident_programs(job.capability, *used) * compiled.num_warps,
         weights=weights,
         has_loop=bool(sass.loops(compiled.sass)),
         instructions=len(hot),

@@ -13,20 +13,20 @@ import typer
 from typer.testing import CliRunner, Result
 
 import bench.measure.devices
-from bench import check, dequant, report
+from bench import check, dequant, report, trap
 from bench.analysis.trust import REFUSED_SHARE
 from bench.measure.devices import DeviceError, modelled_board
 from bench.static import audit_all, device, parameters
 from bench.static.audit import Audit, Job, plan_for
 from bench.static.cost import Problem
 from bench.static.device import Layer, Model, jobs_of_layer
-from bench.static.modelled import difference, ratio, tabulate
+from bench.static.modelled import difference, foundation, ratio, tabulate
 from bench.static.ours import Cut, launch_on
 from kernels import find_kernels
 from kernels.formats import find_format
 from kernels.unfused import compose
 from profiles.reader import ProfileError, load_profile
-from profiles.schema import LAYER, Operator, Profile, Quantity, Workload, quantities
+from profiles.schema import LAYER, NOT_HERE, Operator, Profile, Quantity, Workload, quantities
 from profiles.specs import load_gpu
 
 H100 = load_gpu("h100")
@@ -223,7 +223,8 @@ def test_tiles_are_refused_where_no_tensor_cores_multiply_them() -> None:
     refused = {(a.kernel.arm, a.kernel.variant) for a in model.arms if a.estimate.value_s is None}
     variants = ("gemm", "gemm-ptx")
     products = {(arm, v) for arm in ("fused", "bypass") for v in variants}
-    assert refused == products | {("native", "gemm")}
+    tiled = products | {("native", "gemm"), ("upcast", "gemm")}
+    assert refused == tiled | {("upcast", "two-launches")}
     assert "7.5" in arm(model, "fused", "gemm", batch=16).estimate.reason
 
 
@@ -231,7 +232,6 @@ def test_tiles_are_refused_where_no_tensor_cores_multiply_them() -> None:
 
 
 def test_every_arm_of_a_measured_run_has_a_row_under_the_same_name() -> None:
-    """But for those beside the ladder."""
     model = modelled((1, 16))
     for batch in (1, 16):
         kernels = find_kernels("cuda", INT4, "fp16", batch)
@@ -240,7 +240,6 @@ def test_every_arm_of_a_measured_run_has_a_row_under_the_same_name() -> None:
         wanted = {
             (k.arm, k.implementation, k.variant, k.reads(INT4, "fp16").name)
             for k in (*kernels, compose(dequantizer, vendor))
-            if k.arm not in ("upcast", "lowp")
         }
         for operator in ("o_proj", "gate_up_proj"):
             found = [
@@ -250,6 +249,88 @@ def test_every_arm_of_a_measured_run_has_a_row_under_the_same_name() -> None:
             ]
             assert len(found) == len(set(found))
             assert set(found) == wanted
+
+
+def test_upcast_is_modelled_as_any_other_kernel_and_moves_x_and_y_in_fp32() -> None:
+    model = modelled((1,))
+    cast = arm(model, "upcast", "gemv")
+    assert cast.traffic.bytes_read == 2 * 4096 * 4096 + 4 * 4096
+    moved = 2 * 4096 * 4096 + 4 * (4096 + 4096)
+    assert cast.estimate.parts_s["dram"] == pytest.approx(moved / (3350e9 * 0.87))
+    assert arm(model, "upcast", "two-launches").estimate.reason == device.NOT_COMPILED
+    _, comparisons = tabulate(model, workload(model))
+    layer = next(c for c in comparisons if c.operator == LAYER)
+    assert layer.upcast.variant == "gemv"
+    assert layer.speedup_upcast.value is not None
+    assert layer.speedup_lowp.reason == "there is no lowp arm"
+
+
+def lowp(name: str, gpu: str, batch: int = 256):
+    """The estimates of the arm `lowp` on one operator of a wide layer, by implementation."""
+    layer = Layer((SQUARE, WIDE), (find_format(name),), (batch,), "bf16")
+    board = load_gpu(gpu)
+    tiled = {"classes": {**CLASSES, "mma": 16}}
+    jobs = jobs_of_layer(layer, [device.capability_of(board)])
+    model = Model(layer, board, {job: replace(planted(job), **tiled) for job in jobs}, {})
+    found = [a for a in model.arms if (a.kernel.arm, a.operator) == ("lowp", "o_proj")]
+    return model, {a.kernel.implementation: a.estimate for a in found}
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "tops"),
+    [
+        ("int8-ch", "a100", 624),
+        ("int8-ch", "rtx4090", 660.6),
+        ("fp8_e4m3-ch", "h100", 1978),
+        ("fp8_e4m3-ch", "rtx4090", 330.3),
+        ("nvfp4", "b200", 9000),
+    ],
+)
+def test_the_product_of_lowp_has_the_rate_of_its_operands(name: str, gpu: str, tops: float) -> None:
+    """Datasheets, dense: the RTX 4090 adds FP8 products in fp32 at half its rate, and those of int8 at full."""
+    _, found = lowp(name, gpu)
+    seconds = 2 * 256 * 4096 * 4096 / (tops * 1e12 * 0.75)
+    assert found["triton"].parts_s["tensor"] == pytest.approx(seconds, rel=2e-3)
+
+
+def test_quantizing_x_is_refused_so_lowp_has_a_product_and_no_speedup() -> None:
+    model, found = lowp("int8-ch", "h100", 16)
+    assert found["triton"].value_s is not None
+    assert {found[i].reason for i in ("triton+triton", "triton+torch")} == {device.QUANTIZES}
+    assert found["torch"].reason == device.NOT_COMPILED
+    load = workload(model).model_copy(update={"formats": ("int8-ch",), "activation": "bf16"})
+    _, comparisons = tabulate(model, load)
+    layer = next(c for c in comparisons if c.operator == LAYER)
+    assert layer.lowp is None
+    assert (layer.lowp_product.implementation, layer.lowp_product.variant) == ("triton", "dot")
+    for absent in (layer.speedup_lowp, layer.quantization_s):
+        assert absent.reason == f"not modelled: {device.QUANTIZES}"
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "needs"),
+    [("int8-ch", "t4", "8.0"), ("fp8_e4m3-ch", "a100", "8.9"), ("mxfp4", "h100", "10.0")],
+)
+def test_what_a_board_has_no_instructions_for_is_not_on_it_and_not_refused(
+    name: str, gpu: str, needs: str
+) -> None:
+    model, found = lowp(name, gpu)
+    compiled = jobs_of_layer(model.layer, [device.capability_of(load_gpu(gpu))])
+    assert compiled
+    assert "lowp" not in {job.arm for job in compiled}
+    here = {i for i, e in found.items() if not e.reason.startswith(NOT_HERE)}
+    assert here == (
+        {"torch", "triton+torch"} if name == "int8-ch" else set()
+    )  # torch has it anywhere
+    assert f"need compute capability {needs}, and this GPU has" in found["triton"].reason
+    load = workload(model).model_copy(update={"formats": (name,), "activation": "bf16"})
+    rows, _ = tabulate(model, load)
+    failed = [r for r in rows if r.failure is not None]
+    assert {(r.arm, r.implementation) for r in failed} == {("lowp", i) for i in set(found) - here}
+    assert all(r.time_s.reason == r.failure and r.limiter is None for r in failed)
+    counted = foundation(model)
+    assert counted.rows == len(model.arms) - len(failed)
+    assert not any(reason.startswith(NOT_HERE) for reason in counted.refused)
 
 
 def test_unfused_is_two_launches_and_may_be_faster_where_the_cache_holds_the_matrix() -> None:
@@ -351,8 +432,11 @@ def test_a_gpu_that_is_not_here_is_modelled_and_nobody_can_miss_it(tmp_path: Pat
     done = run(output)
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("0 of 120 rows refused")
-    assert lines[1].startswith("MODELLED, NOT MEASURED")
+    assert lines[0].startswith("8 of 136 rows refused")
+    assert (
+        "machine code of this library's kernel" in lines[1]
+    )  # upcast in two launches of PyTorch's
+    assert lines[2].startswith("MODELLED, NOT MEASURED")
     assert "--gpu h100 is modelled as the H100 SXM5 80 GB, not measured." in done.stderr
     assert "Each value with its 90 % interval." in " ".join(done.stdout.split())
     assert "int4-g128 unfused loses to fp16" in done.stdout
@@ -367,12 +451,12 @@ def test_a_gpu_that_is_not_here_is_modelled_and_nobody_can_miss_it(tmp_path: Pat
     everything = [q for item in (*profile.rows, *profile.comparisons) for q in quantities(item)]
     assert {q.kind for q in everything} == {profile.kind} == {profile.device.kind} == {"modelled"}
     assert all(q.low is not None for q in everything if q.value is not None)
-    assert all(r.limiter for r in profile.rows)
+    assert all(r.limiter or r.variant == "two-launches" for r in profile.rows)
     assert not profile.energy.rows
     assert all(r.energy_j.value is None and "joule" not in r.energy_j.reason for r in profile.rows)
     assert profile.modelled is not None
     assert profile.modelled.parameters["memory_gb_per_s"].sort == "datasheet"
-    assert len(profile.rows) == 120 + sum(r.operator == LAYER for r in profile.rows)
+    assert len(profile.rows) == 136 + sum(r.operator == LAYER for r in profile.rows)
 
 
 @pytest.mark.usefixtures("compilations")
@@ -387,8 +471,32 @@ def test_other_commands_take_the_profile_and_say_what_it_is(tmp_path: Path) -> N
     app.command()(report.main)
     printed = CliRunner().invoke(app, [str(output), "--operator", "o_proj"])
     assert printed.exit_code == 0
-    assert printed.stdout.splitlines()[1].startswith("MODELLED, NOT MEASURED")
+    assert printed.stdout.splitlines()[2].startswith("MODELLED, NOT MEASURED")
     assert profile.kind == "modelled"
+
+
+@pytest.mark.usefixtures("compilations")
+@pytest.mark.parametrize(
+    ("board", "model", "said"),
+    [
+        ("h100", "Llama-3.1-8B", "16 bits fit this device (15.0 GiB of weights, 79.6 GiB of memory;"),
+        ("h100", "Llama-3.1-70B", "16 bits do not fit this device (131.4 GiB of weights, 79.6 GiB of"),
+        ("h200", "Llama-3.1-70B", "16 bits fit this device (131.4 GiB of weights, 140.4 GiB of"),
+        ("t4", "Qwen3-8B", "16 bits do not fit this device (15.3 GiB of weights, 15.0 GiB of"),
+    ],
+)  # fmt: skip
+def test_whether_16_bits_fit_a_board_is_answered_from_its_data_sheet(
+    tmp_path: Path, board: str, model: str, said: str
+) -> None:
+    output = tmp_path / "x.json"
+    assert run(output, "--gpu", board, "--model", model).exit_code == 0
+    app = typer.Typer()
+    app.command()(trap.main)
+    asked = [str(output), "--kind", "modelled", "--no-pictures"]
+    text = " ".join(CliRunner().invoke(app, asked).stdout.split())
+    assert said in text
+    assert "memory is not known" not in text
+    assert load_profile(output, allow=("modelled",)).modelled.parameters["memory_gib"].unit == "GiB"
 
 
 def test_many_refused_rows_make_the_exit_code_1_and_come_first(
@@ -397,14 +505,16 @@ def test_many_refused_rows_make_the_exit_code_1_and_come_first(
     compilations["stack_bytes"] = 80
     done = run(tmp_path / "h100.json")
     assert done.exit_code == 1
-    assert done.stdout.startswith("112 of 120 rows refused: not modelled (93%)")
-    assert "112 spills" in done.stdout
+    assert done.stdout.startswith("128 of 136 rows refused: not modelled (94%)")
+    assert "120 spills" in done.stdout
     assert f"more than {REFUSED_SHARE:.0%}" in done.stderr
     profile, findings = check.check(tmp_path / "h100.json")
     assert "refused rows" in {f.topic for f in findings if f.severity == "serious"}
     refused = [r for r in profile.rows if r.time_s.value is None]
-    assert len(refused) == 112
-    assert all(r.time_s.reason.startswith("not modelled: spills") for r in refused)
+    assert len(refused) == 128
+    reasons = {r.time_s.reason.split(",")[0] for r in refused}
+    spilled = "not modelled: spills: values go through local memory"
+    assert reasons == {spilled, f"not modelled: {device.NOT_COMPILED}"}
     assert all(r.failure is None for r in refused)
 
 

@@ -16,12 +16,15 @@ import typer
 from typer.testing import CliRunner
 
 from bench import modelled as command
+from bench.analysis.phi_curve import slopes
+from bench.analysis.replicates import Book
 from bench.analysis.trust import REFUSED_SHARE
 from bench.static import audit_all, audit_cache
 from bench.static.audit import Audit, Job
 from bench.static.audit_cache import Cache, committed_text, read_committed
 from bench.static.audit_report import capability_of
 from bench.static.device import jobs_of_layer
+from bench.static.freeze import frozen
 from kernels.formats import find_format
 from profiles.files import ProfileError
 from profiles.reader import load_profile
@@ -32,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BOARDS = load_gpus()
 SHAPE = load_model(command.MODEL)
 LAYER = command.layer_of(command.FORMATS, SHAPE)
-MOST_BYTES = 3_000_000
+MOST_BYTES = 3_500_000
 FUSED = Job("fused", "gemv-ptx", "int4-g128", "fp16", 1, 90)
 APP = typer.Typer()
 APP.command()(command.main)
@@ -54,7 +57,10 @@ def test_every_board_has_a_profile_that_says_most(key: str) -> None:
     assert (data["kind"], data["complete"], modelled["board"]) == ("modelled", True, key)
     assert (data["device"]["name"], data["device"]["capability"]) == (board.name, board.capability)
     assert data["workload"]["formats"] == [f.name for f in LAYER.formats]
-    refused = [row for row in data["rows"] if row["time_s"]["value"] is None]
+    lacking = [row for row in data["rows"] if row["time_s"]["value"] is None]
+    refused = [
+        row for row in lacking if row["failure"] is None
+    ]  # the others are not on this device
     assert len(refused) == sum(modelled["refused"].values())
     assert len(refused) <= REFUSED_SHARE * modelled["rows"]
 
@@ -64,6 +70,21 @@ def test_readers_refuse_them_unless_asked_for_the_kind() -> None:
         load_profile(command.path_of(BOARDS["h100-sxm"]))
     for board in BOARDS.values():
         assert load_profile(command.path_of(board), allow=("modelled",)).kind == "modelled"
+
+
+def test_they_hold_a_derivative_within_one_family() -> None:
+    """Symmetric integers in groups of one size: 4 and 8 bits, both with 0.125 bits of scale."""
+    profile = load_profile(command.path_of(BOARDS["h100-sxm"]), allow=("modelled",))
+    found = [s for s in slopes(Book.open(profile, None, 100)) if s.path == "fused"]
+    assert {s.formats for s in found} == {("int4-g128", "int8-g128")}
+    assert {s.batch for s in found} == set(command.BATCHES)
+    assert all(s.bits == (4.125, 8.125) for s in found)
+
+
+def test_they_name_the_frozen_model() -> None:
+    profile = load_profile(command.path_of(BOARDS["h100-sxm"]), allow=("modelled",))
+    assert profile.modelled is not None
+    assert profile.modelled.model == f"{frozen().version.version} ({frozen().digest[:12]})"
 
 
 def test_they_are_small() -> None:
@@ -159,7 +180,7 @@ def test_one_command_writes_all_and_a_second_run_changes_nothing(elsewhere: Path
     assert done.exit_code == 0, done.output
     names = sorted(path.name for path in elsewhere.iterdir())
     assert names == ["counts.jsonl.gz", "h100-sxm.json.gz", "l4.json.gz"]
-    assert done.stdout.count("0 of 60 rows refused (0%); written") == 2
+    assert done.stdout.count("4 of 68 rows refused (6%); written") == 2
     before = {path.name: path.read_bytes() for path in elsewhere.iterdir()}
     again = run()
     assert again.stdout.count("unchanged") == 2

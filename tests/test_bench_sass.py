@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from bench import sass as command
-from bench.static import audit_all, audit_cache, sass
+from bench.static import audit_all, audit_cache, sass, targets
 from bench.static.audit import (
     MEASURES,
     Audit,
@@ -447,6 +447,39 @@ def test_a_gate_ends_with_1_and_names_the_row(compilations: list[Job], tmp_path:
     assert "all 1 limits" in done.stderr
 
 
+def test_kernels_stand_beside_their_targets_and_one_that_misses_ends_with_1(
+    compilations: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: 2 instructions per weight of a fused kernel, 1 of dequantize, on every architecture."""
+    done = CliRunner().invoke(APP, ["--targets"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert max(map(len, done.output.splitlines())) <= 80
+    rows = [line.split() for line in done.stdout.splitlines()[1 : 1 + len(targets.TARGETS)]]
+    assert rows[0] == ["fused", "int4-g128,", "fp16", *["2.00"] * 5, "2.40", "2.00"]
+    assert rows[-1] == ["dequantize", "nf4-b64,", "fp16", *["1.00"] * 5, "6.00", "1.00"]
+    assert {job.variant for job in compilations} == {"gemv", "gemv-ptx", "default", "ptx"}
+    monkeypatch.setitem(targets.TARGETS, ("fused", "int8-ch", "fp16"), 1.99)
+    done = CliRunner().invoke(APP, ["--targets", "--json", "--format", "int8-ch,nf4-b64"])
+    assert done.exit_code == 1
+    said = "fused int8-ch, fp16: needs 2.00 instructions per weight, target 1.99"
+    assert done.stderr.splitlines() == [said]
+    failures = {row["format"]: row["failure"] for row in json.loads(done.stdout)}
+    assert failures == {"int8-ch": said.split(": ")[1], "nf4-b64": None}
+
+
+def test_a_target_is_for_sm_90_and_no_kernel_may_spill() -> None:
+    jobs = [job for job in targets.jobs(["int8-ch"]) if job.variant == "gemv-ptx"]
+    slow = {"classes": {"other": 200}}
+    audits = {job: planted(job, **(slow if job.capability == 80 else {})) for job in jobs}
+    (line,) = targets.lines(audits, ["int8-ch"])
+    assert (line.found[80], line.failure, line.own) == (3.125, None, None)
+    audits[jobs[0]] = planted(jobs[0], spill_instructions=2)
+    (line,) = targets.lines(audits, ["int8-ch"])
+    assert line.failure == "spills"
+    (line,) = targets.lines({}, ["int8-ch"])
+    assert line.failure == "was not counted on sm_90"
+
+
 def test_a_kernel_that_does_not_compile_costs_its_row(
     compilations: list[Job], monkeypatch: pytest.MonkeyPatch, cache: Cache
 ) -> None:
@@ -466,6 +499,8 @@ def test_a_kernel_that_does_not_compile_costs_its_row(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--targets", "--gpu", "h100"], "--targets takes --format and --json, and nothing else."),
+        (["--targets", "--format", "mxfp4"], "there is no 'mxfp4'; choose --format from int4-g128,"),
         (["--gpu", "h1000"], "nothing is known of a GPU named 'h1000'; choose one of"),
         (["--gpu", ","], "nothing is known of a GPU named ','"),
         (["--format", "int3"], "there is no 'int3'; choose --format from"),

@@ -9,17 +9,17 @@ import sys
 
 import pytest
 
-from bench.static import counts, sass
+from bench.static import sass, targets
 from kernels.formats import find_format
 
 CODE = """
 import json, sys
-from bench.static import counts, sass
+from bench.static import sass
 from bench.static.audit import Job, audit_job
 for arm, variant, name, activation in json.load(sys.stdin):
     audit = audit_job(Job(arm, variant, name, activation, 1, 90))
     print(json.dumps({
-        "weights": audit.weights, "widths": counts.widths(audit), "spills": audit.spills,
+        "weights": audit.weights, "loads": audit.loads, "spills": audit.spills,
         "classes": [audit.classes.get(name, 0) for name in sass.CLASS_NAMES],
         "instructions": audit.instructions, "integer_to_float": audit.slow_conversions,
         "warps": audit.resident_warps,
@@ -93,7 +93,9 @@ def test_without_a_loop_the_whole_function_counts_but_not_its_padding() -> None:
         ("LOP3.LUT", "int"), ("IMAD.MOV.U32", "int"), ("PRMT", "int"), ("UIADD3", "other"),
         ("HFMA2.MMA", "half2"), ("HADD2.F32", "half2"), ("HFMA2.BF16_V2", "half2"),
         ("FFMA2", "fp32"), ("I2FP.F32.U32", "cvt"), ("F2FP.F16.E4M3.UNPACK_B", "cvt"),
-        ("HMMA.16816.F32", "mma"), ("HGMMA.64x16x16.F32", "mma"), ("LDSM.16.M88.4", "exchange"),
+        ("HMMA.16816.F32", "mma"), ("HGMMA.64x16x16.F32", "mma"),
+        ("IMMA.16832.S8.S8.SAT", "mma"), ("QMMA.16832.F32.E4M3.E4M3", "mma"),
+        ("IGMMA.64x64x32.S8.S8", "mma"), ("UTCQMMA", "mma"), ("LDSM.16.M88.4", "exchange"),
         ("LDGSTS.E.BYPASS.128", "load"), ("BAR.SYNC.DEFER_BLOCKING", "other"),
     ],
 )  # fmt: skip
@@ -102,7 +104,7 @@ def test_classes_of_opcodes(opcode: str, name: str) -> None:
 
 
 def test_targets_name_formats_that_exist() -> None:
-    for arm, name, activation in counts.TARGETS:
+    for arm, name, activation in targets.TARGETS:
         assert find_format(name).quantized
         assert arm in ("fused", "dequantize")
         assert activation in ("fp16", "bf16")
@@ -112,8 +114,10 @@ def test_targets_name_formats_that_exist() -> None:
 def counted() -> dict[tuple[str, ...], dict[str, object]]:
     """Counts of kernels on sm_90, from a process that may compile."""
     cases = [("fused", "gemv", "int8-ch", "fp16"), ("bypass", "gemv", "int8-ch", "fp16")]
-    cases += [(arm, tuned(arm), *rest) for arm, *rest in counts.TARGETS]
-    cases += [("bypass", tuned(arm), *rest) for arm, *rest in counts.TARGETS if arm == "fused"]
+    cases += [(arm, targets.TUNED[arm], *rest) for arm, *rest in targets.TARGETS]
+    cases += [
+        ("bypass", targets.TUNED[arm], *rest) for arm, *rest in targets.TARGETS if arm == "fused"
+    ]
     done = subprocess.run(
         [sys.executable, "-c", CODE],
         input=json.dumps(cases),
@@ -125,17 +129,12 @@ def counted() -> dict[tuple[str, ...], dict[str, object]]:
     return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-def tuned(arm: str) -> str:
-    """The variant in inline PTX of an arm."""
-    return "gemv-ptx" if arm == "fused" else "ptx"
-
-
 def test_a_real_kernel_by_hand(counted: dict[tuple[str, ...], dict[str, object]]) -> None:
     """4 rows x 2048 weights over 64 lanes: 128 each, in 8 loads of 16 bytes; their 32 x in 4."""
     fused, bypass = (counted[arm, "gemv", "int8-ch", "fp16"] for arm in ("fused", "bypass"))
     for count in (fused, bypass):
         assert count["weights"] == 128
-        assert count["widths"] == "128 x 12"
+        assert count["loads"] == {"128": 12}
         assert sum(count["classes"]) == count["instructions"]  # type: ignore[call-overload]
     where = sass.CLASS_NAMES.index
     assert fused["classes"][where("cvt")] == 128  # type: ignore[index]
@@ -145,18 +144,18 @@ def test_a_real_kernel_by_hand(counted: dict[tuple[str, ...], dict[str, object]]
     assert fused["integer_to_float"] == 0  # I2FP, which is not on the slow unit
 
 
-@pytest.mark.parametrize("key", counts.TARGETS, ids="-".join)
+@pytest.mark.parametrize("key", targets.TARGETS, ids="-".join)
 def test_tuned_kernels_reach_their_targets(
     key: tuple[str, str, str], counted: dict[tuple[str, ...], dict[str, object]]
 ) -> None:
     arm, name, activation = key
-    count = counted[arm, tuned(arm), name, activation]
-    assert count["instructions"] / count["weights"] <= counts.TARGETS[key]  # type: ignore[operator]
+    count = counted[arm, targets.TUNED[arm], name, activation]
+    assert count["instructions"] / count["weights"] <= targets.TARGETS[key]  # type: ignore[operator]
     assert count["integer_to_float"] == 0
     assert not count["spills"]
     if arm == "fused":
-        bypass = counted["bypass", tuned(arm), name, activation]
-        assert bypass["widths"] == count["widths"]
+        bypass = counted["bypass", targets.TUNED[arm], name, activation]
+        assert bypass["loads"] == count["loads"]
         assert bypass["weights"] == count["weights"]
         assert bypass["warps"] == count["warps"]
         assert not bypass["spills"]

@@ -14,8 +14,8 @@ from bench.static.cuda_audit import (
     TARGETS,
     Compiled,
     audit_plan,
-    resident_programs,
 )
+from bench.static.occupancy import resident_programs
 from kernels.cuda.plan import ARMS, GEMV_VARIANTS, SOURCES, gemv_plan
 from kernels.formats import find_format
 
@@ -99,6 +99,9 @@ def test_blocks_that_fit_by_hand() -> None:
     assert resident_programs(90, 65, 1024, 8) == 3  # 65 are handed out as 72
     assert resident_programs(89, 32, 33 * 1024, 8) == 2  # shared memory: 100 / (33 + 1)
     assert resident_programs(89, 32, 1024, 8) == 6  # 48 warps
+    assert (
+        resident_programs(90, 104, 1024, 2) == 8
+    )  # 4 warps of each quarter, though 19 would fit the whole
 
 
 # What dequantization adds to 128 columns of 32 rows: instructions of a lane, by class. Eight tensor-core

@@ -34,7 +34,7 @@ def test_every_board_that_is_asked_for_is_there() -> None:
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 def test_every_number_has_a_source_and_a_sort_that_fits_it(gpu: Gpu) -> None:
     found = {**numbers(gpu), **(numbers(gpu.multiprocessor) if gpu.multiprocessor else {})}
-    assert {"sms", "sm_clock_mhz", "memory_gb_per_s", "l2_mb"} <= set(found)
+    assert {"sms", "sm_clock_mhz", "memory_gib", "memory_gb_per_s", "l2_mb"} <= set(found)
     for number in found.values():
         assert len(number.source) > 5
         assert number.read_on.year == 2026
@@ -47,6 +47,19 @@ def test_bandwidth_is_bus_width_times_data_rate(gpu: Gpu) -> None:
     product = gpu.memory_bus_bits.value * gpu.memory_pin_gbit_per_s.value / 8
     bandwidth = gpu.memory_gb_per_s
     assert bandwidth.low * 0.998 <= product <= bandwidth.high * 1.002
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_memory_is_what_its_name_says_less_what_the_driver_keeps(gpu: Gpu) -> None:
+    """Datasheets (gigabytes of 2^30 bytes) beside what drivers report: a sixteenth goes to error correction."""
+    sold = {
+        "t4": 16, "a10": 24, "rtx3090": 24, "a100-40": 40, "a100-80": 80, "l4": 24, "l40s": 48,
+        "rtx4090": 24, "h100-pcie": 80, "h100-sxm": 80, "h200": 141, "b200": 180, "rtx5090": 32,
+        "orin": 64,
+    }  # fmt: skip
+    assert 15 / 16 - 0.001 <= gpu.memory_gib.value / sold[gpu.key] <= 1
+    in_name = [word for word in gpu.name.split() if word.isdigit() and gpu.name.endswith("GB")]
+    assert all(sold[gpu.key] == int(word) for word in in_name)
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)

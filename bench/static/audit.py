@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from bench.static import sass
 from bench.static.compile import WARP_LANES, CompiledKernel, compile_kernel
 from bench.static.cost import InstructionCounts, KernelCost, counts_of_classes
-from bench.static.occupancy import MULTIPROCESSORS, resident_warps
+from bench.static.occupancy import MULTIPROCESSORS, resident_programs
 from kernels.formats import WeightFormat, find_format
 
 if TYPE_CHECKING:
@@ -182,7 +182,10 @@ def audit_code(
 
 def audit_kernel(name: str, compiled: CompiledKernel, weights: int | None) -> Audit:
     """Count a kernel that Triton compiled."""
-    known = compiled.capability in MULTIPROCESSORS
+    warps = None
+    if compiled.capability in MULTIPROCESSORS:
+        used = (compiled.registers, compiled.shared_bytes, compiled.num_warps)
+        warps = resident_programs(compiled.capability, *used) * compiled.num_warps
     return audit_code(
         name,
         compiled.capability,
@@ -192,7 +195,7 @@ def audit_kernel(name: str, compiled: CompiledKernel, weights: int | None) -> Au
         stack_bytes=compiled.stack_bytes,
         shared_bytes=compiled.shared_bytes,
         num_warps=compiled.num_warps,
-        resident_warps=resident_warps(compiled) if known else None,
+        resident_warps=warps,
     )
 
 

@@ -1,6 +1,6 @@
 """What a kernel asks of a GPU: instructions, bytes and tensor work per weight, as plain data.
 
-Counts come from machine code (`bench/static/counts.py` for our kernels, `peers.py` for other people's).
+Counts come from machine code (`bench/static/audit.py` for our kernels, `peers.py` for other people's).
 They are per weight and per pass: a pass dequantizes every weight once and multiplies it with up to
 `rows_per_pass` rows of x. Batch 64 in a kernel whose tile has 16 rows makes four passes.
 
@@ -17,6 +17,7 @@ from typing import Literal
 TENSOR_ROWS = 16  # rows of the smallest tensor-core tile (m16n8k16)
 
 Origin = Literal["seen", "assumed"]
+Operands = Literal["16-bit", "int8", "fp8", "fp4"]  # of tensor cores
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class KernelCost:
         bytes_in_flight: bytes of weights that one multiprocessor has requested at a time; None: unknown.
         batches: smallest and largest batch that takes this path.
         minimum_capability: compute capability that it needs.
+        operands: what the tensor cores multiply.
         warp_mma: whether its tensor-core instruction is the one of a single warp, slow on newer boards.
         unmodelled: why the method cannot say anything about it (spills, guarded loops); empty if it can.
     """
@@ -137,6 +139,7 @@ class KernelCost:
     bytes_in_flight: float | None = None
     batches: tuple[int, int] = (1, 1 << 30)
     minimum_capability: float = 7.5
+    operands: Operands = "16-bit"
     warp_mma: bool = False
     unmodelled: str = ""
 

@@ -23,8 +23,7 @@ from rich.text import Text
 
 from bench.static import foreign, sass
 from bench.static.audit import Audit, row_of
-from bench.static.compile import CompiledKernel
-from bench.static.occupancy import RESERVED_SHARED_BYTES, resident_warps
+from bench.static.occupancy import RESERVED_SHARED_BYTES, resident_programs
 from bench.static.peers import load_peers
 from kernels.cuda.plan import (
     ARMS,
@@ -109,16 +108,6 @@ class Compiled:
         if self.target is not None and self.instructions_per_weight > SLACK * self.target:
             return f"needs {self.instructions_per_weight / self.target:.2f} times its target"
         return None
-
-
-def resident_programs(capability: int, registers: int, shared_bytes: int, num_warps: int) -> int:
-    """Blocks on one multiprocessor, by registers per thread, shared memory and warps per block.
-
-    Raises:
-        KeyError: as `resident_warps`.
-    """
-    block = CompiledKernel(capability, "", b"", (), registers, 0, shared_bytes, num_warps)
-    return resident_warps(block) // num_warps
 
 
 def plans(batch: int = 1) -> Iterator[tuple[str, str, Plan]]:

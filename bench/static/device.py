@@ -7,10 +7,11 @@
 What is modelled is a layer in a captured graph whose weights rotate, so that they are cold by construction.
 An operator's time is its part of the layer's: only a layer below 20 us is refused, with all its operators.
 
-Modelled are the ladder, the 16-bit baselines and both halves of `unfused`; `lowp` and `upcast` are not.
-Kernels that were not compiled here have no counts. Those in CUDA C++, which a machine has only where CuPy is
-installed, are left out, so that a model is the same everywhere. Of a library's 16-bit kernel bytes and tensor
-rate are known, and its instructions are taken never to limit it; any other library kernel is refused.
+Modelled are the ladder, the 16-bit baselines, both halves of `unfused`, the product of `lowp` and `upcast`.
+Kernels in CUDA C++, which a machine has only where CuPy is installed, are left out, so that a model is the same
+everywhere. Of a library's 16-bit kernel bytes and tensor rate are known, and its instructions are taken never
+to limit it; any other library kernel is refused. So is the quantization of activations: one program for each
+row of x, which latency decides. What a board has no instructions for has the reason that a board gives.
 `unfused` is two launches: the first dequantize kernel and the 16-bit kernel that is fastest over the layer. The
 matrix between them goes through memory; where the cache could hold it, the interval's lower end says so.
 """
@@ -32,12 +33,16 @@ from bench.static.ours import COMPILED, LIBRARY, launch_on, library_cost, ratio_
 from kernels import find_kernels
 from kernels.formats import WeightFormat
 from kernels.kernel import LADDER, Kernel, traffic
-from profiles.schema import Activation, Implementation, Operator, Traffic
+from profiles.schema import NOT_HERE, Activation, Implementation, Operator, Traffic
 from profiles.specs import Gpu
 
-ARMS = (*LADDER, "native", "vendor", "dequantize")
+ARMS = (*LADDER, "native", "vendor", "dequantize", "lowp", "upcast")
+MAKERS = {COMPILED, LIBRARY}  # of what has a row on any machine
 LAYER_TOO_SHORT = "the whole layer takes less than 20 us: launch and ramp decide"
-NOT_COMPILED = "the machine code of this library's kernel is not here, so nothing could be counted"
+QUANTIZES = (
+    "quantizing x is one program for each of its rows: latency decides, not what can be counted"
+)
+NOT_COMPILED = "the machine code of this library's kernel is not here to be counted"
 SLOW_UNIT_UNKNOWN = (
     "limited by the slow unit (XU), whose rate on compute capability 12.0 is not known"
 )
@@ -79,7 +84,12 @@ def kernels_of(
 ) -> tuple[Kernel, ...]:
     """Every kernel of a modelled arm that has a row for such a problem on any machine."""
     found = find_kernels("cuda", weight_format, activation, batch)
-    return tuple(k for k in found if k.implementation in (COMPILED, LIBRARY) and k.arm in ARMS)
+    return tuple(k for k in found if MAKERS.issuperset(makers(k)) and k.arm in ARMS)
+
+
+def makers(kernel: Kernel) -> list[str]:
+    """Who wrote each of its launches: "triton+torch" quantizes x in one of ours before a library's product."""
+    return kernel.implementation.split("+")
 
 
 def job_of(kernel: Kernel, weight_format: WeightFormat, activation: Activation,
@@ -99,6 +109,7 @@ def jobs_of_layer(layer: Layer, capabilities: Iterable[int]) -> list[Job]:
         for weight_format in layer.formats
         for batch in layer.batches
         for kernel in kernels_of(weight_format, layer.activation, batch)
+        if capability >= kernel.least_capability
     ]
     return list(dict.fromkeys(job for job in found if job is not None))
 
@@ -177,8 +188,15 @@ class Model:
     ) -> tuple[KernelCost, Problem] | str:
         """A kernel on an operator as the model takes it, or why it cannot."""
         problem = Problem(operator.n, operator.k, batch, cold=True, graph=True)
+        if capability_of(self.gpu) < kernel.least_capability:
+            return (
+                f"{NOT_HERE}tensor cores that take {weight_format.name} operands need compute capability "
+                f"{kernel.least_capability / 10}, and this GPU has {self.gpu.capability}"
+            )
         job = self._job(kernel, weight_format, batch)
         if job is None:
+            if kernel.arm == "lowp" and len(makers(kernel)) > 1:
+                return QUANTIZES
             cost = library_cost(kernel)
             return NOT_COMPILED if cost is None else (cost, problem)
         audit = self.audits.get(job)
@@ -215,7 +233,8 @@ class Model:
         reads = kernel.reads(weight_format, self.layer.activation)
         name = self._name(kernel, weight_format)
         for operator, estimate in zip(self.layer.operators, times, strict=True):
-            moved = traffic(kernel.arm, reads, operator.n, operator.k, batch)
+            size = (operator.n, operator.k, batch)
+            moved = traffic(kernel.arm, reads, *size, kernel.scratch_bits)
             counted = Traffic(
                 bytes_read=moved.bytes_read, bytes_written=moved.bytes_written, flops=moved.flops
             )

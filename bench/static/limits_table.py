@@ -126,7 +126,9 @@ def render(gpus: Sequence[Gpu], lines: Sequence[Line], batch: int) -> Renderable
             if line.whose != before:
                 table.add_row(Text(f"{line.whose}:", style="dim"))
                 before = line.whose
-            table.add_row(line.name[:WIDEST], *(_cell(line.ratios[gpu.key]) for gpu in some))
+            table.add_row(
+                line.name[:WIDEST].rstrip(", "), *(_cell(line.ratios[gpu.key]) for gpu in some)
+            )
         parts += [table, Text()]
     return Group(*parts, Text(NOTE, style="dim"))
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.static import parameters
-from bench.static.cost import KernelCost, Problem
+from bench.static.cost import KernelCost, Operands, Problem
 from profiles.specs import Gpu, Multiprocessor, Number
 
 Limiter = Literal["DRAM", "issue", "XU", "ALU", "shared", "tensor", "latency", "launch"]
@@ -125,18 +125,27 @@ def pipe_cycles(
     }
 
 
-def tensor_rate(gpu: Gpu, end: End = "value") -> float:
-    """FLOP/s that a kernel with fp32 accumulation reaches.
+def tensor_rate(gpu: Gpu, end: End = "value", operands: Operands = "16-bit") -> float:
+    """Operations per second that a kernel with fp32 or int32 accumulation reaches.
 
     Where a board accumulates in fp32 at half its rate, operands can be fed twice as fast as needed, and
-    the half rate itself is the limit.
+    the half rate itself is the limit. Sums of int8 have no such limit: they take twice the rate at which 16-bit
+    operands can be fed.
 
     Raises:
         NotModelledError: the board's rate is not known.
     """
+    efficiency = rate(parameters.TENSOR_EFFICIENCY, end)
+    if operands in ("fp8", "fp4"):
+        known = gpu.tensor_fp8_tflops if operands == "fp8" else gpu.tensor_fp4_tflops
+        if known is None:
+            raise NotModelledError(f"the tensor rate of the {gpu.name} for {operands} is not known")
+        return rate(known, end) * 1e12 * efficiency
     if gpu.tensor_fp16_tflops is None:
         raise NotModelledError(f"the tensor rate of the {gpu.name} is not known")
-    efficiency = rate(parameters.TENSOR_EFFICIENCY, end)
+    if operands == "int8":
+        fed = gpu.tensor_fp16_half_accumulate_tflops or gpu.tensor_fp16_tflops
+        return rate(parameters.INT8_RATE, end) * rate(fed, end) * 1e12 * efficiency
     peak = rate(gpu.tensor_fp16_tflops, end) * 1e12
     faster = gpu.tensor_fp16_half_accumulate_tflops
     return peak * efficiency if faster is None else min(peak, rate(faster, end) * 1e12 * efficiency)
@@ -187,7 +196,7 @@ def predict(gpu: Gpu, kernel: KernelCost, problem: Problem, end: End = "value") 
     if kernel.tensor_cores:
         operations = 2.0 * kernel.multiplied_rows(problem.batch) * problem.weights
         share_of_rate = warp_tensor_share(gpu, end) if kernel.warp_mma else 1.0
-        parts["tensor"] = operations / (tensor_rate(gpu, end) * share_of_rate)
+        parts["tensor"] = operations / (tensor_rate(gpu, end, kernel.operands) * share_of_rate)
     if kernel.bytes_in_flight is not None:
         rounds = weight_bytes * reads / gpu.sms.value / kernel.bytes_in_flight
         parts["latency"] = rounds * _latency_s(gpu, end)

@@ -34,11 +34,13 @@ from bench.analysis.arms import (
 from bench.analysis.decompose import ARM_ORDER
 from bench.static import parameters
 from bench.static.audit_cache import compiler
-from bench.static.device import Arm, Model
+from bench.static.device import QUANTIZES, Arm, Model
+from bench.static.freeze import frozen
 from bench.static.limits import Ratio
 from bench.static.model import LIMITERS
 from profiles.schema import (
     LAYER,
+    NOT_HERE,
     ArmRow,
     Comparison,
     DeviceInfo,
@@ -66,7 +68,10 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.90
 DIGITS = 5  # of a modelled number
 CACHE_MULTIPLE = 2  # of the last-level cache, touched between two uses of a copy
-BESIDE = "lowp and upcast are not modelled"
+CUDA_LEFT_OUT = (
+    "kernels in CUDA C++ (implementation cuda) are not modelled and have no rows: a machine has them only "
+    "where CuPy is installed, and a model says the same everywhere; python -m bench.sass --cuda counts them"
+)
 NO_JOULES = "modelled: no trustworthy constants of energy per byte or instruction exist"
 NO_BLOCKS = "modelled: nothing was repeated, so there is nothing to converge"
 INTERVALS = (
@@ -83,11 +88,13 @@ class Timed:
         time_s: with its interval, or the reason why there is none.
         parts_s: seconds of each resource alone.
         traffic: None for the sum over a layer.
+        failure: what the board lacks, in the words of a board that is there; None: nothing.
     """
 
     time_s: Quantity
     parts_s: Mapping[str, float]
     traffic: Traffic | None
+    failure: str | None = None
 
     @property
     def limiter(self) -> str | None:
@@ -163,22 +170,21 @@ def describe(gpu: Gpu) -> DeviceInfo:
         uuid_hash=None,
         cores=round(gpu.sms.value),
         last_level_cache_bytes=round(gpu.l2_mb.value * 1e6),
-        memory_bytes=None,
+        memory_bytes=round(gpu.memory_gib.value * 2**30),
         capability=gpu.capability,
-        missing={
-            "uuid_hash": "modelled: there is no such board here",
-            "memory_bytes": "modelled: no memory is allocated",
-        },
+        missing={"uuid_hash": "modelled: there is no such board here"},
     )
 
 
 def foundation(model: Model) -> Modelled:
     """What the numbers rest on, and how many were refused."""
-    gpu, refused = model.gpu, Counter(a.estimate.reason for a in model.arms if a.estimate.reason)
+    gpu, tried = model.gpu, [a for a in model.arms if not a.estimate.reason.startswith(NOT_HERE)]
+    refused = Counter(a.estimate.reason for a in tried if a.estimate.reason)
     known = numbers(gpu) | (numbers(gpu.multiprocessor) if gpu.multiprocessor else {})
     known |= {name.lower(): value for name, value in vars(parameters).items()
               if isinstance(value, Number)}  # fmt: skip
     notes = [] if gpu.key in parameters.CHECKED_BOARDS else [parameters.UNCHECKED]
+    notes.append(CUDA_LEFT_OUT)
     if any(a.kernel.arm == "vendor" for a in model.arms):
         notes.append(
             "vendor (a library's 16-bit kernel): bytes and tensor rate alone, its instructions are taken "
@@ -186,9 +192,10 @@ def foundation(model: Model) -> Modelled:
         )
     return Modelled(
         board=gpu.key,
-        rows=len(model.arms),
+        rows=len(tried),
         refused=dict(refused.most_common()),
         compiler=f"Triton {compiler()}",
+        model=f"{frozen().name} ({frozen().digest[:12]})",
         intervals=INTERVALS,
         notes=tuple(notes),
         parameters={
@@ -238,6 +245,8 @@ def _series(value_s: float) -> Series:
 
 def _timed(arm: Arm) -> Timed:
     e = arm.estimate
+    if e.reason.startswith(NOT_HERE):
+        return Timed(absent(e.reason, "modelled"), {}, arm.traffic, e.reason)
     if e.value_s is None:
         return Timed(absent(f"not modelled: {e.reason}", "modelled"), {}, arm.traffic)
     return Timed(_quantity(e.value_s, e.low_s, e.high_s), e.parts_s or {}, arm.traffic)
@@ -299,6 +308,7 @@ def _rows(
                 "stream_bandwidth_fraction": _bandwidth(own, kernel, stream, problem.batch),
                 "energy_j": absent(NO_JOULES, "modelled"),
                 "limiter": timed.limiter,
+                "failure": timed.failure,
             }
         )
 
@@ -362,6 +372,12 @@ def _compare(
 
     best, fused, unfused = time_s(roles.best16), time_s(roles.fused), time_s(roles.unfused)
     bypass, batch = time_s(roles.bypass), problem.batch
+    product = min(
+        (i for i in arms if i.arm == "lowp"), key=lambda i: arms[i].median_s, default=None
+    )  # alone: what quantizes x as well has no time
+    no_lowp = absent(
+        "not modelled: " + QUANTIZES if product else "there is no lowp arm", "modelled"
+    )
     quality = Quality(
         half_width_over_best16=None,
         between_process_spread_s=None,
@@ -375,6 +391,8 @@ def _compare(
             "fused": roles.fused,
             "unfused": roles.unfused,
             "library": roles.library,
+            "upcast": roles.upcast,
+            "lowp_product": product,
             "phi_exposed_s": difference(fused, bypass),
             "phi_unfused_s": difference(unfused, best),
             "non_stream_time_s": difference(fused, time_s(roles.stream)),
@@ -383,9 +401,9 @@ def _compare(
             "speedup_fused": ratio(best, fused, batch),
             "speedup_unfused": ratio(best, unfused, batch),
             "speedup_library": ratio(best, time_s(roles.library), batch),
-            "quantization_s": absent(BESIDE, "modelled"),
-            "speedup_upcast": absent(BESIDE, "modelled"),
-            "speedup_lowp": absent(BESIDE, "modelled"),
+            "quantization_s": no_lowp,
+            "speedup_upcast": ratio(best, time_s(roles.upcast), batch),
+            "speedup_lowp": no_lowp,
             "phi_exposed_j": absent(NO_JOULES, "modelled"),
             "phi_unfused_j": absent(NO_JOULES, "modelled"),
             "energy_ratio_fused": absent(NO_JOULES, "modelled"),

@@ -1,19 +1,17 @@
-"""How many programs of a compiled kernel fit on one multiprocessor at a time.
+"""How many programs of a kernel fit on one multiprocessor at a time.
 
-Registers are handed out per warp in blocks of 256, shared memory in steps of 1 KiB with 1 KiB kept
-by the driver per program. Limits: CUDA C++ Programming Guide, table "Technical Specifications per
-Compute Capability"; an architecture that is not in the table has no answer here.
+Registers are handed out per warp in blocks of 256, each quarter of a multiprocessor from its own; shared
+memory in steps of 1 KiB with 1 KiB kept by the driver per program (cuda_occupancy.h). Limits: CUDA C++
+Programming Guide, table "Technical Specifications per Compute Capability"; an architecture that is not in
+the table has no answer here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bench.static.compile import CompiledKernel
 
 REGISTERS = 65536
+QUARTERS = 4  # of a multiprocessor, with as many of the registers each
 REGISTERS_PER_BLOCK = 256
 RESERVED_SHARED_BYTES = 1024
 
@@ -45,16 +43,21 @@ MULTIPROCESSORS = {
 }
 
 
-def resident_warps(kernel: CompiledKernel) -> int:
-    """Warps of one kernel on one multiprocessor, if there are programs enough to fill it.
+def resident_programs(capability: int, registers: int, shared_bytes: int, num_warps: int) -> int:
+    """Programs on one multiprocessor, if there are enough to fill it.
+
+    Args:
+        capability: compute capability times ten.
+        registers: per thread.
+        shared_bytes: per program.
+        num_warps: per program.
 
     Raises:
         KeyError: the limits of this compute capability are not in the table.
     """
-    limits = MULTIPROCESSORS[kernel.capability]
-    per_warp = -(-kernel.registers * 32 // REGISTERS_PER_BLOCK) * REGISTERS_PER_BLOCK
-    by_registers = REGISTERS // per_warp // kernel.num_warps
-    shared = -(-kernel.shared_bytes // 1024) * 1024 + RESERVED_SHARED_BYTES
+    limits = MULTIPROCESSORS[capability]
+    per_warp = -(-registers * 32 // REGISTERS_PER_BLOCK) * REGISTERS_PER_BLOCK
+    by_registers = REGISTERS // QUARTERS // per_warp * QUARTERS // num_warps
+    shared = -(-shared_bytes // 1024) * 1024 + RESERVED_SHARED_BYTES
     by_shared = limits.shared_bytes // shared
-    by_warps = limits.warps // kernel.num_warps
-    return min(by_registers, by_shared, by_warps, limits.programs) * kernel.num_warps
+    return min(by_registers, by_shared, limits.warps // num_warps, limits.programs)

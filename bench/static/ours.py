@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, cast
 from bench.static import parameters
 from bench.static.audit import Audit, Job, K, N, bytes_moved, cost_of, counts_of, plan_for, row_of
 from bench.static.compile import WARP_LANES
-from bench.static.cost import InstructionCounts, KernelCost, Problem, counts_of_classes
+from bench.static.cost import (
+    InstructionCounts,
+    KernelCost,
+    Operands,
+    Problem,
+    counts_of_classes,
+)
 from bench.static.limits import Ratio, supply_demand
 from bench.static.peers import load_peers
 from kernels.formats import WeightFormat, find_format
@@ -34,6 +40,11 @@ COMPILED = "triton"  # the implementation whose kernels are compiled and counted
 LIBRARY = "torch"
 TENSOR_CAPABILITY = 80  # from here on Triton multiplies tiles with tensor cores
 NO_TENSOR_CORES = "Triton multiplies tiles without tensor cores on compute capability 7.5"
+OPERANDS: dict[str, Operands] = {
+    "int": "int8",
+    "e4m3": "fp8",
+    "e2m1": "fp4",
+}  # of lowp, by encoding
 LIBRARY_SIXTEEN = "vendor16"  # cuBLAS and its like in peers.toml: bytes and tensor rate only
 
 
@@ -118,6 +129,7 @@ def launch_on(
         rereads=True,
         bytes_in_flight=in_flight,
         batches=kernel.batches,
+        operands=OPERANDS[weight_format.encoding] if job.arm == "lowp" else "16-bit",
         warp_mma=audit.warp_mma > 0,
     )
     return cost, problem

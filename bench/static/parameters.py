@@ -34,6 +34,10 @@ TENSOR_EFFICIENCY = _number(
     *(0.75, 0.55, 0.90, "fraction of peak", "assumed"),
     "bf16 GEMM on several boards; small tiles reach less",
 )
+INT8_RATE = _number(
+    *(2.0, 2.0, 2.0, "times the rate at which 16-bit operands are fed", "assumed"),
+    "recalled from datasheets: T4 130 over 65 TOPS, A10 250 over 125, A100 624 over 312, H100 1979 over 989",
+)
 WARP_TENSOR_SHARE = _number(
     *(0.63, 0.40, 1.0, "fraction of the tensor rate", "assumed"),
     "mma.sync on compute capability 9.0 and 10.0, whose rate is that of instructions of four warps or none",

@@ -37,8 +37,22 @@ INTEGER_TO_FLOAT = ("I2F",)
 WIDEN = ("HADD2.F32",)
 NARROW = ("F2FP",)
 SPILLS = ("LDL", "STL")
-TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA")
-WARP_MMA = ("HMMA",)  # the instruction of one warp; newer ones belong to four warps or to none
+WARP_MMA = (
+    "HMMA",
+    "IMMA",
+    "QMMA",
+    "OMMA",
+)  # of one warp: operands of 16 bits, integers, 8 and 4 bits
+GROUP_MMA = (
+    "HGMMA",
+    "IGMMA",
+    "QGMMA",
+    "UTCHMMA",
+    "UTCIMMA",
+    "UTCQMMA",
+    "UTCOMMA",
+)  # of four warps, of none
+TENSOR_CORE = (*WARP_MMA, *GROUP_MMA)
 MULTIPLY_ADD = ("FFMA", "HFMA2")
 DIVERGENCE = ("BRA.DIV", "BRA.CONV")
 LEAVES = ("EXIT", "RET", "BRX", "JMX")
