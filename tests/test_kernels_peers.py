@@ -73,7 +73,7 @@ def test_what_is_too_old_is_left_out_and_says_so(monkeypatch: pytest.MonkeyPatch
         "gemlite 0.5.9.post1 is too old, 0.6 is needed",
         "torchao 0.5.9.post1 is too old, 0.18 is needed",
     ]
-    monkeypatch.setattr(peers, "installed", lambda name: "1.20.1")
+    monkeypatch.setattr(peers, "installed", lambda name: "0.46")  # the oldest of bitsandbytes
     assert peers.left_out("cuda") == ["onnxruntime runs on a CPU only"]
 
 

@@ -83,7 +83,7 @@ def pack_int4(weights: Weights) -> Tensors:
         offsets = (np.float32(MIDDLE_CODE) - weights.zeros) * weights.scales
     pairs = np.stack([weights.scales.T, offsets.T], axis=-1)
     more = -k % WHOLE_K
-    codes = np.pad(weights.codes, ((0, 0), (0, more)), constant_values=MIDDLE_CODE)
+    codes = np.pad(weights.codes, ((0, 0), (0, more)))
     pairs = np.pad(pairs, ((0, more * groups // k), (0, 0), (0, 0)))
     return {
         "words": torch.from_numpy(codes[:, ::2] << 4 | codes[:, 1::2]),
