@@ -260,7 +260,8 @@ def _gemlite(gpu: Gpu, activation: Float16, missing: list[str]) -> Iterator[Line
             missing.append(f"gemlite {release}, {stored}: {answer}")
             continue
         kernel = "GEMV_REVSPLITK" if "revsplitK" in answer.kernel else "GEMV_SPLITK"
-        how = f"{answer.kernel} for {N} x {K}, {answer.tile}; {_share(answer.counted)}"
+        tile = answer.tile + ("" if stored == "int4" else " (shipped for 8-bit x)")
+        how = f"{answer.kernel} for {N} x {K}, {tile}; {_share(answer.counted)}"
         per_weight = answer.counted.per_weight
         if beside := _beside(typed, gpu, activation):
             how += beside + ("" if stored == "int4" else " with post_scale=True, not its default")
