@@ -197,13 +197,14 @@ def say_left_out(gpu: str) -> None:
 
 
 def find_peers(gpu: str) -> list[str]:
-    """Names of the installed peers of a device; those that are not are named on stderr."""
+    """Names of the peers that have a row on a device; those that have none are named on stderr."""
     from bench.measure.devices import find_device
-    from kernels.peers import absent, names
+    from kernels.peers import left_out, names
 
-    for clause in absent():
-        typer.echo(f"peer left out: {clause}; pip install -e '.[peers]'.", err=True)
-    return names(find_device(gpu))
+    device = find_device(gpu)
+    for clause in left_out(device):
+        typer.echo(f"peer left out: {clause}.", err=True)
+    return names(device)
 
 
 def plan_energy(energy: Energy, batches: tuple[int, ...]) -> EnergyPlan | None:
@@ -530,7 +531,7 @@ def main(
         bool,
         typer.Option(
             "--peers",
-            help="The field's kernels too, where installed; see kernels/peers.py.",
+            help="The field's kernels too, where installed; see kernels/peers/.",
         ),
     ] = False,
     show_formats: Annotated[

@@ -9,6 +9,7 @@
     python -m bench.sass --limits --plot r.png      R: which boards hide dequantization, for which kernels
     python -m bench.sass --targets                  our tuned Triton kernels beside what they should need
     python -m bench.sass --cuda                     our CUDA C++ kernels beside theirs, and the probes
+    python -m bench.sass --peers --gpu h100         the field's shipped kernels and ours, at batch 1
 
 No GPU is needed and nothing is run. Tables (or --json) go to stdout, progress and warnings to stderr. Audits
 are kept in build/sass/, so that only what changed is compiled again; kernels given by --source, --cubin and
@@ -23,7 +24,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from bench.static.audit_cache import Cache
     from bench.static.audit_gate import Limit
     from bench.static.audit_report import Report
+    from kernels.packing import Float16
     from profiles.specs import Gpu
 
 GPUS = (
@@ -337,6 +339,36 @@ def pipes(gpu: str | None, as_json: bool) -> int:
     return 0
 
 
+def peers(gpu: str | None, activation: str | None, as_json: bool) -> int:
+    """The field's machine code beside ours, a table for each board and dtype; returns the exit code.
+
+    Raises:
+        UsageError: a name is unknown.
+    """
+    from bench.static import peer_audit
+    from bench.static.audit_cache import open_cache
+
+    gpus = chosen_gpus(gpu or "h100")
+    dtypes = chosen("activation", activation or ACTIVATIONS[0], ACTIVATIONS)
+    found, cache = [], open_cache()
+    for board in gpus:
+        for name in dtypes:
+            dtype = cast("Float16", name)
+            ours, failures = audited(peer_audit.our_jobs(board, dtype), cache)
+            found.append(peer_audit.audit_peers(board, dtype, ours))
+            for kernel, why in failures.items():
+                typer.echo(f"warning: {kernel}: {why}", err=True)
+    if as_json:
+        data = [peer_audit.to_data(one) for one in found]
+        sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        return 0
+    from rich.console import Console
+
+    for one in found:
+        Console(highlight=False).print(peer_audit.render(one))
+    return 0
+
+
 def show(report: Report, as_json: bool, lines: list[str]) -> None:
     """Prints a report."""
     from bench.static.audit_report import render, to_data
@@ -443,6 +475,10 @@ def main(
         bool,
         typer.Option("--cuda", help="Our CUDA C++ kernels against their targets, and the probes."),
     ] = False,
+    show_peers: Annotated[
+        bool,
+        typer.Option("--peers", help="The field's machine code beside ours. By default on h100."),
+    ] = False,
 ) -> None:
     """Count the machine code of kernels: instructions per weight, occupancy, and what a GPU allows."""
     from bench.static.audit_gate import GateError
@@ -462,6 +498,8 @@ def main(
             code = pipes(gpu, as_json)
         elif show_limits:
             code = limits(ask, batch, as_json, plot)
+        elif show_peers:
+            code = peers(gpu, activation, as_json)
         else:
             code = run(ask, as_json, gate)
     raise typer.Exit(code)

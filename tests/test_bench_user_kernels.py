@@ -119,12 +119,14 @@ def test_a_run_on_a_gpu_without_cupy_says_what_it_leaves_out(
 def test_peers_that_are_not_installed_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(kernels.peers, "missing", lambda package: [package])
+    monkeypatch.setattr(kernels.peers, "installed", lambda name: None)
     assert dequant.find_peers("cpu") == []
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        f"peer left out: {name} (needs {name}); pip install -e '.[peers]'."
-        for name in ("onnxruntime", "bitsandbytes")
+        "peer left out: onnxruntime needs onnxruntime, onnx: pip install -e '.[peers]'.",
+        "peer left out: bitsandbytes needs bitsandbytes: pip install -e '.[peers]'.",
+        "peer left out: gemlite runs on an NVIDIA GPU only.",
+        "peer left out: torchao needs torchao: pip install -e '.[peers]'.",
     ]
 
 

@@ -27,12 +27,14 @@ class Peer:
         key: its name in the file.
         format: of the weights: "int4", "nf4", "int8", "fp8", "16-bit", ...
         listed: whether it has a row in the table of limits.
+        version: of what was counted; "" where nothing was.
         cost: what it asks of a GPU.
     """
 
     key: str
     format: str
     listed: bool
+    version: str
     cost: KernelCost
 
 
@@ -50,8 +52,9 @@ def listed_peers() -> tuple[Peer, ...]:
 
 def _peer(key: str, table: dict[str, Any]) -> Peer:
     weight_format, listed = table.pop("format"), table.pop("listed", False)
+    version = table.pop("version", "")
     batches = (table.pop("batch_minimum", 1), table.pop("batch_maximum", NO_LIMIT))
     parts: dict[str, Any] = {
         name: InstructionCounts(**table.pop(name)) for name in PARTS if name in table
     }
-    return Peer(key, weight_format, listed, KernelCost(batches=batches, **parts, **table))
+    return Peer(key, weight_format, listed, version, KernelCost(batches=batches, **parts, **table))
