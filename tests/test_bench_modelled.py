@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import exp
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from bench import check, dequant, report, trap
 from bench.analysis.trust import REFUSED_SHARE
 from bench.measure.devices import DeviceError, modelled_board
 from bench.static import audit_all, device, model, parameters
-from bench.static.audit import Audit, Job, plan_for
+from bench.static.audit import Audit, Job, job_from, plan_for
 from bench.static.cost import Problem
 from bench.static.device import Layer, Model, jobs_of_layer
 from bench.static.modelled import difference, foundation, ratio, tabulate
@@ -183,6 +183,14 @@ def test_every_board_has_the_kernels_of_its_own_configurations() -> None:
     assert tiles("h100", "stream") == {(32, 64, 5), (64, 64, 4)}
     assert tiles("h100", "fused") == {None, (32, 64, 5), (64, 64, 4)}  # and for R
     assert tiles("a100", "fused") == {None, (64, 64, 4)}
+
+
+def test_a_job_is_the_same_after_json() -> None:
+    """Workers read it from there."""
+    config = default_for("fused", "gemm", INT4, 4096, 64, 132)
+    assert config is not None
+    for job in (FUSED, Job("fused", "gemm", "int4-g128", "fp16", 64, 90, config)):
+        assert job_from(json.loads(json.dumps(asdict(job)))) == job
 
 
 def test_dequantize_writes_16_bits_beside_what_it_reads() -> None:

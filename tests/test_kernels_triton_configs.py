@@ -45,6 +45,8 @@ def test_a_tile_is_as_large_as_leaves_a_board_work(
     found = gemm.default_config(INT4, n, batch, multiprocessors)
     assert (found.block_b, found.block_n, found.num_warps, found.num_stages) == tile
     assert found.block_k == 128
+    cap = 128 if batch == 16 else 255 if found.block_b == 16 else None
+    assert found.max_registers == cap
 
 
 @pytest.mark.parametrize(

@@ -244,16 +244,19 @@ def cut_for(config: Config, n: int, batch: int, multiprocessors: int | None) -> 
     """
     if multiprocessors is None:
         return config
+    tile = config
 
     def half_idle() -> bool:
-        programs = -(-n // config.block_n) * -(-batch // config.block_b)
-        return 2 * programs * config.num_warps <= SCHEDULERS * multiprocessors
+        programs = -(-n // tile.block_n) * -(-batch // tile.block_b)
+        return 2 * programs * tile.num_warps <= SCHEDULERS * multiprocessors
 
-    while config.block_b > 16 and half_idle():
-        config = replace(config, block_b=config.block_b // 2)
-    while config.block_n > 8 * config.num_warps and half_idle():
-        config = replace(config, block_n=config.block_n // 2)
-    return replace(config, num_stages=max(config.num_stages, 5 if config.block_b <= 32 else 4))
+    while tile.block_b > 16 and half_idle():
+        tile = replace(tile, block_b=tile.block_b // 2)
+    while tile.block_n > 8 * tile.num_warps and half_idle():
+        tile = replace(tile, block_n=tile.block_n // 2)
+    if tile.block_b == 16 < config.block_b:  # left to itself the assembler spills on sm_100
+        tile = replace(tile, max_registers=255)
+    return replace(tile, num_stages=max(tile.num_stages, 5 if tile.block_b <= 32 else 4))
 
 
 def default_config(
