@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from math import exp
+from math import ceil, exp
 from pathlib import Path
 
 import pytest
@@ -332,7 +332,7 @@ def lowp(name: str, gpu: str, batch: int = 256):
     layer = Layer((SQUARE, WIDE), (find_format(name),), (batch,), "bf16")
     board = load_gpu(gpu)
     tiled = {"classes": {**CLASSES, "mma": 16}}
-    jobs = jobs_of_layer(layer, [device.capability_of(board)])
+    jobs = jobs_of_layer(layer, [board])
     model = Model(layer, board, {job: replace(planted(job), **tiled) for job in jobs}, {})
     found = [a for a in model.arms if (a.kernel.arm, a.operator) == ("lowp", "o_proj")]
     return model, {a.kernel.implementation: a.estimate for a in found}
@@ -352,7 +352,11 @@ def test_the_product_of_lowp_has_the_rate_of_its_operands(name: str, gpu: str, t
     """Datasheets, dense: the RTX 4090 adds FP8 products in fp32 at half its rate, and those of int8 at full."""
     _, found = lowp(name, gpu)
     seconds = 2 * 256 * 4096 * 4096 / (tops * 1e12 * 0.75)
-    assert found["triton"].parts_s["tensor"] == pytest.approx(seconds, rel=2e-3)
+    share = (
+        64 * 4 / load_gpu(gpu).sms.value
+    )  # of 256 programs of 64 x 64; the busiest has a whole number
+    expected = pytest.approx(seconds * ceil(share) / share, rel=2e-3)
+    assert found["triton"].parts_s["tensor"] == expected
 
 
 def test_quantizing_x_is_refused_so_lowp_has_a_product_and_no_speedup() -> None:
@@ -377,7 +381,7 @@ def test_what_a_board_has_no_instructions_for_is_not_on_it_and_not_refused(
     name: str, gpu: str, needs: str
 ) -> None:
     model, found = lowp(name, gpu)
-    compiled = jobs_of_layer(model.layer, [device.capability_of(load_gpu(gpu))])
+    compiled = jobs_of_layer(model.layer, [load_gpu(gpu)])
     assert compiled
     assert "lowp" not in {job.arm for job in compiled}
     here = {i for i, e in found.items() if not e.reason.startswith(NOT_HERE)}
