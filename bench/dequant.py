@@ -442,7 +442,6 @@ def model_command(
     from bench.report import REFUSED_SHARE, render
     from bench.static.audit_all import audited
     from bench.static.audit_cache import open_cache
-    from bench.static.audit_report import capability_of
     from bench.static.device import Layer, Model, jobs_of_layer
     from bench.static.modelled import modelled_profile
     from profiles.reader import write_profile
@@ -455,7 +454,7 @@ def model_command(
     path.parent.mkdir(parents=True, exist_ok=True)
     layer = Layer(shape.operators, formats, batches, activation)
     with progress(errors) as show:
-        jobs = jobs_of_layer(layer, [capability_of(board)])
+        jobs = jobs_of_layer(layer, [board])
         audits, failures = audited(jobs, open_cache(), lambda *state: show(Progress(*state)))
     model = Model(layer, board, audits, failures)
     profile = modelled_profile(model, shape, sources(), command_line(), datetime.now(UTC))

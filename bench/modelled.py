@@ -112,11 +112,10 @@ def profiles(
 def check(boards: Sequence[Gpu], layer: Layer, shape: ModelShape) -> list[str]:
     """What is out of date, one line each; from the committed counts alone."""
     from bench.static.audit_cache import COMMITTED, open_cache, read_committed
-    from bench.static.audit_report import capability_of
     from bench.static.device import jobs_of_layer
 
     cache, known = open_cache(), read_committed(COMMITTED)
-    jobs = jobs_of_layer(layer, dict.fromkeys(map(capability_of, boards)))
+    jobs = jobs_of_layer(layer, boards)
     audits = {job: known[key] for job in jobs if (key := cache.key(job)) in known}
     if len(audits) < len(jobs):
         lacking = next(job for job in jobs if job not in audits)
@@ -145,17 +144,16 @@ def regenerate(boards: Sequence[Gpu], layer: Layer, shape: ModelShape) -> int:
     from bench.progress import progress
     from bench.static.audit_all import audited
     from bench.static.audit_cache import COMMITTED, committed_text, open_cache, read_committed
-    from bench.static.audit_report import capability_of
     from bench.static.device import jobs_of_layer
     from profiles.reader import replace_file, write_profile
     from profiles.specs import load_gpus
 
     cache, known = open_cache(), read_committed(COMMITTED)
-    jobs = jobs_of_layer(layer, dict.fromkeys(map(capability_of, boards)))
+    jobs = jobs_of_layer(layer, boards)
     with progress(Console(stderr=True)) as show:
         audits, failures = audited(jobs, cache, lambda *state: show(Progress(*state)))
     FOLDER.mkdir(parents=True, exist_ok=True)
-    others = jobs_of_layer(layer, dict.fromkeys(map(capability_of, load_gpus().values())))
+    others = jobs_of_layer(layer, load_gpus().values())
     kept = {job: known[key] for job in others if (key := cache.key(job)) in known}
     text = committed_text(cache, kept | audits)
     if not COMMITTED.exists() or COMMITTED.read_bytes() != text:

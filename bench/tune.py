@@ -248,15 +248,15 @@ def modelled(
 
 def print_ranking(ranked: list[Ranked]) -> None:
     """One line per configuration, the default marked, and how far it is from the first."""
-    typer.echo("   us  waves  instr/weight  regs  warps  configuration")
+    typer.echo("   us  uneven  instr/weight  regs  warps  configuration")
     for r in ranked:
         mark = "  <- default" if r.config is None else ""
-        if r.time_s is None or r.audit is None or r.waves is None:
-            typer.echo(f"    –      –             –     –      –  {r.text}: {r.reason}{mark}")
+        if r.time_s is None or r.audit is None or r.unevenness is None:
+            typer.echo(f"    –       –             –     –      –  {r.text}: {r.reason}{mark}")
             continue
         per_weight = r.audit.instructions / (r.audit.weights or 1)
         typer.echo(
-            f"{r.time_s * US:5.1f}  {r.waves:5.2f}  {per_weight:12.2f}  {r.audit.registers:4}  "
+            f"{r.time_s * US:5.1f}  {r.unevenness:6.2f}  {per_weight:12.2f}  {r.audit.registers:4}  "
             f"{r.audit.resident_warps:5}  {r.text}{mark}"
         )
     default = next(r for r in ranked if r.config is None)

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel for one problem and one target."""
+    """One kernel for one problem and one target, of a board that is not known."""
 
     arm: str
     regime: str
@@ -42,6 +42,28 @@ class Job:
     k: int
     batch: int
     capability: int
+
+    @property
+    def board(self) -> int | None:
+        """Multiprocessors of the board; None where it is not known."""
+        return None
+
+
+@dataclass(frozen=True)
+class BoardJob(Job):
+    """The same, cut for a board of so many multiprocessors."""
+
+    multiprocessors: int
+
+    @property
+    def board(self) -> int | None:
+        """See Job."""
+        return self.multiprocessors
+
+
+def job_of(values: list[Any]) -> Job:
+    """A job from the values of its fields."""
+    return (BoardJob if len(values) == len(fields(BoardJob)) else Job)(*values)
 
 
 @dataclass(frozen=True)
@@ -79,7 +101,8 @@ def plan_of(job: Job) -> Plan:
     from kernels.formats import find_format
 
     shape = (job.activation, job.n, job.k, job.batch, job.capability)
-    return triton.plan_of(job.arm, job.regime, find_format(job.format_name), *shape)  # type: ignore[arg-type]
+    problem = (job.arm, job.regime, find_format(job.format_name), *shape)
+    return triton.plan_of(*problem, multiprocessors=job.board)  # type: ignore[arg-type]
 
 
 def compile_job(job: Job) -> tuple[CompiledKernel, int]:
@@ -159,5 +182,5 @@ def compile_all(jobs: list[Job], cache: Path) -> dict[Job, Report]:
 
 
 if __name__ == "__main__":
-    for fields in json.load(sys.stdin):
-        print(json.dumps(asdict(report(Job(*fields)))), flush=True)
+    for values in json.load(sys.stdin):
+        print(json.dumps(asdict(report(job_of(values)))), flush=True)

@@ -23,7 +23,7 @@ from bench.static.ptx import PtxError
 from kernels import packing
 from kernels.formats import find_format
 from tests.aot_ptx import execute, from_bits, job_arguments, output_shape
-from tests.aot_triton import Job, in_workers
+from tests.aot_triton import Job, in_workers, job_of
 from tests.ptx_builds import Build, build
 
 AUDITED = (N, K)
@@ -148,6 +148,6 @@ def run_all(jobs: list[Job], folder: Path, workers: int) -> dict[Job, Outcome]:
 
 
 if __name__ == "__main__":
-    given = [Job(*fields) for fields in json.load(sys.stdin)]
+    given = [job_of(values) for values in json.load(sys.stdin)]
     for found in outcomes(given):
         print(json.dumps(asdict(found)), flush=True)

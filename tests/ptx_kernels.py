@@ -9,7 +9,7 @@ format and target, in turn.
 The product is compiled for the size that is audited, 4096 x 14336: what is executed is what is counted, and
 no more is compiled to see that nothing spills. Shapes that fill no tile are a second, smaller product: every
 kernel, batch and *kind* of format, each on one target in turn. Formats of one kind differ only in the size
-of their groups.
+of their groups. Where a board is known `gemm` cuts its tiles for it: those tiles are a third, smaller product.
 
 python -m tests.ptx_kernels          the covering subset that `make test` runs
 python -m tests.ptx_kernels --all    everything that `make proof` runs
@@ -27,7 +27,7 @@ from kernels.formats import FORMATS, WeightFormat, find_format
 from kernels.kernel import PRODUCTS, Kernel
 from kernels.triton import KERNELS
 from kernels.triton.plan import ACTIVATIONS
-from tests.aot_triton import Job
+from tests.aot_triton import BoardJob, Job
 from tests.ptx_cells import AUDITED, Outcome, run_all
 
 TARGETS = (80, 89, 90, 120)
@@ -36,6 +36,13 @@ BATCHES = (1, 3, 16, 17)
 WIDE = 72  # rows of x: two tiles of the widest that gemm has, the second not full
 ODD = (2, 5)  # rows of x: tiles of gemv that BATCHES leave out
 RAGGED = {"gemv": (9, 5248), "gemm": (41, 1280)}  # n, k: last rows and steps that are not whole
+CUTS = (  # rows of x and multiprocessors, and the tile of 4096 rows of W that they lead to
+    (65, 132),  # 64 x 64, a stage more
+    (33, 132),  # 32 x 64
+    (17, 132),  # 16 x 64
+    (17, 300),  # 16 x 32, of four warps
+    (16, 132),  # 16 x 16
+)
 
 READ_NO_X = ("stream", "unpack", "scale")
 
@@ -140,6 +147,25 @@ def ragged_jobs() -> tuple[Job, ...]:
                     activation = able[(place + row // len(TARGETS)) % len(able)]
                     shape = RAGGED["gemv" if variant.startswith("gemv") else "gemm"]
                     jobs.append(Job(*stage, name, activation, *shape, batch, capability))
+    return tuple(jobs)
+
+
+@cache
+def board_jobs(capabilities: tuple[int, ...] = TARGETS) -> tuple[BoardJob, ...]:
+    """Every tile that `gemm` has on a board alone, of every kernel and kind of format, on targets in turn."""
+    jobs = []
+    for stage in stages():
+        arm, variant = stage
+        if not variant.startswith("gemm") or arm == "upcast":
+            continue
+        kinds = {kind(name): name for name in reversed(formats_of(stage))}
+        for place, name in enumerate(kinds.values()):
+            for row, (batch, multiprocessors) in enumerate(CUTS):
+                able = activations(stage, name, batch)
+                capability = capabilities[(place + row) % len(capabilities)]
+                activation = able[(place + row // len(capabilities)) % len(able)]
+                problem = (name, activation, *AUDITED, batch)
+                jobs.append(BoardJob(*stage, *problem, capability, multiprocessors))
     return tuple(jobs)
 
 

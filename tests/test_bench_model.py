@@ -134,6 +134,9 @@ def test_requests_in_flight_hide_the_latency_of_memory() -> None:
     assert parts["latency"] == pytest.approx(rounds * 480e-9)
     assert predict(A100, cost, Problem(8192, 8192, 1)).limiter == "latency"
     assert "latency" not in predict(A100, PEERS["marlin"], LARGE).parts_s
+    twice = replace(cost, rows_per_pass=8, rereads=False)
+    again = predict(A100, twice, Problem(8192, 8192, 16)).parts_s
+    assert again["latency"] == pytest.approx(2 * parts["latency"])  # asked for again, read once
 
 
 def test_launch_of_an_empty_kernel_is_taken_where_it_is_published() -> None:

@@ -22,7 +22,6 @@ from bench.analysis.trust import REFUSED_SHARE
 from bench.static import audit_all, audit_cache
 from bench.static.audit import Audit, Job
 from bench.static.audit_cache import Cache, committed_text, read_committed
-from bench.static.audit_report import capability_of
 from bench.static.device import jobs_of_layer
 from bench.static.freeze import frozen
 from kernels.formats import find_format
@@ -94,7 +93,7 @@ def test_they_are_small() -> None:
 def test_the_counts_are_those_of_the_kernels_here() -> None:
     """Of every kernel and architecture; whoever changed a kernel runs `python -m bench.modelled`."""
     cache, known = recorded()
-    jobs = jobs_of_layer(LAYER, dict.fromkeys(map(capability_of, BOARDS.values())))
+    jobs = jobs_of_layer(LAYER, BOARDS.values())
     lacking = {job.name for job in jobs if cache.key(job) not in known}
     assert not lacking, "out of date: run python -m bench.modelled"
     assert set(known) == {cache.key(job) for job in jobs}
@@ -117,7 +116,7 @@ def test_the_counts_are_what_the_compiler_gives() -> None:
     cache, known = recorded()
     if cache.compiler != audit_cache.compiler():
         pytest.skip("another Triton than the counts were made with")
-    jobs = jobs_of_layer(LAYER, dict.fromkeys(map(capability_of, BOARDS.values())))
+    jobs = jobs_of_layer(LAYER, BOARDS.values())
     drawn = random.Random(0).sample(jobs, 24)
     for job, answer in audit_all.compiled(drawn):
         assert not isinstance(answer, str), answer
@@ -137,7 +136,7 @@ def derived(key: str) -> list[str]:
     """What of a board's profile differs when it is computed again."""
     cache, known = recorded()
     board = BOARDS[key]
-    jobs = jobs_of_layer(LAYER, [capability_of(board)])
+    jobs = jobs_of_layer(LAYER, [board])
     audits = {job: known[cache.key(job)] for job in jobs}
     ((_, profile),) = command.profiles([board], LAYER, SHAPE, audits, {})
     there = command.committed(board)

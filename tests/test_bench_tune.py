@@ -14,9 +14,9 @@ import bench.tune
 from bench.measure.devices import Problem
 from bench.measure.devices.simulated import BOARDS, Scenario, SimulatedDevice
 from bench.measure.tuning import FRESH_BLOCKS, Outcome, tune
-from bench.static.audit import Audit
+from bench.static.audit import Audit, Job, plan_for
 from bench.static.cost import Problem as Shape
-from bench.static.tuning import modelled, whole_waves
+from bench.static.tuning import modelled
 from kernels.formats import find_format
 from kernels.kernel import Kernel
 from kernels.triton import KERNELS, configs, gemv, lowp
@@ -172,29 +172,31 @@ def test_every_grid_holds_what_its_kernel_takes() -> None:
         lowp.plan(fp8, "fp16", 256, 256, 1, configs.grid("lowp", "dot", int8, 1, 80)[0], 90)
 
 
-def test_waves_by_hand() -> None:
-    """132 multiprocessors: 133 programs, one each, take two turns; 264 of two at once take one."""
-    assert whole_waves(132, 132, 1) == 1
-    assert whole_waves(133, 132, 1) == pytest.approx(2 / (133 / 132))
-    assert whole_waves(264, 132, 2) == 1
-    assert whole_waves(66, 132, 4) == 2
-
-
 def test_a_spilling_kernel_has_no_modelled_time_and_a_crowded_one_a_longer() -> None:
     classes = {"int": 60, "half2": 60, "load": 9, "other": 10}
     audit = Audit(
         "gemv", 90, classes, 0, {128: 9}, True, weights=128, registers=56, num_warps=4,
         resident_warps=32,
     )  # fmt: skip
-    gpu, shape = load_gpu("h100"), Shape(4096, 14336, 1)
-    fine, waves, reason = modelled(gpu, audit, 0.515, shape, (1056, 1), 1)
-    uneven, worse, _ = modelled(gpu, audit, 0.515, shape, (1057, 1), 1)
-    assert (waves, reason) == (1, "")
+    gpu, job = load_gpu("h100"), Job("fused", "gemv-ptx", "int4-g128", "fp16", 1, 90)
+
+    def asked(n: int, found: Audit) -> tuple[float | None, float | None, str]:
+        return modelled(gpu, job, plan_for(job, n, 14336), found, Shape(n, 14336, 1))
+
+    fine, even, reason = asked(132 * 4 * 16, audit)  # 16 programs of two warps fit
+    uneven, worse, _ = asked(132 * 4 * 16 + 4, audit)
+    assert (even, reason) == (1, "")
     assert fine is not None
     assert uneven is not None
-    assert (uneven > fine * 1.5, worse) == (True, pytest.approx(2 / (1057 / 1056)))
+    assert worse == pytest.approx(17 / (16 + 1 / 132))
+    assert fine < uneven
     spilt = Audit(**{**vars(audit), "spill_instructions": 4})
-    assert modelled(gpu, spilt, 0.515, shape, (1056, 1), 1)[0] is None
+    assert asked(4096, spilt)[::2] == (
+        None,
+        "spills: values go through local memory, which is not counted",
+    )
+    crowded = Audit(**{**vars(audit), "resident_warps": 0})
+    assert asked(4096, crowded)[2] == "no program fits on a multiprocessor"
 
 
 @pytest.mark.parametrize(

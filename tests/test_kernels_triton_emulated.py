@@ -17,8 +17,10 @@ from tests.aot_triton import Job
 from tests.ptx_builds import Build, code_of
 from tests.ptx_cells import AUDITED, Outcome, run_all
 from tests.ptx_kernels import (
+    COMPILED_ONLY,
     READ_NO_X,
     TARGETS,
+    board_jobs,
     covering_jobs,
     everything,
     pairs,
@@ -48,6 +50,12 @@ SAME = [  # with the inline PTX and without: it is not used
 ]
 ONE_ROUNDING = 1e-3  # of the largest |y|: two results in fp16, one unit in the last place apart
 COVERING = covering_jobs()
+CUT = [
+    job
+    for job in board_jobs()
+    if (job.arm, job.regime, job.format_name)
+    in (("fused", "gemm-ptx", "int4-g128"), ("bypass", "gemm", "int8-g128"))
+]
 FORMATS = tuple(dict.fromkeys(job.format_name for job in product_jobs()))
 SPILLS: dict[tuple[str, str, str, str, int, int], int] = {}  # see spilling: bytes of the stack
 
@@ -133,6 +141,35 @@ def test_every_compiled_kernel_matches_reference(
     assert {job: problem for job, problem in wrong.items() if problem} == {}
     assert [name(job) for job in compiled_only if not found[job].registers] == []
     assert spilling(found) == {s: size for s, size in SPILLS.items() if s[2] == format_name}
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> dict[Job, Outcome]:
+    return run_all([*CUT], tmp_path_factory.mktemp("triton"), workers=2)
+
+
+@pytest.mark.parametrize("job", CUT, ids=name)
+def test_a_kernel_that_is_cut_for_a_board_matches_reference(
+    job: Job, cut: dict[Job, Outcome]
+) -> None:
+    """Beside the cells of the product, and not counted among them."""
+    assert complaint(job, cut[job]) == ""
+    assert cut[job].stack_bytes == 0
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("arm", ["stream", "unpack", "scale", "bypass", "fused", "native"])
+def test_every_kernel_that_is_cut_for_a_board_matches_reference(
+    arm: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """All kinds of formats at all tiles that a board alone has; and none of them spills."""
+    wanted = [job for job in board_jobs() if job.arm == arm]
+    compiled_only = [job for job in board_jobs((COMPILED_ONLY,)) if job.arm == arm]
+    found = run_all([*wanted, *compiled_only], tmp_path_factory.mktemp("triton"), workers=1)
+    wrong = {name(job): complaint(job, found[job]) for job in wanted}
+    assert {job: problem for job, problem in wrong.items() if problem} == {}
+    assert [name(job) for job in compiled_only if not found[job].registers] == []
+    assert [name(job) for job, outcome in found.items() if outcome.stack_bytes] == []
 
 
 @pytest.fixture

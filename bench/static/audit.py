@@ -26,6 +26,7 @@ from kernels.formats import WeightFormat, find_format
 if TYPE_CHECKING:
     from kernels.kernel import Arm
     from kernels.packing import Float16
+    from kernels.triton.configs import Config
     from kernels.triton.plan import Plan
 
 N, K = 4096, 14336  # the wide side of an 8-billion-parameter model
@@ -49,6 +50,7 @@ class Job:
         activation: "fp16" or "bf16".
         batch: rows of x.
         capability: compute capability times ten.
+        config: its launch configuration; None for what it takes where the board is not known.
     """
 
     arm: str
@@ -57,6 +59,7 @@ class Job:
     activation: str
     batch: int
     capability: int
+    config: Config | None = None
 
     @property
     def name(self) -> str:
@@ -205,9 +208,22 @@ def plan_for(job: Job, n: int = N, k: int = K) -> Plan:
 
     arm, activation = cast("Arm", job.arm), cast("Float16", job.activation)
     weight_format = find_format(job.format)
-    return triton.plan_of(
-        arm, job.variant, weight_format, activation, n, k, job.batch, job.capability
-    )
+    shape = (n, k, job.batch, job.capability, job.config)
+    return triton.plan_of(arm, job.variant, weight_format, activation, *shape)
+
+
+def job_from(data: Mapping[str, Any]) -> Job:
+    """A job from JSON.
+
+    Raises:
+        TypeError: a field is missing or unknown.
+    """
+    job = Job(**data)
+    if job.config is None:
+        return job
+    from kernels.triton.configs import config_from
+
+    return replace(job, config=config_from(job.arm, job.variant, data["config"]))
 
 
 def audit_job(job: Job) -> Audit:

@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from bench.static.audit import Audit, Job, audit_job, audit_kernel, to_data
+from bench.static.audit import Audit, audit_job, audit_kernel, job_from, to_data
 
 
 def answer(request: dict[str, Any]) -> Audit:
@@ -27,7 +27,7 @@ def answer(request: dict[str, Any]) -> Audit:
         SourceError: a file cannot be used.
     """
     if "job" in request:
-        return audit_job(Job(**request["job"]))
+        return audit_job(job_from(request["job"]))
     return audit_source(
         Path(request["file"]), request["kernel"], request["capability"], request["weights"]
     )

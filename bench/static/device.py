@@ -1,6 +1,6 @@
 """The modelled device: a time with its interval, or a reason, for every arm that a measured run would time.
 
-    jobs = jobs_of_run(run, capability)         what has to be compiled and counted
+    jobs = jobs_of_layer(layer, [gpu])          what has to be compiled and counted
     model = Model(run, gpu, audits, failures)
     model.arms                                  one estimate per arm, operator, batch and format
 
@@ -38,6 +38,7 @@ from profiles.specs import Gpu
 
 ARMS = (*LADDER, "native", "vendor", "dequantize", "lowp", "upcast")
 MAKERS = {COMPILED, LIBRARY}  # of what has a row on any machine
+RATIO_ARMS = ("fused", "bypass")  # whose R is given, of the kernel as it is where no board is known
 LAYER_TOO_SHORT = "the whole layer takes less than 20 us: launch and ramp decide"
 QUANTIZES = (
     "quantizing x is one program for each of its rows: latency decides, not what can be counted"
@@ -92,24 +93,38 @@ def makers(kernel: Kernel) -> list[str]:
     return kernel.implementation.split("+")
 
 
-def job_of(kernel: Kernel, weight_format: WeightFormat, activation: Activation,
-           batch: int, capability: int) -> Job | None:  # fmt: skip
-    """What has to be compiled for a kernel; None where it is not ours."""
+def job_of(
+    kernel: Kernel,
+    weight_format: WeightFormat,
+    activation: Activation,
+    batch: int,
+    gpu: Gpu,
+    operator: Operator | None = None,
+) -> Job | None:
+    """What has to be compiled for a kernel on an operator, or on none; None where it is not ours."""
+    from kernels.triton.configs import default_for
+
     if kernel.implementation != COMPILED:
         return None
-    reads = kernel.reads(weight_format, activation).name
-    return Job(kernel.arm, kernel.variant, reads, activation, batch, capability)
+    reads = kernel.reads(weight_format, activation)
+    config = None
+    if operator is not None:
+        shape = (operator.n, batch, int(gpu.sms.value))
+        config = default_for(kernel.arm, kernel.variant, reads, *shape)
+    name, capability = reads.name, capability_of(gpu)
+    return Job(kernel.arm, kernel.variant, name, activation, batch, capability, config)
 
 
-def jobs_of_layer(layer: Layer, capabilities: Iterable[int]) -> list[Job]:
-    """Everything that has to be compiled for these architectures, each once."""
+def jobs_of_layer(layer: Layer, gpus: Iterable[Gpu]) -> list[Job]:
+    """Everything that has to be compiled for these boards, each once."""
     found = [
-        job_of(kernel, weight_format, layer.activation, batch, capability)
-        for capability in capabilities
+        job_of(kernel, weight_format, layer.activation, batch, gpu, operator)
+        for gpu in gpus
         for weight_format in layer.formats
         for batch in layer.batches
         for kernel in kernels_of(weight_format, layer.activation, batch)
-        if capability >= kernel.least_capability
+        if capability_of(gpu) >= kernel.least_capability
+        for operator in (*layer.operators, *((None,) if kernel.arm in RATIO_ARMS else ()))
     ]
     return list(dict.fromkeys(job for job in found if job is not None))
 
@@ -148,7 +163,7 @@ class Model:
                 for kernel in self._kernels(weight_format, batch):
                     job = self._job(kernel, weight_format, batch)
                     audit = self.audits.get(job) if job else None
-                    if job is None or audit is None or kernel.arm not in ("fused", "bypass"):
+                    if job is None or audit is None or kernel.arm not in RATIO_ARMS:
                         continue
                     name = self._name(kernel, weight_format)
                     ratio = ratio_of(self.gpu, job, audit)
@@ -158,9 +173,14 @@ class Model:
     def _kernels(self, weight_format: WeightFormat, batch: int) -> tuple[Kernel, ...]:
         return kernels_of(weight_format, self.layer.activation, batch)
 
-    def _job(self, kernel: Kernel, weight_format: WeightFormat, batch: int) -> Job | None:
-        capability = capability_of(self.gpu)
-        return job_of(kernel, weight_format, self.layer.activation, batch, capability)
+    def _job(
+        self,
+        kernel: Kernel,
+        weight_format: WeightFormat,
+        batch: int,
+        operator: Operator | None = None,
+    ) -> Job | None:
+        return job_of(kernel, weight_format, self.layer.activation, batch, self.gpu, operator)
 
     def _name(self, kernel: Kernel, weight_format: WeightFormat) -> Implementation:
         reads = kernel.reads(weight_format, self.layer.activation).name
@@ -193,7 +213,7 @@ class Model:
                 f"{NOT_HERE}tensor cores that take {weight_format.name} operands need compute capability "
                 f"{kernel.least_capability / 10}, and this GPU has {self.gpu.capability}"
             )
-        job = self._job(kernel, weight_format, batch)
+        job = self._job(kernel, weight_format, batch, operator)
         if job is None:
             if kernel.arm == "lowp" and len(makers(kernel)) > 1:
                 return QUANTIZES

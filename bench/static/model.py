@@ -4,10 +4,12 @@
 
     t0          launch, and the steps of a reduction that wait for each other
     t_dram      bytes / (bandwidth x efficiency)
-    t_<pipe>    instructions of that class / (lanes x multiprocessors x clock x efficiency)
-    t_tensor    2 x padded rows x n x k / (tensor rate x efficiency)
+    t_<pipe>    instructions of that class / (lanes x multiprocessors x clock x efficiency) x unevenness
+    t_tensor    2 x padded rows x n x k / (tensor rate x efficiency) x unevenness
     t_latency   rounds of requests x latency of memory (Little's law), where the kernel says how many bytes
                 it has in flight
+
+Memory serves all multiprocessors, pipes are each one's own: so only what pipes do waits for the busiest.
 
 The p-norm says that resources overlap, but not perfectly (p = 4). It is not a measurement of anything.
 
@@ -192,13 +194,15 @@ def predict(gpu: Gpu, kernel: KernelCost, problem: Problem, end: End = "value") 
     parts = {"dram": (weight_bytes * reads + problem.activation_bytes) / bandwidth}
     for pipe in PIPES:
         share = parameters.ISSUE_EFFICIENCY if pipe == "issue" else parameters.PIPE_EFFICIENCY
-        parts[pipe] = cycles[pipe] * problem.weights / (clocks * rate(share, end))
+        evenly_s = cycles[pipe] * problem.weights / (clocks * rate(share, end))
+        parts[pipe] = evenly_s * kernel.unevenness
     if kernel.tensor_cores:
         operations = 2.0 * kernel.multiplied_rows(problem.batch) * problem.weights
         share_of_rate = warp_tensor_share(gpu, end) if kernel.warp_mma else 1.0
-        parts["tensor"] = operations / (tensor_rate(gpu, end, kernel.operands) * share_of_rate)
+        tensor_s = operations / (tensor_rate(gpu, end, kernel.operands) * share_of_rate)
+        parts["tensor"] = tensor_s * kernel.unevenness
     if kernel.bytes_in_flight is not None:
-        rounds = weight_bytes * reads / gpu.sms.value / kernel.bytes_in_flight
+        rounds = weight_bytes * passes / gpu.sms.value / kernel.bytes_in_flight
         parts["latency"] = rounds * _latency_s(gpu, end)
     fixed_s = _launch_s(gpu, problem, end) + _serial_s(gpu, kernel, problem, end)
     return Prediction(fixed_s, parts, rate(parameters.NORM, end))

@@ -6,14 +6,18 @@ The loop is counted once, on W[4096, 14336] (`audit.py`); how an operator is cut
 step along k wastes and how many passes a batch takes come from the plan that would be launched on it. Bytes
 are those of `kernels.kernel.traffic`, each once; every further pass reads the weights again.
 
-Bytes in flight, for Little's law: one pass of the loop of every resident warp, and of a pipelined loop as
-many passes as it has stages less one. It is what the code may request, so a bound.
+Bytes in flight, for Little's law: one pass of the loop of every warp that runs, and of a pipelined loop as many
+passes as it has stages less one. It is what the code may request, so a bound. Programs run in waves, of as many
+as are resident at a time; where they do not fill the board, or its last wave, fewer warps run. What the pipes
+do then waits for the busiest multiprocessor, and a warp has one of its four schedulers:
+
+    unevenness = ceil(share) / share x 4 / min(4, warps at a time)      share = programs / multiprocessors
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, prod
 from typing import TYPE_CHECKING, cast
 
 from bench.static import parameters
@@ -45,6 +49,7 @@ OPERANDS: dict[str, Operands] = {
     "e4m3": "fp8",
     "e2m1": "fp4",
 }  # of lowp, by encoding
+SCHEDULERS = 4  # of a multiprocessor
 LIBRARY_SIXTEEN = "vendor16"  # cuBLAS and its like in peers.toml: bytes and tensor rate only
 
 
@@ -59,6 +64,7 @@ class Cut:
         lanes: of one program.
         stages: passes of the loop that are under way at a time.
         tiled: whether it cuts the batch into tiles, to multiply them with tensor cores.
+        programs: of the whole operator.
     """
 
     rows_per_pass: int
@@ -67,6 +73,12 @@ class Cut:
     lanes: int
     stages: int
     tiled: bool
+    programs: int
+
+    @property
+    def warps(self) -> int:
+        """Of one program."""
+        return self.lanes // WARP_LANES
 
     @classmethod
     def of(cls, plan: Plan, weight_format: WeightFormat, problem: Problem) -> Cut:
@@ -86,6 +98,33 @@ class Cut:
             lanes=WARP_LANES * cast("int", plan.options["num_warps"]),
             stages=constants.get("NUM_STAGES", 2),
             tiled=tiled,
+            programs=prod(plan.grid),
+        )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the programs of an operator lie on the multiprocessors of a board; see the module.
+
+    Attributes:
+        unevenness: work of the busiest multiprocessor over the mean, its idle schedulers included.
+        at_once: programs of a multiprocessor that run at a time, on average over board and waves.
+        together: whether all programs run at a time, so that tiles of the batch read the weights together.
+    """
+
+    unevenness: float
+    at_once: float
+    together: bool
+
+    @classmethod
+    def of(cls, programs: int, warps: int, multiprocessors: float, resident: int) -> Spread:
+        """The spread of programs of so many warps, of which so many fit on a multiprocessor."""
+        share = programs / multiprocessors
+        schedulers = min(SCHEDULERS, warps * min(resident, ceil(share)))
+        return cls(
+            unevenness=ceil(share) / share * SCHEDULERS / schedulers,
+            at_once=share / ceil(share / resident),
+            together=share <= resident,
         )
 
 
@@ -98,11 +137,20 @@ def launch_on(
         kernel: the kernel.
         job: what was compiled; of the batch of the problem.
         audit: what was found in its machine code.
-        gpu: the board, which says whether its latency is known.
+        gpu: the board.
         problem: the operator.
     """
+    plan = plan_for(job, problem.n, problem.k)
+    cost, problem = plan_on(plan, job, audit, gpu, problem)
+    return replace(cost, batches=kernel.batches), problem
+
+
+def plan_on(
+    plan: Plan, job: Job, audit: Audit, gpu: Gpu, problem: Problem
+) -> tuple[KernelCost, Problem]:
+    """The same for any plan of a kernel of the job, and the audit of that plan."""
     weight_format = find_format(job.format)
-    cut = Cut.of(plan_for(job, problem.n, problem.k), weight_format, problem)
+    cut = Cut.of(plan, weight_format, problem)
     shape = (weight_format, problem.n, problem.k, problem.batch)
     moved, words = traffic(cast("Arm", job.arm), *shape), traffic("stream", *shape).bytes_read
     stored = words / problem.weights
@@ -114,11 +162,6 @@ def launch_on(
         bare = InstructionCounts(bytes=stored)
         return KernelCost(job.name, job.arm, bare, unmodelled=reason), problem
     loop = counts_of(audit, stored)
-    known = gpu.multiprocessor is not None and gpu.multiprocessor.dram_latency_s is not None
-    in_flight = None
-    if known and audit.resident_warps:
-        each = audit.weights * WARP_LANES * weight_format.bits_stored(problem.k) / 8
-        in_flight = each * audit.resident_warps * max(1, cut.stages - 1)
     cost = KernelCost(
         name=job.name,
         family=job.arm,
@@ -127,12 +170,22 @@ def launch_on(
         tensor_cores=audit.classes.get("mma", 0) > 0,
         rows_per_pass=cut.rows_per_pass,
         rereads=True,
-        bytes_in_flight=in_flight,
-        batches=kernel.batches,
         operands=OPERANDS[weight_format.encoding] if job.arm == "lowp" else "16-bit",
         warp_mma=audit.warp_mma > 0,
     )
-    return cost, problem
+    if not audit.resident_warps:
+        return cost, problem
+    resident = max(1, audit.resident_warps // cut.warps)
+    spread = Spread.of(cut.programs, cut.warps, gpu.sms.value, resident)
+    known = gpu.multiprocessor is not None and gpu.multiprocessor.dram_latency_s is not None
+    each = audit.weights * WARP_LANES * weight_format.bits_stored(problem.k) / 8
+    in_flight = each * cut.warps * spread.at_once * max(1, cut.stages - 1)
+    return replace(
+        cost,
+        rereads=not spread.together,
+        unevenness=spread.unevenness,
+        bytes_in_flight=in_flight if known else None,
+    ), problem
 
 
 def ratio_of(gpu: Gpu, job: Job, audit: Audit) -> Ratio:

@@ -82,22 +82,26 @@ def plan_of(
     batch: int,
     capability: int,
     config: Any = None,
+    multiprocessors: int | None = None,
 ) -> Plan:
     """What the kernel of an arm and variant launches, by default or in a configuration of its own kind."""
     if arm == "dequantize":
         tuning = (variant == "ptx", capability)
         return dequantize.plan(weight_format, activation, n, k, None, *tuning)
     if arm == "native":
-        sixteen = native.plan_gemv if variant == "gemv" else native.plan_gemm
-        return sixteen(activation, n, k, batch, config)
+        if variant == "gemv":
+            return native.plan_gemv(activation, n, k, batch, config)
+        return native.plan_gemm(activation, n, k, batch, config, multiprocessors)
     if arm == "lowp":
         return lowp.plan(weight_format, activation, n, k, batch, config, capability)
     if arm == "upcast":
         wide = upcast.plan_gemv if variant == "gemv" else upcast.plan_gemm
         return wide(activation, n, k, batch, config)
-    plan = gemm.plan if variant.startswith("gemm") else gemv.plan
+    shape = (arm, weight_format, activation, n, k, batch, config)
     tuning = (variant.endswith("-ptx"), capability)
-    return plan(arm, weight_format, activation, n, k, batch, config, *tuning)
+    if variant.startswith("gemm"):
+        return gemm.plan(*shape, *tuning, multiprocessors)
+    return gemv.plan(*shape, *tuning)
 
 
 NATIVE_GEMV = Kernel(

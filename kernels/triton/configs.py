@@ -25,7 +25,7 @@ import triton
 
 from kernels.formats import WeightFormat
 from kernels.kernel import LADDER, Configuration, Kernel, UnsupportedError
-from kernels.triton import gemm, gemv, lowp
+from kernels.triton import gemm, gemv, lowp, native
 from profiles.tuned import load_tuned
 
 if TYPE_CHECKING:
@@ -100,6 +100,27 @@ def board() -> tuple[str, int]:
     return torch.cuda.get_device_name(0), 10 * major + minor
 
 
+@cache
+def multiprocessors() -> int | None:
+    """Of the GPU that is here; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.get_device_properties(0).multi_processor_count)
+
+
+def default_for(
+    arm: str, variant: str, weight_format: WeightFormat, n: int, batch: int, multiprocessors: int
+) -> Config | None:
+    """The default on a board of so many multiprocessors; None where it is what all boards take."""
+    if not variant.startswith("gemm") or arm_of(arm) not in ("fused", "native"):
+        return None
+    if arm == "native":
+        found = [native.default_gemm_config(n, batch, m) for m in (multiprocessors, None)]
+    else:
+        found = [gemm.default_config(weight_format, n, batch, m) for m in (multiprocessors, None)]
+    return None if found[0] == found[1] else found[0]
+
+
 def compiler() -> str:
     """The version of Triton that compiles here; it brings its assembler."""
     return str(triton.__version__)
@@ -147,7 +168,7 @@ def configuration(
     of_arm = arm_of(arm)
     problem = (weight_format, cast("Float16", activation), n, k, batch, capability)
     try:
-        default = words(plan_of(arm, variant, *problem))
+        default = words(plan_of(arm, variant, *problem, multiprocessors=multiprocessors()))
     except UnsupportedError:  # what binds the kernel says so
         return Configuration()
     found = load_tuned(name) if name else None

@@ -25,7 +25,7 @@ and weights are scaled before they are rounded, which costs them no digit (only 
     y^T [BLOCK_N, BLOCK_B]  +=  scale [BLOCK_N, 1] * (W [BLOCK_N, BLOCK_K] . x^T [BLOCK_K, BLOCK_B])
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -44,12 +44,14 @@ from kernels.triton.plan import (
     check_batch,
     check_packed,
     compile_options,
+    multiprocessors_of,
     packed_arguments,
     packed_signature,
 )
 from kernels.triton.tiles import INTERPRETED
 
 BATCHES = (16, 256)
+SCHEDULERS = 4  # of a multiprocessor; each issues for one warp at a time
 
 
 @triton.jit
@@ -226,11 +228,45 @@ class Config:
     max_registers: int | None = None
 
 
-def default_config(weight_format: WeightFormat, batch: int) -> Config:
+def cut_for(config: Config, n: int, batch: int, multiprocessors: int | None) -> Config:
+    """A default configuration in smaller tiles, where it would leave half of a board idle or more.
+
+    Rows of x are halved, down to 16, then rows of W, down to 8 per warp, as long as twice as many warps still
+    find a scheduler each. Tiles along the batch dequantize the same weights again, but side by side, where
+    nothing else would run. One program waits for memory on its own, so steps in flight are added: as many
+    as 99 KiB of shared memory hold in every format.
+
+    Args:
+        config: the largest tile.
+        n: rows of W.
+        batch: rows of x.
+        multiprocessors: of the board; None where it is not known, and nothing is changed.
+    """
+    if multiprocessors is None:
+        return config
+    tile = config
+
+    def half_idle() -> bool:
+        programs = -(-n // tile.block_n) * -(-batch // tile.block_b)
+        return 2 * programs * tile.num_warps <= SCHEDULERS * multiprocessors
+
+    while tile.block_b > 16 and half_idle():
+        tile = replace(tile, block_b=tile.block_b // 2)
+    while tile.block_n > 8 * tile.num_warps and half_idle():
+        tile = replace(tile, block_n=tile.block_n // 2)
+    if tile.block_b == 16 < config.block_b:  # left to itself the assembler spills on sm_100
+        tile = replace(tile, max_registers=255)
+    return replace(tile, num_stages=max(tile.num_stages, 5 if tile.block_b <= 32 else 4))
+
+
+def default_config(
+    weight_format: WeightFormat, n: int, batch: int, multiprocessors: int | None = None
+) -> Config:
     """Conservative and untuned: chosen by counting instructions and registers, never by timing.
 
     A small batch is limited by memory: many short tiles, a deep pipeline. A larger one is limited
-    by arithmetic: 64 rows, which is what the warp-group instruction of sm_90 needs.
+    by arithmetic: 64 rows, which is what the warp-group instruction of sm_90 needs. Where that gives a
+    board too few programs, tiles are smaller: `cut_for`.
 
     The register cap of the small tile is there because left to itself the assembler may spill to
     reach 64. Known cost: sm_80 splits the 64 x 64 tile over 2 x 2 warps, and where the compiler
@@ -241,14 +277,11 @@ def default_config(weight_format: WeightFormat, batch: int) -> Config:
         block_k = 64
     if batch <= 16:
         # One warp per 16 rows: one more along the batch would dequantize the same weights again.
-        return Config(16, block_n=32, block_k=block_k, num_warps=2, num_stages=5, max_registers=128)
-    return Config(
-        block_b=min(triton.next_power_of_2(batch), 64),
-        block_n=64,
-        block_k=block_k,
-        num_warps=4,
-        num_stages=3,
-    )
+        largest = Config(16, 32, block_k, num_warps=2, num_stages=5, max_registers=128)
+    else:
+        block_b = min(triton.next_power_of_2(batch), 64)
+        largest = Config(block_b, 64, block_k, num_warps=4, num_stages=3)
+    return cut_for(largest, n, batch, multiprocessors)
 
 
 def plan(
@@ -261,6 +294,7 @@ def plan(
     config: Config | None = None,
     tuned: bool = False,
     capability: int = 80,
+    multiprocessors: int | None = None,
 ) -> Plan:
     """What `bind` launches and what the ahead-of-time compiler compiles.
 
@@ -274,8 +308,9 @@ def plan(
         config: how to cut the problem; None for the default.
         tuned: whether to take the tile functions in inline PTX.
         capability: compute capability times ten; what every later one can do as well.
+        multiprocessors: of the board, which decide the default; None where they are not known.
     """
-    config = config or default_config(weight_format, batch)
+    config = config or default_config(weight_format, n, batch, multiprocessors)
     constexprs = {
         "N": n,
         "K": k,
@@ -327,6 +362,6 @@ def bind(
     """
     weight_format, activation, n, k, batch = check_packed(tensors, x, out, arm, encoding)
     check_batch("gemm", batch, BATCHES)
-    capability = capability_of(x)
-    launch_plan = plan(arm, weight_format, activation, n, k, batch, config, tuned, capability)
+    board = (capability_of(x), multiprocessors_of(x))
+    launch_plan = plan(arm, weight_format, activation, n, k, batch, config, tuned, *board)
     return launch_plan.launch(*packed_arguments(tensors), x, out, k)

@@ -62,6 +62,7 @@ ONES = tl.constexpr(0x3C003C00)  # a pair of fp16
 FP16_CHAIN = 16  # products that may be added in fp16
 LANES_PER_QUAD = tl.constexpr(4)  # lanes whose loads lie side by side
 WARP_LANES = 32
+STEP = 2048  # weights of a row; more lanes than those only add sums at the end
 
 
 @triton.jit
@@ -293,18 +294,21 @@ def default_config(
     """Conservative and untuned: chosen by counting instructions and registers, never by timing.
 
     Fewer rows per program where the batch needs the registers, or where a load of 16 bytes holds many
-    weights. Between 2 and 4 warps (of such loads 1), the number that wastes less of the last step along k.
+    weights. As many warps as a step of 2048 weights needs, 2 or 4; of loads that hold many weights between 1
+    and 4, the number that wastes least of the last step along k.
     The assembler fills the registers it is given: under these caps `fused` and `bypass` at batch 1 run at
     the same occupancy, and neither spills. Only NF4's selects need more than its `bypass`, and fewer rows.
     Left to itself it sometimes spills to reach a round number, which a cap of 255 (none) prevents.
     """
     bits = weight_format.bits
-    warps = (4, 2) if weight_format.planes[0] >= 4 else (4, 2, 1)
 
     def padded(num_warps: int) -> int:
         block_k = Config(1, num_warps).block_k(weight_format)
         return -(-k // block_k) * block_k
 
+    warps = (4, 2, 1)
+    if weight_format.planes[0] >= 4:
+        warps = (4, 2) if Config(1, 4).block_k(weight_format) <= STEP else (2,)
     cap = {4: 56, 5: 64, 6: 64}.get(bits, 72)
     if bits == 8 and loads_per_segment(weight_format) == 1:
         cap = 56 if tuned else 48

@@ -23,6 +23,7 @@ from kernels.triton.plan import (
     check_batch,
     check_matrix,
     compile_options,
+    multiprocessors_of,
 )
 from kernels.triton.tiles import INTERPRETED
 
@@ -108,12 +109,13 @@ def default_gemv_config(batch: int) -> gemv.Config:
     return gemv.Config(block_n=4 if batch <= 4 else 2, num_warps=4)
 
 
-def default_gemm_config(batch: int) -> gemm.Config:
-    """Conservative and untuned."""
+def default_gemm_config(n: int, batch: int, multiprocessors: int | None = None) -> gemm.Config:
+    """Conservative and untuned; smaller tiles where a board would idle, as of the packed kernel."""
     block_b = min(max(16, triton.next_power_of_2(batch)), 64)
-    return gemm.Config(
+    largest = gemm.Config(
         block_b, block_n=32 if batch <= 16 else 64, block_k=64, num_warps=4, num_stages=5
     )
+    return gemm.cut_for(largest, n, batch, multiprocessors)
 
 
 def signature(activation: str) -> dict[str, str | None]:
@@ -145,10 +147,15 @@ def plan_gemv(
 
 
 def plan_gemm(
-    activation: str, n: int, k: int, batch: int, config: gemm.Config | None = None
+    activation: str,
+    n: int,
+    k: int,
+    batch: int,
+    config: gemm.Config | None = None,
+    multiprocessors: int | None = None,
 ) -> Plan:
-    """What `bind_gemm` launches and what the ahead-of-time compiler compiles."""
-    config = config or default_gemm_config(batch)
+    """What `bind_gemm` launches and what the ahead-of-time compiler compiles; see gemm.plan."""
+    config = config or default_gemm_config(n, batch, multiprocessors)
     constexprs = {
         "N": n,
         "K": k,
@@ -196,4 +203,5 @@ def bind_gemm(
     """
     activation, n, k, batch = check_matrix(tensors, x, out)
     check_batch("native gemm", batch, gemm.BATCHES)
-    return plan_gemm(activation, n, k, batch, config).launch(tensors["weights"], x, out, k)
+    launch_plan = plan_gemm(activation, n, k, batch, config, multiprocessors_of(x))
+    return launch_plan.launch(tensors["weights"], x, out, k)

@@ -133,6 +133,13 @@ def capability_of(tensor: torch.Tensor) -> int:
     return 10 * major + minor
 
 
+def multiprocessors_of(tensor: torch.Tensor) -> int | None:
+    """Multiprocessors of the tensor's device; None where it is interpreted."""
+    if tensor.device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(tensor.device).multi_processor_count)
+
+
 def activation_of(tensor: torch.Tensor, name: str) -> Float16:
     """The name of a tensor's dtype, "fp16" or "bf16".
 
