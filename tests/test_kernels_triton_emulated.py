@@ -53,8 +53,7 @@ COVERING = covering_jobs()
 CUT = [
     job
     for job in board_jobs()
-    if (job.arm, job.regime, job.format_name)
-    in (("fused", "gemm-ptx", "int4-g128"), ("bypass", "gemm", "int8-g128"))
+    if (job.arm, job.regime, job.format_name) == ("fused", "gemm-ptx", "int4-g128")
 ]
 FORMATS = tuple(dict.fromkeys(job.format_name for job in product_jobs()))
 SPILLS: dict[tuple[str, str, str, str, int, int], int] = {}  # see spilling: bytes of the stack
