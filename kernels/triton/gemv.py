@@ -98,7 +98,8 @@ def gemv_kernel(
     QUAD: tl.constexpr = LANES_PER_QUAD * LOADS * PER_LOAD
     SEGMENTS: tl.constexpr = BLOCK_K // (LOADS * PER_LOAD)
     GROUPS: tl.constexpr = K // GROUP_SIZE
-    PER_ROW: tl.constexpr = GROUPS == 1 and not HAS_ZERO
+    # One scale for a whole row, also beyond its end: where no code means zero, those are added up.
+    PER_ROW: tl.constexpr = GROUPS == 1 and not HAS_ZERO and BITS > 1
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     CHECKSUM: tl.constexpr = STAGE == "stream" or STAGE == "unpack"
     FP16: tl.constexpr = x_ptr.dtype.element_ty == tl.float16
