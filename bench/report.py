@@ -368,6 +368,7 @@ def _notes(profile: Profile) -> Iterator[str]:
             f"at batch {row.batch}: {row.failure}."
         )
     yield from _not_here(profile)
+    yield from _own_references(profile)
     untuned = sum(row.configuration.startswith("untuned") for row in profile.rows)
     if untuned:
         yield (
@@ -381,6 +382,20 @@ def _notes(profile: Profile) -> Iterator[str]:
         yield from (f"Not the same throughout: {line}" for line in differences)
     if not profile.complete:
         yield "Interrupted: what is here is valid, but not all that was planned."
+
+
+def _own_references(profile: Profile) -> Iterator[str]:
+    """Kernels that were compared with a reference of their own, and how far that is from everybody's."""
+    furthest: dict[str, float] = {}
+    for row in profile.rows:
+        if row.reference_error is not None:
+            name = f"{row.arm} ({row.implementation}, {row.weight_format})"
+            furthest[name] = max(furthest.get(name, 0.0), row.reference_error)
+    for name, error in furthest.items():
+        yield (
+            f"{name} was compared with a reference of its own: it may differ from what all others compute by "
+            f"{error:.1%} of the largest value of y."
+        )
 
 
 def _modelled_notes(profile: Profile) -> Iterator[str]:
