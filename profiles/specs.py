@@ -37,9 +37,9 @@ SPECS_FOLDER = Path(__file__).with_name("specs")
 MEASURED_FOLDER = SPECS_FOLDER / "measured"
 CAPABILITY_PREFIX = "sm_"
 Sort = Literal["measured", "datasheet", "toolchain", "fitted", "assumed"]
-AGREEMENT = (
-    0.03  # of a measured number with a published one: a probe's loop has instructions of its own
-)
+# Of a measured number with a published one: a probe's loop has instructions of its own.
+AGREEMENT = 0.03
+CLEARLY = 1.5  # faster than the slow unit: two measured rates are never quite the same
 
 # The instructions that are probed on each pipe. A pipe is as fast as the slowest of them.
 PROBED: dict[str, tuple[str, ...]] = {
@@ -207,7 +207,8 @@ def measured_notes(gpus: Iterable[Gpu]) -> list[str]:
 def with_measured(gpu: Gpu, report: ProbeReport) -> Gpu:
     """The board with what the probes found in place of what is published, which stands beside it.
 
-    What no probe found, or found without an interval, stays as it is.
+    What no probe found, or found without an interval, stays as it is. Where fast conversions are about as fast
+    as slow ones, both have the number of the slow: to a model they run on one pipe.
 
     Raises:
         ValueError: the probes ran on another board.
@@ -250,6 +251,9 @@ def with_measured(gpu: Gpu, report: ProbeReport) -> Gpu:
                 for name, old in lanes.items()
             }
         )
+        slow, fast = pipes.conversion_lanes, pipes.fast_conversion_lanes
+        if slow.sort == fast.sort == "measured" and fast.value <= CLEARLY * slow.value:
+            pipes = pipes.model_copy(update={"fast_conversion_lanes": slow})
     peak = gpu.memory_gb_per_s.value
     return gpu.model_copy(
         update={

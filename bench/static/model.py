@@ -41,7 +41,6 @@ LIMITERS: dict[str, Limiter] = {
     "launch": "launch",
 }
 ENDS: tuple[End, ...] = ("value", "better", "worse")
-CLEARLY = 1.5  # a rate is above another: measured ones are never quite the same
 SLOW_WARP_MMA = ("9.0", "10.0")  # their full rate needs another instruction
 PIPES = ("issue", "integer", "half2", "fp32", "xu", "shared")
 
@@ -113,10 +112,8 @@ def pipe_cycles(
         for name in ("issue", "integer", "half2", "fp32", "conversion", "shared")
     }
     fast_lanes = rate(multiprocessor.fast_conversion_lanes, end)
-    has_fast = fast_lanes > CLEARLY * lanes["conversion"]
-    usual = (
-        multiprocessor.fast_conversion_lanes.value > CLEARLY * multiprocessor.conversion_lanes.value
-    )
+    has_fast = fast_lanes > lanes["conversion"]
+    usual = multiprocessor.fast_conversion_lanes.value > multiprocessor.conversion_lanes.value
     on_integer = has_fast or (end == "worse" and usual)
     slow = counts.conversion + (0 if has_fast else counts.fast_conversion)
     return {
