@@ -158,12 +158,16 @@ def _side_by_side(profile: Profile, chosen: list[Comparison]) -> Iterator[Render
         row
         for row in profile.rows
         if (row.operator, row.format, row.weight_format) == (where, stored, stored)
-        and row.arm in ("fused", "vendor")
+        and row.arm in ("fused", "vendor", "unfused")
         and row.time_s.value is not None
     ]
-    makers = {arm: {r.implementation for r in rows if r.arm == arm} for arm in ("fused", "vendor")}
-    if max(map(len, makers.values())) < 2:
+    makers: dict[tuple[str, int], set[str]] = {}
+    for row in rows:
+        makers.setdefault((row.arm, row.batch), set()).add(row.implementation)
+    several = {arm for (arm, _), those in makers.items() if len(those) > 1}
+    if not several:
         return
+    rows = [row for row in rows if row.arm in ("fused", "vendor", *several)]
     fastest: dict[tuple[str, str, int], Quantity] = {}
     for row in sorted(rows, key=lambda r: r.time_s.value or 0.0):
         fastest.setdefault((row.arm, row.implementation, row.batch), row.time_s)

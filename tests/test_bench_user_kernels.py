@@ -112,10 +112,10 @@ def test_the_examples_are_right(kernel: Kernel, batch: int) -> None:
 
 
 def test_the_triton_example_is_right_in_fp16_too_and_says_where_it_ran() -> None:
-    """To fp16's rounding; the interpreter stands in for a GPU, and the row is called so."""
+    """To fp16's rounding; the interpreter stands in for a GPU, and the kernel is called so."""
     kernel = my_triton_kernel.kernel
     assert largest_error(kernel, 2, "fp16") < 1e-3
-    assert (kernel.device, kernel.variant) == ("cpu", "interpreted")
+    assert (kernel.device, kernel.implementation) == ("cpu", "mine-interpreted")
 
 
 def test_the_triton_example_compiles_for_gpus_and_is_right_there(tmp_path: Path) -> None:
@@ -255,6 +255,8 @@ def test_kernels_that_are_wrong_crash_or_hang_cost_their_rows_and_nothing_else(
     assert (
         "FAILED unfused (hang, int4-g128) on up at batch 1: it did not finish within 5 s." in text
     )
+    heads = [line.split() for line in result.stdout.splitlines() if line.startswith("B ")]
+    assert any({"mine", "mine-shift"} <= set(head) for head in heads)  # beside each other
     away = rows["mine-shift"].reference_error
     assert away is not None
     assert (

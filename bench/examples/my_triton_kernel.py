@@ -3,7 +3,7 @@
     python -m bench.dequant --format int4-g128 --kernel bench.examples.my_triton_kernel:kernel
 
 on a GPU. Without one Triton's interpreter runs it, which shows whether it is right. Its times are then those of
-the interpreter, and its row says so:
+the interpreter, and its name says so:
 
     TRITON_INTERPRET=1 python -m bench.dequant --gpu cpu --model Qwen2.5-0.5B --format int4-g128 \
         --batches 1 --deadline 60 --kernel bench.examples.my_triton_kernel:kernel
@@ -56,14 +56,13 @@ def bind(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
 
 kernel = Kernel(
     arm="fused",  # its place in the ladder: it dequantizes in registers
-    implementation="mine",
+    implementation="mine-interpreted" if INTERPRETED else "mine",
     device="cpu" if INTERPRETED else "cuda",
     formats=("int4-g128",),
     activations=("fp16", "bf16"),
     batches=(1, 8),
     pack=pack,
     bind=bind,
-    variant="interpreted" if INTERPRETED else "default",
     tolerance=1e-2,  # of the largest |y|
     # What it moves (`traffic`) and computes (`reference`) follows from the format: four bits per weight and a
     # scale per group, as this layout has. my_format.py is a kernel that states its own.
