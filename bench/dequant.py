@@ -523,7 +523,14 @@ def main(
         list[str] | None,
         typer.Option(
             help="A kernel of yours in the same run, such as my_module:my_kernel or the name of an entry "
-            "point; may be given several times. See bench/examples/my_kernel.py."
+            "point; may be given several times. See bench/examples/."
+        ),
+    ] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Seconds that a kernel may take to compile and be verified on one operator; 600 by default.",
         ),
     ] = None,
     peers: Annotated[
@@ -552,7 +559,7 @@ def main(
         raise typer.Exit(
             run_command(
                 gpu, bits, formats, model, batches, activation, launch, output, seed, energy,
-                require_measured, tuple(dict.fromkeys(kernel or ())), peers,
+                require_measured, tuple(dict.fromkeys(kernel or ())), peers, deadline,
             )
         )  # fmt: skip
 
@@ -577,6 +584,7 @@ def run_command(
     require_measured: bool = False,
     kernels: tuple[str, ...] = (),
     peers: bool = False,
+    deadline_s: float | None = None,
 ) -> int:
     """Checks the arguments, measures or models, and turns what can go wrong into one sentence and a code.
 
@@ -608,9 +616,8 @@ def run_command(
             with guarded(path, journal_of(path)):
                 return model_command(board, gpu, formats, shape, batches, dtype, path)
         plan = make_plan(gpu, formats, model, batches, activation, launch, seed, energy)  # type: ignore[arg-type]
-        plan = replace(
-            plan, kernels=(*map(check_name, kernels), *(find_peers(gpu) if peers else ()))
-        )
+        others = (*map(check_name, kernels), *(find_peers(gpu) if peers else ()))
+        plan = replace(plan, kernels=others, deadline_s=deadline_s)
     except (DeviceError, UserKernelError) as error:
         raise UsageError(str(error)) from None
     say_left_out(gpu)

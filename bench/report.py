@@ -158,12 +158,16 @@ def _side_by_side(profile: Profile, chosen: list[Comparison]) -> Iterator[Render
         row
         for row in profile.rows
         if (row.operator, row.format, row.weight_format) == (where, stored, stored)
-        and row.arm in ("fused", "vendor")
+        and row.arm in ("fused", "vendor", "unfused")
         and row.time_s.value is not None
     ]
-    makers = {arm: {r.implementation for r in rows if r.arm == arm} for arm in ("fused", "vendor")}
-    if max(map(len, makers.values())) < 2:
+    makers: dict[tuple[str, int], set[str]] = {}
+    for row in rows:
+        makers.setdefault((row.arm, row.batch), set()).add(row.implementation)
+    several = {arm for (arm, _), those in makers.items() if len(those) > 1}
+    if not several:
         return
+    rows = [row for row in rows if row.arm in ("fused", "vendor", *several)]
     fastest: dict[tuple[str, str, int], Quantity] = {}
     for row in sorted(rows, key=lambda r: r.time_s.value or 0.0):
         fastest.setdefault((row.arm, row.implementation, row.batch), row.time_s)
@@ -368,6 +372,7 @@ def _notes(profile: Profile) -> Iterator[str]:
             f"at batch {row.batch}: {row.failure}."
         )
     yield from _not_here(profile)
+    yield from _own_references(profile)
     untuned = sum(row.configuration.startswith("untuned") for row in profile.rows)
     if untuned:
         yield (
@@ -381,6 +386,20 @@ def _notes(profile: Profile) -> Iterator[str]:
         yield from (f"Not the same throughout: {line}" for line in differences)
     if not profile.complete:
         yield "Interrupted: what is here is valid, but not all that was planned."
+
+
+def _own_references(profile: Profile) -> Iterator[str]:
+    """Kernels that were compared with a reference of their own, and how far that is from everybody's."""
+    furthest: dict[str, float] = {}
+    for row in profile.rows:
+        if row.reference_error is not None:
+            name = f"{row.arm} ({row.implementation}, {row.weight_format})"
+            furthest[name] = max(furthest.get(name, 0.0), row.reference_error)
+    for name, error in furthest.items():
+        yield (
+            f"{name} was compared with a reference of its own: it may differ from what all others compute by "
+            f"{error:.1%} of the largest value of y."
+        )
 
 
 def _modelled_notes(profile: Profile) -> Iterator[str]:

@@ -1,14 +1,15 @@
 """The record that describes one timed kernel, and the words for its arm.
 
-A kernel is plain data plus three functions: `pack` lays weights out as the kernel wants them, `bind` fixes
-its arguments so that a launch takes none, `traffic` counts the bytes it must move and the operations it
-must do. Nothing here touches a device.
+A kernel is plain data plus its functions: `pack` lays weights out as the kernel wants them, `bind` fixes its
+arguments so that a launch takes none. What a launch must move (`traffic`) and what it has to compute
+(packing.py, `reference`) follow from format and arm, unless a kernel of another layout states its own. Nothing
+here touches a device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kernels.formats import WeightFormat, find_format
@@ -16,7 +17,9 @@ from kernels.packing import BypassReading, Weights
 from kernels.scales import second_level_numbers
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 Arm = Literal[
     "stream",
@@ -38,6 +41,7 @@ PRODUCTS: tuple[Arm, ...] = (  # write y[batch, n]
 
 Tensors = dict[str, "torch.Tensor"]
 Launch = Callable[[], object]
+Reference = Callable[[Weights, "NDArray[np.float32]"], "NDArray[np.float64]"]
 
 
 class UnsupportedError(RuntimeError):
@@ -101,6 +105,11 @@ class Kernel:
         least_capability: compute capability, times ten, whose instructions it needs.
         configuration: (format, activation, n, k, batch) to the launch configuration for the device that is
             here; what it holds is passed to `bind` as `config`, unless it is None.
+        traffic: (format, n, k, batch) to what one launch moves, for a layout that stores other bytes than the
+            format; None: counted from the format.
+        reference: (weights, some rows of x [rows, k]) to what the kernel has to write for them, for a kernel
+            that means other numbers than the format; None: packing.py's. The report says that there is one,
+            and how far it is from packing.py's.
     """
 
     arm: Arm
@@ -117,6 +126,8 @@ class Kernel:
     scratch_bits: int = 0
     least_capability: int = 0
     configuration: Callable[[WeightFormat, str, int, int, int], Configuration] = no_configuration
+    traffic: Callable[[WeightFormat, int, int, int], Traffic] | None = None
+    reference: Reference | None = None
 
     @property
     def weight_bits(self) -> int | None:
@@ -135,6 +146,25 @@ class Kernel:
         readable = self.weight_bits == 32 or name in self.formats
         low, high = self.batches
         return readable and activation in self.activations and low <= batch <= high
+
+
+def traffic_of(
+    kernel: Kernel, weight_format: WeightFormat, activation: str, n: int, k: int, batch: int
+) -> Traffic:
+    """What one launch of a kernel moves and does on W[n, k]: as it states, or as its format has it.
+
+    Raises:
+        ValueError: what it states is no traffic.
+    """
+    reads = kernel.reads(weight_format, activation)
+    if kernel.traffic is None:
+        return traffic(kernel.arm, reads, n, k, batch, kernel.scratch_bits)
+    stated = kernel.traffic(reads, n, k, batch)
+    if not isinstance(stated, Traffic) or not all(
+        isinstance(count, int) and count >= 0 for count in astuple(stated)
+    ):
+        raise ValueError(f"its traffic should be three whole numbers, not {stated!r}")
+    return stated
 
 
 def output_shape(arm: Arm, n: int, k: int, batch: int) -> tuple[tuple[int, ...], str]:

@@ -6,8 +6,9 @@
         [project.entry-points."dequant_bench.kernels"]
         my_kernel = "my_module:my_kernel"
 
-bench/examples/my_kernel.py is one in twenty lines. What `pack` may use and what an arm has to write is said in
-kernels/packing.py: its `reference` is what every kernel is compared with before it is timed.
+bench/examples/ has one in PyTorch and one in Triton. What `pack` may use and what an arm has to write is said
+in kernels/packing.py: its `reference` is what a kernel is compared with before it is timed, unless the record
+states another one.
 """
 
 from __future__ import annotations

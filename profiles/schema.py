@@ -204,6 +204,12 @@ class ArmRow(Record):
         default=None,
         description="largest error over the largest magnitude of the reference; null: not verified",
     )
+    reference_error: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="a kernel that was compared with a reference of its own: how far that is from the "
+        "product of x and the dequantized weights, at most, over the largest magnitude of it; null: it was "
+        "compared with that product",
+    )
     activation_error: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
         description="lowp: what quantizing the activations changes y by, at most, over the largest "
@@ -505,7 +511,7 @@ class Parameter(Record):
     low: float
     high: float
     unit: str
-    sort: Literal["datasheet", "toolchain", "fitted", "assumed"]
+    sort: Literal["measured", "datasheet", "toolchain", "fitted", "assumed"]
 
 
 class SupplyDemand(Record):
@@ -549,6 +555,32 @@ class ProbeRow(Record):
     name: str = Field(description='"rate LOP3", "latency LDS", "dequant work nf4", "read", ...')
     unit: Literal["per clock and SM", "clocks", "s per weight", "GB/s", "us"]
     value: Quantity = Field(description="median of n rounds and its 95% interval")
+
+
+class ProbeReport(Record):
+    """What `python -m bench.probe` found on one board; `profiles/specs/measured/` holds such files.
+
+    Attributes:
+        board: as the driver names it.
+        capability: compute capability, "9.0".
+        sms: multiprocessors.
+        created: when, in UTC.
+        toolchain: what compiled and launched the probes, with versions.
+        rows: the probes.
+    """
+
+    board: str
+    capability: str
+    sms: Annotated[int, Field(gt=0)]
+    created: datetime
+    toolchain: str
+    rows: tuple[ProbeRow, ...]
+
+    @model_validator(mode="after")
+    def _measured(self) -> ProbeReport:
+        if any(row.value.kind != "measured" for row in self.rows):
+            raise ValueError("probes are measured, but these hold numbers of another kind")
+        return self
 
 
 class Profile(Record):

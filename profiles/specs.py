@@ -3,6 +3,7 @@
 `specs/<gpu>.toml` holds one board, `specs/sm_<xy>.toml` the multiprocessor of its compute capability. A
 number carries an interval, its unit, where it was read and what sort of evidence that is:
 
+    measured    by `python -m bench.probe` on that board, with its toolchain and date
     datasheet   the vendor's own figure, or a database of such figures
     toolchain   read from the vendor's compiler: a belief, not a measurement
     fitted      found from published measurements
@@ -11,6 +12,9 @@ number carries an interval, its unit, where it was read and what sort of evidenc
 Where published figures differ, the others stand beside the chosen one and the interval holds them all. A
 number that nobody published is absent, and so is what would follow from it.
 
+A report of the probes in `specs/measured/<gpu>.json` takes the place of what is published for that board's
+pipes, read bandwidth and empty launch (`with_measured`). There is none in the repository: nobody has run them.
+
     gpu = load_gpu("h100")
     gpu.memory_gb_per_s.value, gpu.memory_gb_per_s.source
 """
@@ -18,18 +22,33 @@ number that nobody published is absent, and so is what would follow from it.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
 from profiles.record import Record
+from profiles.schema import ProbeReport
 
 SPECS_FOLDER = Path(__file__).with_name("specs")
+MEASURED_FOLDER = SPECS_FOLDER / "measured"
 CAPABILITY_PREFIX = "sm_"
-Sort = Literal["datasheet", "toolchain", "fitted", "assumed"]
+Sort = Literal["measured", "datasheet", "toolchain", "fitted", "assumed"]
+# Of a measured number with a published one: a probe's loop has instructions of its own.
+AGREEMENT = 0.03
+CLEARLY = 1.5  # faster than the slow unit: two measured rates are never quite the same
+
+# The instructions that are probed on each pipe. A pipe is as fast as the slowest of them.
+PROBED: dict[str, tuple[str, ...]] = {
+    "integer_lanes": ("LOP3", "PRMT"),
+    "half2_lanes": ("HFMA2",),
+    "conversion_lanes": ("I2F",),
+    "fast_conversion_lanes": ("I2FP", "F2FP"),
+    "shared_lanes": ("SHFL", "LDS"),
+}
 
 
 class Other(Record):
@@ -52,7 +71,7 @@ class Number(Record):
         sort: what kind of evidence it is.
         source: whose number it is.
         read_on: the day it was read there.
-        others: what other sources say; all within the interval.
+        others: what other sources say; all within the interval, unless the number was measured.
     """
 
     value: float
@@ -66,7 +85,8 @@ class Number(Record):
 
     @model_validator(mode="after")
     def _within(self) -> Number:
-        for value in (self.value, *(other.value for other in self.others)):
+        published = () if self.sort == "measured" else self.others
+        for value in (self.value, *(other.value for other in published)):
             if not self.low <= value <= self.high:
                 raise ValueError(f"{value} is not within {self.low} to {self.high} {self.unit}")
         if not self.source.strip() or not self.unit.strip():
@@ -76,7 +96,12 @@ class Number(Record):
     @property
     def disputed(self) -> bool:
         """Whether another source gives another value."""
-        return any(other.value != self.value for other in self.others)
+        return any(self.differs(other.value) for other in self.others)
+
+    def differs(self, value: float) -> bool:
+        """Whether a value is another one; a measured number has no last digit in common with any."""
+        least = AGREEMENT * self.value if self.sort == "measured" else 0.0
+        return abs(value - self.value) > least
 
 
 class Multiprocessor(Record):
@@ -164,9 +189,115 @@ def numbers(record: Record) -> dict[str, Number]:
     return {name: value for name, value in found.items() if isinstance(value, Number)}
 
 
+def measured(gpu: Gpu) -> dict[str, Number]:
+    """The numbers of a board that were measured on it, by their names."""
+    known = numbers(gpu) | (numbers(gpu.multiprocessor) if gpu.multiprocessor else {})
+    return {name: number for name, number in known.items() if number.sort == "measured"}
+
+
+def measured_notes(gpus: Iterable[Gpu]) -> list[str]:
+    """A sentence for every board of which numbers were measured."""
+    return [
+        f"Measured, not published, are of {gpu.key} {', '.join(found)}: {next(iter(found.values())).source}."
+        for gpu in gpus
+        if (found := measured(gpu))
+    ]
+
+
+def with_measured(gpu: Gpu, report: ProbeReport) -> Gpu:
+    """The board with what the probes found in place of what is published, which stands beside it.
+
+    What no probe found, or found without an interval, stays as it is. Where fast conversions are about as fast
+    as slow ones, both have the number of the slow: to a model they run on one pipe.
+
+    Raises:
+        ValueError: the probes ran on another board.
+    """
+    here, there = (report.capability, report.sms), (gpu.capability, round(gpu.sms.value))
+    if here != there:
+        raise ValueError(
+            f"the probes ran on {report.board}, with {here[1]} multiprocessors of compute capability "
+            f"{here[0]}, but {gpu.key} has {there[1]} of {there[0]}."
+        )
+    found = {row.name: row.value for row in report.rows}
+    said = {
+        "sort": "measured",
+        "source": f"bench.probe on {report.board}, {report.created:%Y-%m-%d}, {report.toolchain}",
+        "read_on": report.created.date(),
+    }
+
+    def number(
+        old: Number | None, unit: str, probes: Iterable[str], factor: float = 1.0
+    ) -> Number | None:
+        values = [
+            (q.value, q.low, q.high)
+            for q in (found[name] for name in probes if name in found)
+            if q.value is not None and q.low is not None and q.high is not None
+        ]
+        if not values:
+            return old
+        others = () if old is None else (_as_other(old), *old.others)
+        ends = {"value": min(v for v, _, _ in values), "low": min(v for _, v, _ in values),
+                "high": max(v for _, _, v in values)}  # fmt: skip
+        scaled = {name: factor * end for name, end in ends.items()}
+        return Number.model_validate({**scaled, **said, "unit": unit, "others": others})
+
+    pipes = gpu.multiprocessor
+    if pipes is not None:
+        lanes = {name: getattr(pipes, name) for name in PROBED}
+        pipes = pipes.model_copy(
+            update={
+                name: number(old, old.unit, [f"rate {opcode}" for opcode in PROBED[name]])
+                for name, old in lanes.items()
+            }
+        )
+        slow, fast = pipes.conversion_lanes, pipes.fast_conversion_lanes
+        if slow.sort == fast.sort == "measured" and fast.value <= CLEARLY * slow.value:
+            pipes = pipes.model_copy(update={"fast_conversion_lanes": slow})
+    peak = gpu.memory_gb_per_s.value
+    return gpu.model_copy(
+        update={
+            "multiprocessor": pipes,
+            "launch_s": number(gpu.launch_s, "s", ["empty launch, graph"], 1e-6),
+            "dram_efficiency": number(gpu.dram_efficiency, "fraction of peak", ["read"], 1 / peak),
+        }
+    )
+
+
+def _as_other(number: Number) -> Other:
+    return Other(value=number.value, sort=number.sort, source=number.source, read_on=number.read_on)
+
+
+def measured_file(gpu: Gpu) -> Path:
+    """Where a report of the probes on this board is, if there is one."""
+    return MEASURED_FOLDER / f"{gpu.key}.json"
+
+
+def _read_measured(gpu: Gpu) -> Gpu:
+    """The board with the report of its probes, where there is one.
+
+    Raises:
+        ValueError: the report cannot be read, or is of another board.
+    """
+    path = measured_file(gpu)
+    if not path.exists():
+        return gpu
+    try:
+        report = ProbeReport.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(
+            f"{path} is no report of python -m bench.probe: {error.errors()[0]['msg']}."
+        ) from None
+    return with_measured(gpu, report)
+
+
 @cache
 def load_gpus() -> dict[str, Gpu]:
-    """Every board in `specs/`, by the name of its file."""
+    """Every board in `specs/`, by the name of its file, with what was measured on it.
+
+    Raises:
+        ValueError: a report of measured rates cannot be used.
+    """
     files = sorted(SPECS_FOLDER.glob("*.toml"))
     tables = {path.stem: _resolved(path) for path in files}
     multiprocessors = {
@@ -175,7 +306,9 @@ def load_gpus() -> dict[str, Gpu]:
         if key.startswith(CAPABILITY_PREFIX)
     }
     return {
-        key: Gpu(key=key, multiprocessor=multiprocessors.get(table["capability"]), **table)
+        key: _read_measured(
+            Gpu(key=key, multiprocessor=multiprocessors.get(table["capability"]), **table)
+        )
         for key, table in tables.items()
         if not key.startswith(CAPABILITY_PREFIX)
     }

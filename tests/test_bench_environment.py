@@ -81,6 +81,19 @@ def test_software_names_versions_and_what_is_missing(monkeypatch: pytest.MonkeyP
     assert found.missing == {"surely-not-installed": "not installed"}
 
 
+@pytest.mark.parametrize("package", ["cupy", "cupy-cuda12x", "cupy-cuda13x"])
+def test_cupy_is_found_under_each_of_its_names(
+    monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    def version(name: str) -> str:
+        if name != package:
+            raise environment.metadata.PackageNotFoundError(name)
+        return "14.1.0"
+
+    monkeypatch.setattr(environment.metadata, "version", version)
+    assert environment.cuda_compilers() == {"cupy": "14.1.0", "nvrtc": None}
+
+
 def test_git_reports_commit_and_dirt(tmp_path: Path) -> None:
     run_git(tmp_path, "init", "-q")
     (tmp_path / "a").write_text("1")

@@ -30,6 +30,12 @@ def test_the_model_is_the_frozen_one() -> None:
     assert frozen().name == frozen().version.version
 
 
+def test_measured_rates_make_another_model(copy: tuple[Path, Path]) -> None:
+    (copy[1] / "measured").mkdir()
+    (copy[1] / "measured" / "h100-sxm.json").write_text("{}")
+    assert digest(*copy) != frozen().digest
+
+
 def test_the_tables_in_view_are_as_they_were() -> None:
     """A table that is imported later is not listed until a version is made in view of it."""
     assert frozen().version.tables

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +12,28 @@ import numpy as np
 import pytest
 from cuda_kernels import module
 from planted_profile import profile_of, sample_rows
-from typer.testing import CliRunner
+from pydantic import ValidationError
+from rich.console import Console
+from typer.testing import CliRunner, Result
 
+from bench import probe as bench_probe
 from bench.measure.devices import probes as runner
 from bench.measure.devices.probes import latency_clocks, rate_per_clock, row, work_s
 from bench.probe import add
+from bench.static import limits_table
 from bench.static.cuda_audit import ARCHITECTURES, Proof, proofs, prove
+from bench.static.limits import supply_demand
+from bench.static.model import pipe_cycles
+from bench.static.peers import load_peers
 from bench.static.ptx import launch
 from bench.usage import UsageError
 from kernels.cuda.plan import FOLDER
 from kernels.cuda.probes import CAST, PROBES, THROUGHPUT, Probe
+from profiles import specs
 from profiles.reader import load_profile, write_profile
+from profiles.record import Quantity
+from profiles.schema import ProbeReport, ProbeRow
+from profiles.specs import load_gpu, load_gpus, with_measured
 
 BY_NAME = {(p.name, p.role): p for p in PROBES}
 
@@ -89,6 +103,7 @@ def test_rates_latencies_and_work_are_computed_as_stated() -> None:
 
 
 class FakeBoard:
+    name = "NVIDIA toaster"
     multi_processor_count, major, minor, L2_cache_size = 4, 8, 0, 1 << 20
 
 
@@ -106,21 +121,28 @@ def test_a_board_without_fp8_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(runner, "clocks_of", clocks_of)
     for part in ("dequant_work", "bandwidth", "launch_times"):
         monkeypatch.setattr(runner, part, lambda *sizes: [])
-    results = {r.name: r for r in runner.measure()}
+    monkeypatch.setattr(runner, "cuda_compilers", lambda: {"cupy": "14.1", "nvrtc": None})
+    monkeypatch.setattr(runner.torch.version, "cuda", "13.0")
+    report = runner.measure(runner.here())
+    assert (report.board, report.capability, report.sms) == ("NVIDIA toaster", "8.0", 4)
+    assert report.toolchain == "CUDA 13.0, cupy 14.1"
+    results = {r.name: r for r in report.rows}
     assert results["rate LOP3"].value.value == 64
     assert results["latency LOP3"] == row("latency LOP3", [4.0] * runner.ROUNDS, "clocks")
     assert not any("E4M3" in name for name in results)
     assert len(asked) == 2 * 9 * runner.ROUNDS
 
 
-def test_without_a_gpu_the_command_says_so() -> None:
+def command(*arguments: str) -> Result:
     import typer
 
-    from bench.probe import main
-
     app = typer.Typer()
-    app.command()(main)
-    answer = CliRunner().invoke(app)
+    app.command()(bench_probe.main)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_without_a_gpu_the_command_says_so() -> None:
+    answer = command()
     assert answer.exit_code == 2
     assert answer.output == "error: the probes need an NVIDIA GPU, and PyTorch finds none.\n"
 
@@ -135,6 +157,144 @@ def test_probes_go_into_the_profile_of_the_same_board(tmp_path: Path) -> None:
     assert after.model_copy(update={"probes": ()}) == before
     with pytest.raises(UsageError, match=r"is of .*, but this is a toaster"):
         add(path, "a toaster", rows)
+
+
+# ---- measured rates in place of published ones --------------------------------------------------
+
+SAID = "bench.probe on NVIDIA A100-SXM4-80GB, 2027-01-02, CUDA 13.0"
+
+
+def probed(sms: int = 108, **rates: float) -> ProbeReport:
+    """A report of an A100 with these rates, each within 1 %; with its read bandwidth and empty launch."""
+    values = {f"rate {name.replace('_', '.')}": rate for name, rate in rates.items()}
+    values |= {"read": 1800.0, "empty launch, graph": 1.5}
+    return ProbeReport(
+        board="NVIDIA A100-SXM4-80GB",
+        capability="8.0",
+        sms=sms,
+        created=datetime(2027, 1, 2, tzinfo=UTC),
+        toolchain="CUDA 13.0",
+        rows=tuple(
+            ProbeRow(name=name, unit="per clock and SM",
+                     value=Quantity(value=v, low=0.99 * v, high=1.01 * v, n=11))
+            for name, v in values.items()
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where reports are read from, empty; what was read is forgotten again."""
+    monkeypatch.setattr(specs, "MEASURED_FOLDER", tmp_path / "measured")
+    load_gpus.cache_clear()
+    yield tmp_path / "measured"
+    load_gpus.cache_clear()
+
+
+def test_none_is_committed() -> None:
+    assert not specs.MEASURED_FOLDER.exists()
+    assert [key for key, gpu in load_gpus().items() if specs.measured(gpu)] == []
+
+
+def test_a_pipe_is_as_fast_as_the_slowest_of_its_instructions_and_the_published_stands_beside() -> (
+    None
+):
+    gpu = with_measured(load_gpu("a100"), probed(LOP3=63.0, PRMT=32.0))
+    assert gpu.multiprocessor is not None
+    lanes = gpu.multiprocessor.integer_lanes
+    assert (lanes.value, lanes.low, lanes.high) == (32.0, 0.99 * 32.0, 1.01 * 63.0)
+    assert (lanes.sort, lanes.source, lanes.read_on) == ("measured", SAID, date(2027, 1, 2))
+    assert {(other.value, other.sort) for other in lanes.others} == {
+        (64.0, "toolchain"), (64.0, "datasheet"),
+    }  # fmt: skip
+    assert lanes.disputed
+    assert gpu.multiprocessor.half2_lanes.sort == "datasheet"  # not probed here
+    # 1,800 of 2,039 GB/s, and 1.5 us
+    assert gpu.dram_efficiency is not None
+    assert gpu.launch_s is not None
+    assert gpu.dram_efficiency.value == pytest.approx(1800 / 2039)
+    assert gpu.launch_s.value == pytest.approx(1.5e-6)
+    assert sorted(specs.measured(gpu)) == ["dram_efficiency", "integer_lanes", "launch_s"]
+    near = with_measured(load_gpu("a100"), probed(LOP3=63.6)).multiprocessor
+    assert near is not None
+    assert not near.integer_lanes.disputed  # 63.6 measured is the published 64
+
+
+def test_rates_that_differ_in_the_last_digit_are_no_faster_pipe() -> None:
+    """On an A100 conversions have no fast pipe: 16.1 against 15.9 does not make one."""
+    kernel = load_peers()["awq-v1"].cost
+    assert kernel.counts.fast_conversion > 0
+    published = load_gpu("a100").multiprocessor
+    noisy = with_measured(load_gpu("a100"), probed(I2F=15.9, I2FP=16.1, F2FP=16.1)).multiprocessor
+    assert published is not None
+    assert noisy is not None
+    for end in ("value", "better", "worse"):
+        before, after = (pipe_cycles(kernel, m, 1, end) for m in (published, noisy))
+        assert after["integer"] == before["integer"]
+        assert after["xu"] == pytest.approx(before["xu"], rel=0.02)
+
+
+def test_r_follows_what_was_measured_on_that_board_alone_and_says_so(folder: Path) -> None:
+    """Limited by the slow unit: at half of its rate R is half."""
+    kernel = load_peers()["gemlite-int8"]
+    before = supply_demand(load_gpu("a100"), kernel.cost)
+    assert (before.limiter, load_gpu("a100").multiprocessor.conversion_lanes.value) == ("XU", 16)  # type: ignore[union-attr]
+    folder.mkdir()
+    (folder / "a100-80.json").write_text(probed(I2F=8.0, I2FP=8.0, F2FP=8.0).model_dump_json())
+    load_gpus.cache_clear()
+    gpu, other = load_gpu("a100-80"), load_gpu("a100-40")
+    after = supply_demand(gpu, kernel.cost)
+    assert (after.value, after.limiter) == (pytest.approx(before.value / 2), "XU")  # type: ignore[operator]
+    assert after.low == pytest.approx(0.99 * before.value / 2 * before.low / before.value, rel=1e-6)  # type: ignore[operator]
+    assert specs.measured(other) == {}
+    lines = limits_table.peer_lines([gpu, other], [kernel], 1)
+    console = Console(width=300, record=True, file=StringIO())
+    console.print(limits_table.render([gpu, other], lines, 1))
+    text = console.export_text()
+    assert f"{after.value:.2f}/" in text
+    assert (
+        "Measured, not published, are of a100-80 dram_efficiency, launch_s, conversion_lanes, "
+        f"fast_conversion_lanes: {SAID}." in text
+    )
+    rates = {d["gpu"]: d["measured_rates"] for d in limits_table.to_data([gpu, other], lines, 1)}
+    assert rates["a100-40"] == []
+    assert "conversion_lanes" in rates["a100-80"]
+
+
+def test_a_report_of_another_board_or_kind_is_refused(folder: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"ran on NVIDIA A100-SXM4-80GB, with 108 .* h100-sxm has 132 of 9\.0"
+    ):
+        with_measured(load_gpu("h100"), probed())
+    with pytest.raises(ValueError, match="with 100 multiprocessors"):
+        with_measured(load_gpu("a100"), probed(sms=100))
+    simulated = row("rate LOP3", [1.0, 2.0], "clocks").model_copy(
+        update={"value": Quantity(value=1.0, low=1.0, high=1.0, kind="simulated")}
+    )
+    with pytest.raises(ValidationError, match="hold numbers of another kind"):
+        ProbeReport.model_validate(probed().model_dump() | {"rows": [simulated.model_dump()]})
+    folder.mkdir()
+    (folder / "a100-80.json").write_text("{}")
+    load_gpus.cache_clear()
+    with pytest.raises(
+        ValueError, match=r"a100-80\.json is no report of python -m bench\.probe: Field"
+    ):
+        load_gpus()
+
+
+def test_the_command_writes_what_models_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = probed(LOP3=63.0)
+    monkeypatch.setattr(runner, "here", lambda: report.model_copy(update={"rows": ()}))
+    monkeypatch.setattr(runner, "measure", lambda empty: report)
+    folder.parent.mkdir(exist_ok=True)
+    answer = command("--spec", "a100")
+    assert (answer.exit_code, answer.stderr) == (0, f"Wrote {folder / 'a100-80.json'}\n")
+    load_gpus.cache_clear()
+    assert specs.measured(load_gpu("a100"))["integer_lanes"].value == 63.0
+    for name, says in (("h100", "but h100-sxm has 132 of 9.0"), ("toaster", "nothing is known of")):
+        refused = command("--spec", name)
+        assert refused.exit_code == 2
+        assert says in refused.stderr
 
 
 # ---- the memory probes do what they say ---------------------------------------------------------

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
+import json
 import multiprocessing as mp
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,28 +13,28 @@ import numpy as np
 import pytest
 import torch
 import user_kernels
-from rich.console import Console
 from test_bench_dequant import command
+from test_bench_emulate import executed
+from typer.testing import Result
 
 import bench.measure.devices
 import kernels.cuda
 import kernels.peers
 from bench import dequant
 from bench.analysis.arms import Series, pick_roles
-from bench.analysis.decompose import decompose
-from bench.examples import my_kernel
-from bench.measure import worker
-from bench.measure.assemble import write
+from bench.examples import my_format, my_kernel, my_triton_kernel
+from bench.measure import run
+from bench.measure.devices import Problem
 from bench.measure.devices.cpu import CpuDevice
-from bench.measure.journal import Journal, read_journal
-from bench.measure.ledger import Ledger, samples_table
+from bench.measure.devices.tensors import DTYPES
 from bench.measure.records import Plan
-from bench.measure.run import Run
-from bench.report import render
 from kernels import find_kernels, packing, user
 from kernels.formats import find_format
+from kernels.kernel import Kernel, traffic_of
+from kernels.packing import Float16
 from kernels.user import UserKernelError, check_name, load_kernels
-from profiles.schema import Implementation, Operator, Profile, Protocol
+from profiles.reader import load_profile
+from profiles.schema import Implementation, Operator, Profile, Protocol, Traffic
 
 INT4 = find_format("int4-g128")
 OPERATORS = (Operator(name="up", n=64, k=256),)
@@ -91,15 +91,74 @@ def test_the_command_refuses_other_names(name: str) -> None:
 # ---- the example --------------------------------------------------------------------------------
 
 
+EXAMPLES = (my_kernel.kernel, my_triton_kernel.kernel, my_format.kernel)
+
+
+def largest_error(kernel: Kernel, batch: int, activation: Float16 = "bf16") -> float:
+    """Of a kernel against its reference, over the largest value of that."""
+    weights = packing.random_weights(24, 256, INT4, activation, seed=3)
+    x = packing.random_activations(batch, 256, activation, seed=3)
+    out = torch.full((batch, 24), float("nan"), dtype=DTYPES[activation])
+    kernel.bind(kernel.pack(weights), torch.from_numpy(x).to(out.dtype), out)()
+    stated = kernel.reference or partial(packing.reference, kernel.arm)
+    expected = stated(weights, x)
+    return float(np.abs(out.double().numpy() - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kernel", EXAMPLES, ids=lambda kernel: kernel.implementation)
 @pytest.mark.parametrize("batch", [1, 5])
-def test_the_example_is_right(batch: int) -> None:
-    weights = packing.random_weights(24, 256, INT4, "bf16", seed=3)
-    x = packing.random_activations(batch, 256, "bf16", seed=3)
-    out = torch.full((batch, 24), float("nan"), dtype=torch.bfloat16)
-    my_kernel.kernel.bind(my_kernel.kernel.pack(weights), torch.from_numpy(x).bfloat16(), out)()
-    expected = packing.reference("fused", weights, x)
-    error = np.abs(out.double().numpy() - expected).max() / np.abs(expected).max()
-    assert error < my_kernel.kernel.tolerance
+def test_the_examples_are_right(kernel: Kernel, batch: int) -> None:
+    assert largest_error(kernel, batch) < kernel.tolerance
+
+
+def test_the_triton_example_is_right_in_fp16_too_and_says_where_it_ran() -> None:
+    """To fp16's rounding; the interpreter stands in for a GPU, and the kernel is called so."""
+    kernel = my_triton_kernel.kernel
+    assert largest_error(kernel, 2, "fp16") < 1e-3
+    assert (kernel.device, kernel.implementation) == ("cpu", "mine-interpreted")
+
+
+def test_the_triton_example_compiles_for_gpus_and_is_right_there(tmp_path: Path) -> None:
+    """In the emulator: 24 rows are no multiple of a block, two rows of x, two groups of k."""
+    stated = Path(__file__).parent / "data" / "my_triton_problem.py"
+    kernel = f"{my_triton_kernel.__file__}:gemv"
+    targets = ("--target", "sm_80", "--target", "sm_90")
+    done = executed(tmp_path, kernel, "--problem", stated, *targets, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)["trials"]
+    assert {(t["target"], t["verdict"]) for t in found} == {("sm_80", "right"), ("sm_90", "right")}
+
+
+def test_what_a_kernel_states_of_its_traffic_takes_the_place_of_its_format_s() -> None:
+    """W of 8 x 256, two rows of x, by hand."""
+    asked = (INT4, "bf16", 8, 256, 2)
+    derived = traffic_of(my_triton_kernel.kernel, *asked)
+    # half a byte per weight, 16 scales of two bytes, 2 x 256 numbers of x
+    assert (derived.bytes_read, derived.bytes_written) == (1024 + 32 + 1024, 32)
+    stated = traffic_of(my_kernel.kernel, *asked)
+    # a byte per weight, the same scales, two matrices of 16 bits read and written
+    assert (stated.bytes_read, stated.bytes_written) == (2048 + 32 + 8192 + 1024, 8192 + 32)
+    assert stated.flops == derived.flops == 2 * 2 * 8 * 256
+    with pytest.raises(ValueError, match=r"should be three whole numbers, not 8448\.0"):
+        traffic_of(user_kernels.uncounted, *asked)
+
+
+def test_a_reference_of_one_s_own_is_what_a_kernel_is_held_against() -> None:
+    device = CpuDevice()
+    problem = Problem("up", 64, 256, 3, INT4, "bf16")
+    own = device.prepare(problem, user_kernels.own_format)
+    assert device.verify(own) < 1e-2
+    # log2 of a scale is off by up to a half: a weight by a factor from 0.71 to 1.41
+    away = device.reference_error(own)
+    assert away is not None
+    assert 0.05 < away < 0.42
+    plain = device.prepare(problem, replace(user_kernels.own_format, reference=None))
+    assert device.reference_error(plain) is None
+    assert device.verify(plain) == pytest.approx(
+        away, abs=1e-2
+    )  # against ours it is off by as much
+    with pytest.raises(ValueError, match=r"finite numbers of shape \[3, 64\], but has \[3\]"):
+        device.verify(device.prepare(problem, user_kernels.flat))
 
 
 # ---- what is left out is said -------------------------------------------------------------------
@@ -136,60 +195,83 @@ def test_peers_that_are_not_installed_are_named(
 def quick_device(name: str) -> CpuDevice:
     """The CPU with PyTorch's operators only, which need no compiling."""
     device = CpuDevice()
+    device.cache_bytes = 1 << 20  # operators so small that it would hold thousands of copies
+    about = device.describe().model_copy(update={"last_level_cache_bytes": device.cache_bytes})
 
     def kernels(problem: object) -> object:
         asked = (problem.format, problem.activation, problem.batch)  # type: ignore[attr-defined]
         return tuple(k for k in find_kernels("cpu", *asked) if k.implementation == "torch")
 
+    device.describe = lambda: about  # type: ignore[method-assign]
     device.kernels = kernels  # type: ignore[method-assign, assignment]
     return device
 
 
-def measure(
+def measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *names: str
-) -> tuple[Ledger, dict[str, str], Profile]:
-    """What a run with these kernels leaves, failures by implementation, and its profile."""
-    monkeypatch.setenv("DEQUANT_BENCH_LOCKS", str(tmp_path))
+) -> tuple[Result, Profile]:
+    """What the command prints and leaves when it measures one small operator with these kernels too."""
     protocol = Protocol(
         pilot_blocks=10, fresh_blocks_minimum=21, fresh_blocks_maximum=21, processes=1,
-        target_half_width=0.05, confidence=0.95, sample_minimum_s=1e-3,
+        target_half_width=100.0, confidence=0.95, sample_minimum_s=1e-3,
     )  # fmt: skip
     plan = Plan("cpu", "tiny", 2, OPERATORS, (INT4,), (1,), None, None, protocol)
-    plan = replace(plan, kernels=tuple(f"user_kernels:{name}" for name in names))
+    monkeypatch.setattr(dequant, "make_plan", lambda *asked: plan)
+    monkeypatch.setattr(run, "Run", partial(run.Run, opener=quick_device))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    with Journal(tmp_path / "run.jsonl") as journal:
-        Run(plan, journal, lambda state: None, partial(quick_device)).measure()
-    ledger = read_journal(tmp_path / "run.jsonl")
-    rows, _ = decompose(samples_table(ledger.rows), ledger.workload, protocol, ledger.facts)
+    asked = [part for name in names for part in ("--kernel", f"user_kernels:{name}")]
+    path = tmp_path / "profile.json"
+    result = command("--gpu", "cpu", "--deadline", "5", "--output", str(path), *asked)
     assert mp.active_children() == []
-    failures = {
-        row.implementation: row.failure for row in rows if row.failure and row.operator == "up"
-    }
-    return ledger, failures, write(ledger, tmp_path / "profile.json")
+    return result, load_profile(path)
 
 
-def test_right_and_wrong_kernels_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger, failures, profile = measure(tmp_path, monkeypatch, "right", "wrong", "unlucky", "crash")
-    assert ledger.plan.kernels[0] == "user_kernels:right"
-    assert set(failures) == {"wrong", "unlucky", "crash"}
-    assert failures["wrong"].startswith("wrong result: off by 0.5")
-    assert failures["unlucky"] == "could not run: out of luck"
-    assert failures["crash"] == "it crashed with SIGSEGV"
-    blocks = {
-        (row["phase"], row["block"]) for row in ledger.rows if row["implementation"] == "mine"
+def test_kernels_that_are_wrong_crash_or_hang_cost_their_rows_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("right", "own_format", "wrong", "unlucky", "uncounted", "crash", "hang")
+    result, profile = measured(tmp_path, monkeypatch, *names)
+    assert result.exit_code == 1
+    rows = {row.implementation: row for row in profile.rows if row.operator == "up"}
+    failures = {name: row.failure for name, row in rows.items() if row.failure}
+    assert set(failures) == {"wrong", "unlucky", "uncounted", "crash", "hang"}
+    assert str(failures.pop("wrong")).startswith("wrong result: off by 0.5")
+    assert failures == {
+        "unlucky": "could not run: out of luck",
+        "uncounted": "could not run: its traffic should be three whole numbers, not 67584.0",
+        "crash": "it crashed with SIGSEGV",
+        "hang": "it did not finish within 5 s",
     }
-    assert blocks == {(row["phase"], row["block"]) for row in ledger.rows}  # the same as ours
-    console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(render(profile))
-    text = console.export_text()
+    sound = [row for row in rows.values() if not row.failure]
+    assert {"torch", "mine", "mine-shift"} <= {row.implementation for row in sound}
+    assert {row.blocks for row in sound} == {21}  # theirs the same as ours
+    # two matrices of 16 bits, as it states, and not one
+    assert rows["mine"].traffic == Traffic(
+        **asdict(traffic_of(my_kernel.kernel, INT4, "bf16", 64, 256, 1))
+    )
+    assert profile.complete
+    text = " ".join(result.stdout.split())
     assert "FAILED unfused (crash, int4-g128) on up at batch 1: it crashed with SIGSEGV." in text
+    assert (
+        "FAILED unfused (hang, int4-g128) on up at batch 1: it did not finish within 5 s." in text
+    )
+    heads = [line.split() for line in result.stdout.splitlines() if line.startswith("B ")]
+    assert any({"mine", "mine-shift"} <= set(head) for head in heads)  # beside each other
+    away = rows["mine-shift"].reference_error
+    assert away is not None
+    assert (
+        f"unfused (mine-shift, int4-g128) was compared with a reference of its own: it may differ from what "
+        f"all others compute by {away:.1%} of the largest value of y." in text
+    )
+    assert {row.reference_error for row in sound if row.implementation != "mine-shift"} == {None}
 
 
-@pytest.mark.proof
-def test_a_hanging_kernel_costs_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "KERNEL_DEADLINE_S", 10.0)
-    _, failures, _ = measure(tmp_path, monkeypatch, "hang", "right")
-    assert failures == {"hang": "it did not finish within 10 s"}
+def test_a_run_whose_kernels_are_all_right_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, profile = measured(tmp_path, monkeypatch, "right")
+    assert result.exit_code == 0, result.stdout
+    assert not [row for row in profile.rows if row.failure]
 
 
 def test_a_fused_kernel_without_bypass_is_no_headline() -> None:

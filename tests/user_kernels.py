@@ -1,44 +1,30 @@
-"""Kernels as users write them: right, wrong, crashing, hanging, and things that are no kernels."""
+"""Kernels of users beside those of bench/examples: one that cannot be bound, and some that do not fit a run."""
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 
 import torch
 
-from bench.examples import my_kernel
+from bench.examples import bad_kernels, my_format, my_kernel
+from kernels.formats import WeightFormat
 from kernels.kernel import Launch, Tensors
-
-
-def bind_wrong(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
-    launch = my_kernel.bind(tensors, x, out)
-
-    def wrong() -> None:
-        launch()
-        out.mul_(1.5)
-
-    return wrong
-
-
-def bind_crash(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
-    return lambda: os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def bind_hang(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
-    return signal.pause
 
 
 def bind_raise(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
     raise RuntimeError("out of luck\nand more")
 
 
+def traffic_in_bits(weight_format: WeightFormat, n: int, k: int, batch: int) -> float:
+    return 4.125 * n * k
+
+
 right = my_kernel.kernel
-wrong = replace(right, implementation="wrong", bind=bind_wrong)
-crash = replace(right, implementation="crash", bind=bind_crash)
-hang = replace(right, implementation="hang", bind=bind_hang)
+wrong, crash, hang = bad_kernels.wrong, bad_kernels.crash, bad_kernels.hang
 unlucky = replace(right, implementation="unlucky", bind=bind_raise)
+uncounted = replace(right, implementation="uncounted", traffic=traffic_in_bits)
+own_format = my_format.kernel
+flat = replace(own_format, implementation="flat", reference=lambda weights, x: x.sum(axis=1))
 on_cuda = replace(right, device="cuda")
 ours = replace(right, arm="fused", implementation="numba")
 not_a_kernel = 17

@@ -79,6 +79,7 @@ class ArmFacts:
         calls_per_sample: calls behind each sample; None where that varied.
         activation_error: of `lowp`, what quantizing x adds to the error of y.
         configuration: its launch configuration, and whether it was tuned.
+        reference_error: how far the reference of its own is from ours, where it has one.
     """
 
     error_vs_reference: float | None = None
@@ -87,6 +88,7 @@ class ArmFacts:
     calls_per_sample: int | None = None
     activation_error: float | None = None
     configuration: str = ""
+    reference_error: float | None = None
 
 
 def decompose(
@@ -336,6 +338,7 @@ def _rows(
             "converged": converged.get(arm),
             "error_vs_reference": fact.error_vs_reference,
             "activation_error": fact.activation_error,
+            "reference_error": fact.reference_error,
             "configuration": fact.configuration,
             "traffic": fact.traffic,
             "stream_bandwidth_fraction": _bandwidth_fraction(arm, known, setting),

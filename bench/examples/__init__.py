@@ -1,1 +1,1 @@
-"""Small kernels with their problems, to read and to try `bench.emulate` on."""
+"""Small kernels to read: `my_*.py` and `bad_kernels.py` for `--kernel`, `dequant_gemv` for `bench.emulate`."""

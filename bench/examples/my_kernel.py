@@ -1,15 +1,18 @@
-"""Your own kernel in the same run as ours, in twenty lines.
+"""Your own kernel in the same run as ours, in twenty lines of PyTorch; my_triton_kernel.py is one in Triton.
 
     python -m bench.dequant --gpu cpu --format int4-g128 --batches 1 --kernel bench.examples.my_kernel:kernel
 
 It is verified against the float64 reference, timed in the same blocks, and shown beside stream, native and
-ours. A wrong, crashing or hanging kernel costs its own row and nothing else.
+ours. A wrong, crashing or hanging kernel (bad_kernels.py) costs its own row and nothing else.
 """
 
 import torch
 
-from kernels.kernel import Kernel, Launch, Tensors
+from kernels.formats import WeightFormat
+from kernels.kernel import Kernel, Launch, Tensors, Traffic
 from kernels.packing import Weights
+
+GROUP = 128
 
 
 def pack(weights: Weights) -> Tensors:
@@ -20,12 +23,26 @@ def pack(weights: Weights) -> Tensors:
 
 def bind(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
     """Everything that can be done once is done here; the launch takes nothing and writes y[batch, n]."""
-    codes, scales = tensors["codes"].unflatten(1, (-1, 128)), tensors["scales"][:, :, None]
+    codes, scales = tensors["codes"].unflatten(1, (-1, GROUP)), tensors["scales"][:, :, None]
 
     def launch() -> None:
         torch.mm(x, (codes.to(x.dtype) * scales).flatten(1).T, out=out)
 
     return launch
+
+
+def traffic(weight_format: WeightFormat, n: int, k: int, batch: int) -> Traffic:
+    """What a launch moves, since it is not what the format stores.
+
+    A code takes a byte, and two matrices of 16 bits are written and read again: the codes as numbers, and
+    their products with the scales.
+    """
+    matrix, scales = 2 * n * k, 2 * n * k // GROUP
+    return Traffic(
+        bytes_read=n * k + scales + 2 * matrix + 2 * batch * k,
+        bytes_written=2 * matrix + 2 * batch * n,
+        flops=2 * batch * n * k,
+    )
 
 
 kernel = Kernel(
@@ -37,4 +54,5 @@ kernel = Kernel(
     batches=(1, 256),
     pack=pack,
     bind=bind,
+    traffic=traffic,  # left out: counted from format and shapes
 )

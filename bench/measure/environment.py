@@ -7,17 +7,22 @@ None with a reason; nothing is guessed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("numpy", "torch", "triton", "numba")
-CUDA_PACKAGES = {"cupy": "cupy-cuda13x", "nvrtc": "nvidia-cuda-nvrtc"}  # where they are installed
+CUDA_PACKAGES = {  # where they are installed, and under any of the names that they come by
+    "cupy": ("cupy-cuda13x", "cupy-cuda12x", "cupy"),
+    "nvrtc": ("nvidia-cuda-nvrtc",),
+}
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 GIT_TIMEOUT_S = 10.0
 
@@ -90,13 +95,15 @@ def software() -> Findings:
 
 def cuda_compilers() -> dict[str, str | int | float | bool | None]:
     """Versions of what compiles and loads the CUDA C++ kernels; None where it is not installed."""
-    found: dict[str, str | int | float | bool | None] = {}
-    for name, package in CUDA_PACKAGES.items():
-        try:
-            found[name] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return {name: first_version(packages) for name, packages in CUDA_PACKAGES.items()}
+
+
+def first_version(packages: Sequence[str]) -> str | None:
+    """The version of the first of these packages that is installed; None if none is."""
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+    return None
 
 
 def git(folder: Path) -> Findings:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -251,13 +251,10 @@ class Ledger:
         if known is None or (known.failure is None and state.failure):
             self.facts[key] = decompose.ArmFacts(
                 error_vs_reference=state.error,
-                traffic=Traffic(
-                    bytes_read=state.traffic.bytes_read,
-                    bytes_written=state.traffic.bytes_written,
-                    flops=state.traffic.flops,
-                ),
+                traffic=Traffic(**asdict(state.traffic)) if state.traffic else None,
                 failure=state.failure or None,
                 activation_error=state.activation_error,
+                reference_error=state.reference_error,
                 configuration=state.configuration,
                 calls_per_sample=None if state.failure else state.repeats,
             )

@@ -82,6 +82,7 @@ class Plan:
     seed: int = 0
     energy: EnergyPlan | None = None
     kernels: tuple[str, ...] = ()  # somebody else's, by the names of kernels/user.py
+    deadline_s: float | None = None  # of a kernel that is compiled and verified; None: the worker's
 
 
 class Sources(Record):

@@ -202,7 +202,7 @@ class Run:
         plan, ledger = self.plan, self._ledger
         setup = Setup(
             plan.gpu, plan.operators, plan.activation, plan.mode, ledger.skip, ledger.bars,
-            plan.kernels,
+            plan.kernels, plan.deadline_s,
         )  # fmt: skip
         worker = Worker(setup, self._opener)
         if self._checked:

@@ -26,7 +26,7 @@ import numpy as np
 from bench.analysis.traces import Load
 from bench.measure.devices import Burst, Device, Float16, Mode, PoolKey, Prepared, Problem, Sample
 from kernels.formats import WeightFormat
-from kernels.kernel import Kernel, Traffic, UnsupportedError, traffic
+from kernels.kernel import Kernel, Traffic, UnsupportedError, traffic_of
 from kernels.unfused import compose
 from profiles.schema import NOT_HERE, Operator
 
@@ -103,21 +103,23 @@ class ArmState:
         error: largest error over the largest magnitude of the reference; None when it was not
             verified here.
         repeats: launches per sample.
-        traffic: bytes and operations of one launch.
+        traffic: bytes and operations of one launch; None where it was not tried here.
         failure: why it is not timed; empty when it is. NOT_HERE begins what the device cannot do.
         estimate_s: roughly the seconds of one launch; None when it was not estimated here.
         activation_error: of `lowp`, what quantizing x adds to the error of y.
         configuration: its launch configuration in words, see Kernel.configuration.
+        reference_error: how far the reference of its own is from ours, where it has one.
     """
 
     name: ArmName
     error: float | None
     repeats: int
-    traffic: Traffic
+    traffic: Traffic | None = None
     failure: str = ""
     estimate_s: float | None = None
     activation_error: float | None = None
     configuration: str = ""
+    reference_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -328,7 +330,7 @@ class Session:
     ) -> _Arm | ArmState:
         """The arm, ready to be timed; or its state with the reason why it may not be."""
         name = ArmName.of(problem, kernel)
-        state = ArmState(name, None, 1, _traffic(problem, kernel))
+        state = ArmState(name, None, 1)
         self.announce(name)
         if name in self.skip:
             return replace(state, failure=self.skip[name])
@@ -336,6 +338,8 @@ class Session:
             if bar.covers(name) and name not in planned:
                 return replace(state, failure=bar.reason)
         try:
+            asked = (problem.format, problem.activation, problem.n, problem.k, problem.batch)
+            state = replace(state, traffic=traffic_of(kernel, *asked))
             prepared = self.device.prepare(problem, kernel)
             state = replace(state, configuration=prepared.configuration.text)
             if name in planned:
@@ -344,6 +348,8 @@ class Session:
             error = self.device.verify(prepared)
             if kernel.arm == "lowp":
                 state = replace(state, activation_error=self.device.activation_error(prepared))
+            if kernel.reference is not None:
+                state = replace(state, reference_error=self.device.reference_error(prepared))
         except UnsupportedError as reason:
             return replace(state, failure=f"{NOT_HERE}{reason}")
         except Exception as reason:  # whatever a compiler or a driver may raise costs this row only
@@ -458,8 +464,3 @@ def _unfused(arms: Sequence[_Arm], planned: Mapping[ArmName, int]) -> Kernel | N
         if (candidate.implementation, candidate.variant) in earlier:
             return candidate
     return candidates[min(candidates, key=lambda key: totals[key])]
-
-
-def _traffic(problem: Problem, kernel: Kernel) -> Traffic:
-    reads = kernel.reads(problem.format, problem.activation)
-    return traffic(kernel.arm, reads, problem.n, problem.k, problem.batch, kernel.scratch_bits)

@@ -40,7 +40,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to open its session; plain data. None: the device's default."""
+    """What a worker needs to open its session; plain data. None: the device's default, and ours."""
 
     gpu: str
     operators: tuple[Operator, ...]
@@ -49,6 +49,7 @@ class Setup:
     skip: Mapping[ArmName, str]
     bars: tuple[Bar, ...] = ()
     kernels: tuple[str, ...] = ()
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Worker:
 
     def __init__(self, setup: Setup, opener: Callable[[str], Device] = open_device) -> None:
         context = mp.get_context("spawn")
+        self._deadline_s = setup.deadline_s or KERNEL_DEADLINE_S
         self._folder = tempfile.TemporaryDirectory(prefix="dequant-bench-")
         self._connection, child = context.Pipe()
         self._suspect = context.Array("c", _NAME_BYTES, lock=False)
@@ -124,7 +126,7 @@ class Worker:
     ) -> Begun:
         """Session.begin, with what it found out about rotation."""
         self._send("begin", (weight_format, list(batches), dict(planned), layers))
-        answer: Begun = self._answer(KERNEL_DEADLINE_S)
+        answer: Begun = self._answer(self._deadline_s)
         return answer
 
     def block(
@@ -142,7 +144,7 @@ class Worker:
     def ready(self, layer: Layer) -> None:
         """Session.ready."""
         self._send("ready", (layer,))
-        self._answer(KERNEL_DEADLINE_S)
+        self._answer(self._deadline_s)
 
     def steady(
         self, bursts: Sequence[Burst], seed: tuple[int, ...], elapsed_s: float

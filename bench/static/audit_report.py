@@ -19,7 +19,7 @@ from bench.static.limits import STYLES, Ratio, supply_demand
 from bench.static.model import rate
 from bench.static.occupancy import MULTIPROCESSORS
 from kernels.formats import find_format
-from profiles.specs import Gpu
+from profiles.specs import Gpu, measured_notes
 
 LIMITS_NOTE = (
     "MODELLED. Budget: thread-instructions per weight that fit into the time in which memory delivers its "
@@ -119,6 +119,7 @@ def render(report: Report) -> RenderableType:
     audits = [row.audit for row in report.rows if row.audit]
     if report.gpus and any(stored for stored, _, _ in groups):
         parts.append(Text(LIMITS_NOTE, style="dim"))
+        parts += [Text(note, style="bold") for note in measured_notes(report.gpus)]
     parts.append(Text(f"{COUNTS_NOTE} {report.compiler}.", style="dim"))
     if any(not audit.looped for audit in audits):
         parts.append(Text(WHOLE_NOTE, style="dim"))

@@ -8,8 +8,8 @@ was made. Whoever changes the model raises the version there and lists what was 
 compares. Tables that are not listed are then an independent check.
 
 The digest is of the statements of these programs, without comments and documentation, of the numbers in
-profiles/specs/, and of what is said of other people's kernels (peers.toml), without names and sources. What is
-counted in machine code has digests of its own (`audit_cache.py`).
+profiles/specs/ (measured ones too), and of what is said of other people's kernels (peers.toml), without names
+and sources. What is counted in machine code has digests of its own (`audit_cache.py`).
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ def digest(folder: Path = FOLDER, specs: Path = SPECS) -> str:
     for path in (folder / "peers.toml", *sorted(specs.glob("*.toml"))):
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         found.update(f"{path.name} {json.dumps(wordless(data), sort_keys=True)}\n".encode())
+    for path in sorted((specs / "measured").glob("*.json")):
+        found.update(f"{path.name} ".encode() + path.read_bytes())
     return found.hexdigest()
 
 

@@ -21,7 +21,7 @@ from bench.static.limits import STYLES, Ratio, supply_demand
 from bench.static.ours import ratio_of
 from bench.static.peers import Peer
 from kernels.formats import WeightFormat, find_format
-from profiles.specs import Gpu
+from profiles.specs import Gpu, measured, measured_notes
 
 OURS = "ours"
 PEERS = "other people's"
@@ -130,7 +130,8 @@ def render(gpus: Sequence[Gpu], lines: Sequence[Line], batch: int) -> Renderable
                 line.name[:WIDEST].rstrip(", "), *(_cell(line.ratios[gpu.key]) for gpu in some)
             )
         parts += [table, Text()]
-    return Group(*parts, Text(NOTE, style="dim"))
+    notes = [Text(note, style="bold") for note in measured_notes(gpus)]
+    return Group(*parts, Text(NOTE, style="dim"), *notes)
 
 
 def to_data(gpus: Sequence[Gpu], lines: Sequence[Line], batch: int) -> list[dict[str, Any]]:
@@ -145,6 +146,7 @@ def to_data(gpus: Sequence[Gpu], lines: Sequence[Line], batch: int) -> list[dict
             "batch": batch,
             **asdict(line.ratios[gpu.key]),
             "verdict": line.ratios[gpu.key].verdict,
+            "measured_rates": sorted(measured(gpu)),
         }
         for gpu in gpus
         for line in lines

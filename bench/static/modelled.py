@@ -59,7 +59,7 @@ from profiles.schema import (
     absent,
     scaled,
 )
-from profiles.specs import Gpu, Number, numbers
+from profiles.specs import Gpu, Number, measured_notes, numbers
 
 if TYPE_CHECKING:
     from bench.measure.records import Sources
@@ -183,7 +183,8 @@ def foundation(model: Model) -> Modelled:
     known = numbers(gpu) | (numbers(gpu.multiprocessor) if gpu.multiprocessor else {})
     known |= {name.lower(): value for name, value in vars(parameters).items()
               if isinstance(value, Number)}  # fmt: skip
-    notes = [] if gpu.key in parameters.CHECKED_BOARDS else [parameters.UNCHECKED]
+    notes = [note.removesuffix(".") for note in measured_notes([gpu])]
+    notes += [] if gpu.key in parameters.CHECKED_BOARDS else [parameters.UNCHECKED]
     notes.append(CUDA_LEFT_OUT)
     if any(a.kernel.arm == "vendor" for a in model.arms):
         notes.append(

@@ -79,7 +79,7 @@ def rows(multiprocessor: Multiprocessor) -> Iterator[dict[str, Any]]:
             "published": [
                 {"value": o.value, "sort": o.sort, "source": o.source} for o in number.others
             ],
-            "differ": number.disputed or bool(lanes - {number.value}),
+            "differ": number.disputed or any(map(number.differs, lanes)),
         }
 
 

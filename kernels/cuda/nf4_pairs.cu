@@ -19,12 +19,6 @@ constexpr int TABLE_ROW_BYTES = WARP * 4;
 // sm_90: with RESIDENT the compiler spills there; left to itself it does not, but takes more registers for larger BATCH.
 constexpr int LEAST = __CUDA_ARCH__ != 900 ? RESIDENT : BATCH == 1 ? 0 : 4;
 
-#if WIDE_SCALES
-typedef float2 scale_pair;
-#else
-typedef pair scale_pair;
-#endif
-
 // Thread i writes the 32 copies of pair i, each time another bank than its neighbours.
 __device__ __forceinline__ void make_table(uint4 *table) {
     const pair p = narrow2(LEVELS[threadIdx.x % 16], LEVELS[threadIdx.x / 16]);

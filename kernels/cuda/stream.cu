@@ -8,12 +8,6 @@
 #define BYPASS 1
 #include "tiles.cuh"
 
-#if WIDE_SCALES
-typedef float2 scale_pair;
-#else
-typedef pair scale_pair;
-#endif
-
 // The bits of two scales as signed integers.
 __device__ __forceinline__ int2 bits(pair scales) { return make_int2(short(scales), int(scales) >> 16); }
 __device__ __forceinline__ int2 bits(float2 scales) { return make_int2(__float_as_int(scales.x), __float_as_int(scales.y)); }

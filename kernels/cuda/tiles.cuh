@@ -18,6 +18,13 @@
 #error "define BYPASS, 1 for the kernel without dequantization"
 #endif
 
+// The scales of rows g and g + 8 where a kernel takes both widths; WIDE_SCALES: fp32 instead of fp16.
+#if WIDE_SCALES
+typedef float2 scale_pair;
+#else
+typedef pair scale_pair;
+#endif
+
 constexpr int WARPS = 8;
 constexpr int THREADS = WARPS * WARP;
 constexpr int ROW_TILES = 2;

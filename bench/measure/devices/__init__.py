@@ -156,6 +156,10 @@ class Device(Protocol):
         """Of `lowp`: what quantizing x adds to the error of y, over its largest magnitude; None: unknown."""
         ...
 
+    def reference_error(self, prepared: Prepared) -> float | None:
+        """Of a kernel with a reference of its own: how far that is from ours, over our largest; None: none."""
+        ...
+
     def warm(self, prepared: Prepared) -> None:
         """Runs it once, so that loading and compiling are over before the first sample."""
         ...

@@ -11,17 +11,19 @@ less bypass. Thin on purpose: what can be computed without a GPU is in functions
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Literal
 
 import torch
 
 from bench.analysis.stats import median_interval
 from bench.measure.devices import DeviceError
+from bench.measure.environment import cuda_compilers
 from kernels.cuda.launch import compiled, launch_function, missing
 from kernels.cuda.probes import CAST, THROUGHPUT, Probe
 from kernels.kernel import Launch
 from profiles.record import Quantity
-from profiles.schema import ProbeRow
+from profiles.schema import ProbeReport, ProbeRow
 
 Unit = Literal["per clock and SM", "clocks", "s per weight", "GB/s", "us"]
 
@@ -56,31 +58,34 @@ def work_s(probe: Probe, threads: int, iterations: int, seconds: float) -> float
     return seconds / (probe.units * threads * iterations)
 
 
-def board_name() -> str:
-    """The name of the board that `measure` is about; raises like it."""
-    check()
-    return str(torch.cuda.get_device_properties(0).name)
+def here() -> ProbeReport:
+    """The report of this board, before anything is measured.
 
-
-def check() -> None:
-    """Raises DeviceError where no probe can run."""
+    Raises:
+        DeviceError: there is no GPU, or no CuPy.
+    """
     if not torch.cuda.is_available():
         raise DeviceError("the probes need an NVIDIA GPU, and PyTorch finds none.")
     why = missing()
     if why is not None:
         raise DeviceError(f"the probes cannot run: {why}.")
-
-
-def measure() -> list[ProbeRow]:
-    """Every probe that the board can run.
-
-    Raises:
-        DeviceError: there is no GPU, or no CuPy.
-    """
-    check()
     board = torch.cuda.get_device_properties(0)
-    arch = f"{board.major}{board.minor}"
-    results = []
+    versions = {"CUDA": torch.version.cuda, **cuda_compilers()}
+    return ProbeReport(
+        board=board.name,
+        capability=f"{board.major}.{board.minor}",
+        sms=board.multi_processor_count,
+        created=datetime.now(UTC),
+        toolchain=", ".join(f"{name} {known}" for name, known in versions.items() if known),
+        rows=(),
+    )
+
+
+def measure(report: ProbeReport) -> ProbeReport:
+    """The report with every probe that its board, which is here, can run."""
+    board = torch.cuda.get_device_properties(0)
+    arch = report.capability.replace(".", "")
+    results: list[ProbeRow] = []
     for probe in THROUGHPUT:
         if probe.exists(arch):
             alone = probe.role == "dependent"
@@ -94,7 +99,8 @@ def measure() -> list[ProbeRow]:
                 results.append(row(f"rate {probe.name}", values, "per clock and SM"))
     results += dequant_work(board.multi_processor_count)
     results += bandwidth(board.multi_processor_count, board.L2_cache_size)
-    return results + launch_times()
+    results += launch_times()
+    return report.model_copy(update={"rows": tuple(results)})
 
 
 def clocks_of(probe: Probe, blocks: int, threads: int) -> float:

@@ -369,6 +369,9 @@ class SimulatedDevice:
     def activation_error(self, prepared: Prepared) -> float | None:
         """There are no activations."""
 
+    def reference_error(self, prepared: Prepared) -> float | None:
+        """No planted kernel has a reference of its own."""
+
     def warm(self, prepared: Prepared) -> None:
         """Nothing is compiled."""
 

@@ -113,11 +113,8 @@ class TensorDevice(ABC):
         Of a large batch, CHECKED_ROWS rows spread over every tile are compared, all columns of each.
         """
         problem, kernel = prepared.problem, prepared.kernel
-        arm = kernel.arm
-        if arm == "vendor":
-            arm = "native" if kernel.weight_bits else "fused"
         rows = _checked_rows(problem.batch)
-        expected = self._expected(problem, arm if arm != "unfused" else "native", kernel.reading)
+        expected = self._ours(prepared) if kernel.reference is None else self._stated(prepared)
         out = self._output(prepared)
         if out.is_floating_point():
             out.fill_(float("nan"))
@@ -129,12 +126,17 @@ class TensorDevice(ABC):
             got = got[rows]
         if got.shape != expected.shape or not bool(torch.isfinite(got).all()):
             return float("inf")
-        off = (got.to("cpu", torch.float64) - expected).abs().max()
-        return float(off / expected.abs().max().clamp_min(1e-30))
+        return _largest_error(got.to("cpu", torch.float64), expected)
 
     def activation_error(self, prepared: Prepared) -> float | None:
         """See the protocol; of the rows that `verify` compares."""
         return self._activation_error(prepared.problem)
+
+    def reference_error(self, prepared: Prepared) -> float | None:
+        """See the protocol."""
+        if prepared.kernel.reference is None:
+            return None
+        return _largest_error(self._stated(prepared), self._ours(prepared))
 
     def seeds(self) -> dict[str, int]:
         """See the protocol."""
@@ -181,6 +183,34 @@ class TensorDevice(ABC):
         self._matrix = cache(self._multiplied)
         self._expected = cache(self._reference)
         self._activation_error = cache(self._error_of_activations)
+
+    def _ours(self, prepared: Prepared) -> torch.Tensor:
+        """What our reference has a kernel write, of the checked rows where it multiplies."""
+        kernel = prepared.kernel
+        arm = kernel.arm
+        if arm == "vendor":
+            arm = "native" if kernel.weight_bits else "fused"
+        return self._expected(
+            prepared.problem, arm if arm != "unfused" else "native", kernel.reading
+        )
+
+    def _stated(self, prepared: Prepared) -> torch.Tensor:
+        """What a kernel's own reference has it write.
+
+        Raises:
+            ValueError: it is of another shape than what the kernel writes, or not finite.
+        """
+        problem, reference = prepared.problem, prepared.kernel.reference
+        assert reference is not None
+        x = random_activations(problem.batch, problem.k, problem.activation, ACTIVATION_SEED)
+        found = reference(self._weights(_batchless(problem)), x[_checked_rows(problem.batch)])
+        stated = torch.as_tensor(found, dtype=torch.float64)
+        shape = self._ours(prepared).shape
+        if stated.shape != shape or not bool(torch.isfinite(stated).all()):
+            raise ValueError(
+                f"its reference should be finite numbers of shape {list(shape)}, but has {list(stated.shape)}"
+            )
+        return stated
 
     def _reference(self, problem: Problem, arm: str, reading: BypassReading) -> torch.Tensor:
         """The float64 reference on the CPU, of the checked rows where the arm multiplies."""
@@ -240,6 +270,11 @@ def _checked_rows(batch: int) -> list[int]:
     return sorted(
         {min(int(i * step) + i % max(int(step), 1), batch - 1) for i in range(CHECKED_ROWS)}
     )
+
+
+def _largest_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Over the largest magnitude of what is expected."""
+    return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
 def _layout(kernel: Kernel) -> str:

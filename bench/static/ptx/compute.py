@@ -293,6 +293,17 @@ def bind_lookup(machine: Machine, instruction: Instruction) -> Step:
     return compute(machine, without_table, function, "b32", ("b32",) * 3, apart=True)
 
 
+def bind_permute(machine: Machine, instruction: Instruction) -> Step:
+    """prmt.b32 d, a, b, selector. An operand of which a constant selector takes no byte may be undefined."""
+    target, a, b, selector = instruction.operands
+    if isinstance(selector, Immediate):
+        from_b = {bool(selector.value >> 4 * byte & 4) for byte in range(4)}
+        a = a if False in from_b else Immediate(0)
+        b = b if True in from_b else Immediate(0)
+    without_unread = replace(instruction, operands=(target, a, b, selector))
+    return compute(machine, without_unread, integers.permute, "b32", ("b32",) * 3)
+
+
 def bind_select(machine: Machine, instruction: Instruction) -> Step:
     """selp d, a, b, p: a where p, else b. The one that is not chosen may be undefined."""
     kind = instruction.opcode.split(".")[-1]

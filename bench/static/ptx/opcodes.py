@@ -35,6 +35,7 @@ from bench.static.ptx.compute import (
     bind_lookup,
     bind_move,
     bind_nothing,
+    bind_permute,
     bind_policy,
     bind_select,
     bind_trap,
@@ -99,7 +100,7 @@ OPCODES: dict[str, Operation] = {
     **integer("logic", "shr.{u,s,b}{16,32,64}", integers.shift_right, 1, 1),
     **integer("logic", "bfe.{u,s}{32,64}", integers.extract, 1, 2),
     **integer("logic", "bfi.b{32,64}", integers.insert, 2, 2),
-    **integer("logic", "prmt.b32", integers.permute, 3),
+    **table("logic", "prmt.b32", bind_permute),
     **integer("logic", "brev.b{32,64}", integers.reverse, 1),
     **{
         opcode: Operation("logic", partial(compute, function=f, result="u32", kinds=(kind,)))
