@@ -27,6 +27,8 @@ from tests.aot_triton import Job, in_workers, job_of
 from tests.ptx_builds import Build, build
 
 AUDITED = (N, K)
+SQUARE = (4096, 4096)  # only compiled: whether registers suffice depends on k, too
+COMPILED_ONLY = 100  # a target whose tensor cores have a memory of their own, which is not emulated
 PROGRAMS = 2  # along n, of an audited kernel
 COLUMNS = {"gemv": 4096, "gemm": 640}  # of k: one step or two of gemv, five or ten of gemm
 
@@ -36,7 +38,8 @@ class Outcome:
     """What became of a job.
 
     Attributes:
-        error: the largest, relative to the largest |reference|; None if it did not run to its end.
+        error: the largest, relative to the largest |reference|; None if it was only compiled, or did not run
+            to its end.
         problem: what the compiler or the emulator said instead; "" if it ran.
         program: digest of what ran; targets may share it.
         registers: per thread.
@@ -115,13 +118,16 @@ def run(job: Job, made: Build) -> float:
 
 
 def outcomes(jobs: Iterable[Job]) -> Iterable[Outcome]:
-    """What becomes of every job; a program runs once for all targets that share it."""
+    """What becomes of every job; a program runs once for all targets that share it, some are only compiled."""
     seen: dict[tuple[str, Job], Outcome] = {}
     for job in jobs:
         try:
             made = build(job)
         except Exception as error:  # a compiler's own kinds
             yield Outcome(None, f"it does not compile: {error}", "", 0, 0)
+            continue
+        if job.capability == COMPILED_ONLY or (job.n, job.k) == SQUARE:
+            yield Outcome(None, "", made.program, made.registers, made.stack_bytes)
             continue
         key = (made.program, replace(job, capability=0))
         if key not in seen:

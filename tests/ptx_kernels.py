@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -28,10 +29,9 @@ from kernels.kernel import PRODUCTS, Kernel
 from kernels.triton import KERNELS
 from kernels.triton.plan import ACTIVATIONS
 from tests.aot_triton import BoardJob, Job
-from tests.ptx_cells import AUDITED, Outcome, run_all
+from tests.ptx_cells import AUDITED, COMPILED_ONLY, SQUARE, Outcome, run_all
 
 TARGETS = (80, 89, 90, 120)
-COMPILED_ONLY = 100  # tensor cores with a memory of their own, which is not emulated
 BATCHES = (1, 3, 16, 17)
 WIDE = 72  # rows of x: two tiles of the widest that gemm has, the second not full
 ODD = (2, 5)  # rows of x: tiles of gemv that BATCHES leave out
@@ -170,8 +170,15 @@ def board_jobs(capabilities: tuple[int, ...] = TARGETS) -> tuple[BoardJob, ...]:
 
 
 def spill_jobs() -> tuple[Job, ...]:
-    """Kernels that multiply, for a target that is compiled for and not emulated."""
-    return tuple(job for job in product_jobs((COMPILED_ONLY,)) if job.arm in PRODUCTS)
+    """What is only compiled: kernels that multiply for one target more, and `fused` at another k for all."""
+    more = [job for job in product_jobs((COMPILED_ONLY,)) if job.arm in PRODUCTS]
+    first = [*product_jobs(), *more]
+    square = [
+        replace(job, n=SQUARE[0], k=SQUARE[1])
+        for job in first
+        if job.arm == "fused" and job.batch == 1
+    ]
+    return (*more, *square)
 
 
 def everything() -> tuple[Job, ...]:

@@ -15,9 +15,8 @@ from tests import ptx_cells, ptx_summary
 from tests.aot_ptx import Ptx, compile_ptx, execute, job_arguments, packed_format, run_job
 from tests.aot_triton import Job
 from tests.ptx_builds import Build, code_of
-from tests.ptx_cells import AUDITED, Outcome, run_all
+from tests.ptx_cells import AUDITED, COMPILED_ONLY, SQUARE, Outcome, run_all
 from tests.ptx_kernels import (
-    COMPILED_ONLY,
     READ_NO_X,
     TARGETS,
     board_jobs,
@@ -30,6 +29,7 @@ from tests.ptx_kernels import (
 )
 from tests.triton_cases import TOLERANCES, run
 
+Spilling = tuple[str, str, str, str, int, int, int]
 EXACT = ("stream", "unpack", "dequantize")
 WGMMA = Job("fused", "gemm", "int4-g128", "fp16", 64, 512, 64, 90)
 STREAM = Job("stream", "gemv", "int4-g128", "fp16", 64, 512, 1, 80)
@@ -56,7 +56,7 @@ CUT = [
     if (job.arm, job.regime, job.format_name) == ("fused", "gemm-ptx", "int4-g128")
 ]
 FORMATS = tuple(dict.fromkeys(job.format_name for job in product_jobs()))
-SPILLS: dict[tuple[str, str, str, str, int, int], int] = {}  # see spilling: bytes of the stack
+SPILLS: dict[Spilling, int] = {}  # see spilling: bytes of the stack
 
 
 def name(job: Job) -> str:
@@ -84,12 +84,20 @@ def complaint(job: Job, outcome: Outcome) -> str:
     return "" if outcome.error <= most else f"its error is {outcome.error:.1e}"
 
 
-def spilling(outcomes: dict[Job, Outcome]) -> dict[tuple[str, str, str, str, int, int], int]:
-    """Bytes of stack by arm, variant, format, activation, batch and target."""
+def spilling(outcomes: dict[Job, Outcome]) -> dict[Spilling, int]:
+    """Bytes of stack by arm, variant, format, activation, k, batch and target."""
     return {
-        (j.arm, j.regime, j.format_name, j.activation, j.batch, j.capability): outcome.stack_bytes
-        for j, outcome in outcomes.items()
-        if outcome.stack_bytes and (j.n, j.k) == AUDITED
+        (
+            j.arm,
+            j.regime,
+            j.format_name,
+            j.activation,
+            j.k,
+            j.batch,
+            j.capability,
+        ): found.stack_bytes
+        for j, found in outcomes.items()
+        if found.stack_bytes and (j.n, j.k) in (AUDITED, SQUARE)
     }
 
 

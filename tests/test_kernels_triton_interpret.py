@@ -155,7 +155,7 @@ def test_every_kernel_and_format_of_the_proof_meets_both_activations() -> None:
     for kernel, format_name, activation, *_ in filter(in_turn, all_cases(QUANTIZED)):
         met.setdefault((kernel.arm, kernel.variant, format_name), set()).add(activation)
     both = {(k.arm, k.variant, f) for k, f, *_ in all_cases(QUANTIZED)}
-    assert met == dict.fromkeys(both, set(ACTIVATIONS))
+    assert met == {key: set(ACTIVATIONS) for key in both}
 
 
 @pytest.mark.parametrize("arm", ["scale", "fused"])

@@ -315,15 +315,26 @@ def default_config(
         cap = 56 if tuned else 48
     if weight_format.zero_point:
         cap = 72  # at 56 bf16 spills on sm_100
+    if weight_format.group_size == 16:
+        cap = 64  # at 56 its bypass does
     rows = 4 if batch <= 4 else 2
     if weight_format.encoding in ("nf4", "fp4") and tuned and capability in (100, 103):
         rows = 2  # there fp16 spills with more, under any cap
+    if (
+        (bits == 7 or weight_format.scale_type == "nested")
+        and not tuned
+        and capability in (100, 103)
+    ):
+        cap, rows = 80, 2  # likewise, by a hundred bytes and more
     if weight_format.encoding == "nf4" and not tuned:
         cap, rows = 128, 2
     if bits == 1:
-        cap, rows = 96 if tuned else 48, 2
-    if bits == 3 and min(map(padded, warps)) > k:
-        cap, rows = 64, 2  # the masks of a part of a step would spill
+        cap, rows = 96 if tuned else 80 if capability in (100, 103) else 48, 2
+    if bits == 3:
+        cap, rows = (
+            72 if min(map(padded, warps)) == k else 64,
+            2,
+        )  # less for the masks of a part of a step
     return Config(
         block_n=rows,
         num_warps=min(warps, key=padded),
