@@ -298,7 +298,8 @@ def default_config(
     weights. As many warps as a step of 2048 weights needs, 2 or 4; of loads that hold many weights between 1
     and 4, the number that wastes least of the last step along k.
     The assembler fills the registers it is given: under these caps `fused` and `bypass` at batch 1 run at
-    the same occupancy, and neither spills. Only NF4's selects need more than its `bypass`, and fewer rows.
+    the same occupancy, and neither spills. Only selects of NF4 and scales of FP4 that are quantized again need
+    more than their `bypass`, and fewer rows.
     Left to itself it sometimes spills to reach a round number, which a cap of 255 (none) prevents.
     """
     bits = weight_format.bits
@@ -320,13 +321,9 @@ def default_config(
     rows = 4 if batch <= 4 else 2
     if weight_format.encoding in ("nf4", "fp4") and tuned and capability in (100, 103):
         rows = 2  # there fp16 spills with more, under any cap
-    if (
-        (bits == 7 or weight_format.scale_type == "nested")
-        and not tuned
-        and capability in (100, 103)
-    ):
-        cap, rows = 80, 2  # likewise, by a hundred bytes and more
-    if weight_format.encoding == "nf4" and not tuned:
+    if bits == 7 and not tuned and capability in (100, 103):
+        cap, rows = 80, 2  # likewise, by a hundred bytes
+    if not tuned and (weight_format.encoding == "nf4" or weight_format.scale_type == "nested"):
         cap, rows = 128, 2
     if bits == 1:
         cap, rows = 96 if tuned else 80 if capability in (100, 103) else 48, 2
