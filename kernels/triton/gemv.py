@@ -328,10 +328,8 @@ def default_config(
     if bits == 1:
         cap, rows = 96 if tuned else 80 if capability in (100, 103) else 48, 2
     if bits == 3:
-        cap, rows = (
-            72 if min(map(padded, warps)) == k else 64,
-            2,
-        )  # less for the masks of a part of a step
+        masked = min(map(padded, warps)) > k
+        cap, rows = 64 if masked else 72, 2  # with 4 rows masks spill, and on sm_100 all else does
     return Config(
         block_n=rows,
         num_warps=min(warps, key=padded),
