@@ -5,7 +5,7 @@ columns (inputs) throughout, in groups of g along k; GPTQ and AWQ store it trans
 
     GPTQ           qweight int32 [k * bits / 32, n]  codes of a column of W^T, the first in the lowest bits
                    qzeros int32 [k / g, n * bits / 32]  a zero point per row of W, less 1 ("gptq_v2": less 0)
-                   scales fp16 [k / g, n]; g_idx must be in order (desc_act=False)
+                   scales fp16 [k / g, n]; g_idx int32 [k] must be in order (desc_act=False)
                    weight = (code - (stored + 1)) * scale; the sum is not cut to its bits: 16 stays 16
     AWQ            qweight int32 [k, n / 8]    eight rows of W, nibble i holds row 0, 2, 4, 6, 1, 3, 5, 7
                    qzeros int32 [k / g, n / 8] in the same order; scales fp16 [k / g, n]
@@ -28,6 +28,7 @@ the OCP Microscaling specification, revision 1.0.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,14 +66,27 @@ def from_gptq(
     scales: NDArray[np.float16],
     bits: Literal[4, 8] = 4,
     stored_minus: int = 1,
+    g_idx: NDArray[np.int32] | None = None,
 ) -> Weights:
     """A GPTQ matrix. `stored_minus` is what its zero points were lowered by: 1, or 0 for "gptq_v2".
 
+    Give the checkpoint's `g_idx` (int32 [k]), the group of each column of W: nothing else tells that columns
+    were grouped in another order, and the weights would come out wrong.
+
     Raises:
-        ValueError: no format has such groups; a zero point is 256, which no byte holds.
+        ValueError: no format has such groups, or `g_idx` is not in order; a zero point is 256, which no byte
+            holds; shapes disagree; a scale is not finite.
     """
     in_order = tuple(range(32 // bits))
     codes = fields(qweight.T, bits, in_order)
+    if g_idx is not None:
+        k = codes.shape[1]
+        _demand("g_idx", g_idx, (k,))
+        if (g_idx != np.arange(k) // -(-k // len(qzeros))).any():
+            raise ValueError(
+                "g_idx is not in order (desc_act=True): these groups hold scattered columns, "
+                "which no format here has; quantize with desc_act=False."
+            )
     zeros = fields(qzeros, bits, in_order).T.astype(np.uint16) + stored_minus
     return _asymmetric(codes, zeros, scales, bits)
 
@@ -83,7 +97,7 @@ def from_awq(
     """An AWQ matrix.
 
     Raises:
-        ValueError: no format has such groups.
+        ValueError: no format has such groups; shapes disagree; a scale is not finite.
     """
     codes, zeros = (fields(words, 4, NIBBLE_ORDER).T for words in (qweight, qzeros))
     return _asymmetric(codes, zeros, scales, 4)
@@ -99,16 +113,24 @@ def from_bitsandbytes(
     """An NF4 or FP4 matrix of bitsandbytes, blocks of 64; a nested absmax stays nested.
 
     Raises:
-        ValueError: rows of k do not divide into blocks, which would then cross them.
+        ValueError: rows of k do not divide into blocks, which would then cross them; shapes disagree with
+            n and k; an absmax is not finite.
     """
     nested = isinstance(absmax, NestedAbsmax)
     weight_format = find_format(f"{quant_type}-b64-dq" if nested else f"{quant_type}-b64")
     shape = n, weight_format.groups(k)
+    blocks = math.prod(shape)
     flat = packed.reshape(-1)
+    _demand("the packed codes, flat,", flat, (n * k // 2,))
     codes = np.stack([flat >> 4, flat & 15], axis=1).reshape(n, k)
     if isinstance(absmax, NestedAbsmax):
+        _demand("the codes of absmax, flat,", absmax.codes.reshape(-1), (blocks,))
+        _demand("nested_quant_map", absmax.numbers, (256,))
+        _demand("nested_absmax", absmax.absmax, (-(-blocks // 256),))
+        _demand("nested_offset", np.float32(absmax.offset), ())
         second = np.concatenate([absmax.numbers, [absmax.offset], absmax.absmax])
         return _coded(weight_format, codes, absmax.codes.reshape(shape), second.astype(np.float32))
+    _demand("absmax, flat,", absmax.reshape(-1), (blocks,))
     return Weights(weight_format, "fp16", codes, absmax.reshape(shape), None)
 
 
@@ -125,6 +147,7 @@ def from_mx(
     if weight_format.scale_type != "e8m0":
         raise ValueError(f"{format_name} is not a microscaling format (mxfp4, mxfp6_e2m3, ...).")
     if format_name == "mxint8":
+        _demand("scales", scales, (len(qdata), weight_format.groups(qdata.shape[1])))
         codes = qdata.view(np.uint8) ^ np.uint8(128)
         empty = (qdata.reshape(*scales.shape, 32) == 0).all(axis=2)
         if (~empty & (scales <= MXINT8_FRACTION)).any():
@@ -155,6 +178,14 @@ def fields(words: NDArray[np.int32], bits: int, order: tuple[int, ...]) -> NDArr
     codes = np.empty(found.shape, np.uint8)
     codes[:, :, order] = found & np.uint32((1 << bits) - 1)
     return codes.reshape(len(words), -1)
+
+
+def _demand(what: str, found: NDArray[np.generic] | np.generic, shape: tuple[int, ...]) -> None:
+    """Raises a ValueError unless `found` has this shape and nothing but finite numbers."""
+    if found.shape != shape:
+        raise ValueError(f"{what} must have shape {shape}, but has {found.shape}.")
+    if not np.isfinite(found).all():
+        raise ValueError(f"{what} must be finite, but holds infinities or NaN.")
 
 
 def _two_per_byte(qdata: NDArray[np.uint8 | np.int8]) -> NDArray[np.uint8]:
@@ -196,7 +227,11 @@ def _coded(
 def _asymmetric(
     codes: NDArray[np.uint8], zeros: NDArray[np.integer], scales: NDArray[np.float16], bits: int
 ) -> Weights:
-    """Codes [n, k] and zero points [n, groups] with scales [groups, n]."""
+    """Codes [n, k] and zero points [n, groups] with scales [groups, n].
+
+    Raises:
+        ValueError: no format has such groups; shapes disagree; a zero point is 256; a scale is not finite.
+    """
     groups = zeros.shape[1]
     group_size = codes.shape[1] // groups
     candidates = [f for f in FORMATS if f.bits == bits and f.zero_point]
@@ -207,6 +242,9 @@ def _asymmetric(
             f"there is no {bits}-bit format with zero points and groups of {group_size}; "
             f"quantize with groups of 32, 64 or 128, or per channel."
         )
+    shape = len(codes), found[0].groups(codes.shape[1])
+    _demand("zero points, unpacked and transposed,", zeros, shape)
+    _demand("scales", scales, shape[::-1])
     if zeros.max() > 255:
         raise ValueError("a zero point of 256 does not fit in the byte that is kept of it.")
     kept = np.ascontiguousarray(codes), np.ascontiguousarray(zeros, np.uint8)

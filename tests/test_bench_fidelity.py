@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +21,21 @@ from bench.measure.fidelity import (
     chain_errors,
     depths,
     operator_sizes,
+    quantize_rows,
     random_matrix,
+    row_extremes,
 )
 from kernels.cpu.product import fused_product
 from kernels.formats import WeightFormat, find_format
-from kernels.packing import quantize, random_activations
-from profiles.fidelity import ChainShape, Fidelity, FidelityRow, fidelity_of, load_fidelity
+from kernels.packing import Weights, quantize, random_activations
+from profiles.fidelity import (
+    ChainShape,
+    Distribution,
+    Fidelity,
+    FidelityRow,
+    fidelity_of,
+    load_fidelity,
+)
 from profiles.reader import ProfileError
 
 SMALL = ChainShape(
@@ -115,6 +126,60 @@ def test_weights_have_the_size_that_keeps_activations() -> None:
         assert w.std() == pytest.approx(0.02 * 2, rel=0.1)
     normal, heavy = (random_matrix(512, 1024, d, (1,)) for d in measuring.DISTRIBUTIONS)
     assert np.abs(heavy).max() > 3 * np.abs(normal).max()
+
+
+@pytest.mark.parametrize("name", ["int8-ch", "int4-ch-zp", "fp8_e4m3-ch"])
+@pytest.mark.parametrize("distribution", measuring.DISTRIBUTIONS)
+def test_scales_per_row_are_those_of_rows_as_wide_as_a_models(
+    name: str, distribution: Distribution
+) -> None:
+    """Against matrices that really have so many columns, of which a part is kept: scales and zero points."""
+    weight_format, n, k, wide = find_format(name), 1500, 256, 2048
+    full = random_matrix(n, wide, distribution, (5,)) * np.float32(math.sqrt(wide / k))
+    theirs = quantize(full, weight_format, "bf16")
+    w = random_matrix(n, k, distribution, (6,))
+    others = row_extremes(n, k, wide - k, distribution, (6,))
+    ours = quantize_rows(w, others, weight_format, SMALL)
+    narrow = quantize(w, weight_format, "bf16")
+    shares = (0.1, 0.25, 0.5, 0.75, 0.9)
+    wanted = np.quantile(theirs.scales, shares)
+    np.testing.assert_allclose(np.quantile(ours.scales, shares), wanted, rtol=0.08)
+    assert np.median(narrow.scales) < 0.85 * wanted[2]
+    assert ours.shape == (n, k)
+    step = np.abs(ours.values - w).max(axis=1) / ours.scales[:, 0]
+    assert step.max() < (
+        20 if name.startswith("fp8") else 1
+    )  # of codes that were kept with their row
+    if ours.zeros is not None:
+        assert theirs.zeros is not None
+        zeros = (np.quantile(z.zeros, shares) for z in (ours, theirs))
+        np.testing.assert_allclose(*zeros, atol=1)
+
+
+def test_groups_have_the_scales_of_their_own_weights() -> None:
+    w = random_matrix(8, 256, "gaussian", (6,))
+    others = np.full((8, 2), 1e6, np.float32)
+    found = quantize_rows(w, others, find_format("int4-g128"), SMALL)
+    np.testing.assert_array_equal(
+        found.scales, quantize(w, find_format("int4-g128"), "bf16").scales
+    )
+
+
+def test_chains_are_made_of_such_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The median of the largest of m normal weights, in standard deviations of the matrix beside them."""
+    found = []
+
+    def noted(w: np.ndarray, others: np.ndarray, *rest: Any) -> Weights:
+        found.append(np.median(np.abs(others)) / w.std())
+        return quantize_rows(w, others, *rest)
+
+    monkeypatch.setattr(measuring, "quantize_rows", noted)
+    chain_errors(find_format("int8-ch"), "gaussian", SMALL, 1)
+    wanted = [
+        NormalDist().inv_cdf(0.5 ** (1 / (width - k)))
+        for width, (_, k) in zip((4096, 4096, 4096, 14336), operator_sizes(SMALL), strict=True)
+    ]
+    assert found == pytest.approx(wanted * SMALL.layers, rel=0.02)
 
 
 def test_depths_double_within_a_hop_and_then_over_hops() -> None:

@@ -89,10 +89,20 @@ def sizes(low: int, high: int) -> Points:
 
 
 def check_a100_crossover(move: Move) -> None:
-    for size in (8192, 16384):  # 128 is won and 192 lost, in the published rows themselves
-        found = crossed(square(size), move)
-        assert found.sign == "wins_below"
-        assert ends(found) == [(128, 192)]
+    """The crossing of one large square, read from its rows, predicts the winner of two others at every batch.
+
+    That the bracket is (128, 192) is no more than a reading: 128 is won and 192 lost in the published rows.
+    What can be wrong about it is the prediction, for matrices whose rows were not looked at. Oblong ones
+    it would not predict: of six, 8192 x 12288 loses 128 and wins 192, and 16384 x 8192 wins until 256.
+    """
+    seen = crossed(square(8192), move)
+    won, lost = 128, 192
+    assert (seen.sign, ends(seen)) == ("wins_below", [(won, lost)])
+    for size in (12288, 16384):
+        for batch, ratio in square(size):  # as published, whatever was moved
+            assert ratio.low is not None
+            assert ratio.high is not None
+            assert ratio.low > 1 if batch <= won else ratio.high < 1, (size, batch)
     found = crossed(sizes(8192, 16384), move)
     assert found.sign == "wins_below"
     assert found.at[0].low == 128
@@ -149,23 +159,25 @@ def check_directions(move: Move) -> None:
         assert crossed(bitsandbytes(gpu, "bnb-int8-decomp"), move).sign == "never"
 
 
-# 3. ML.ENERGY's bf16 curves are a + b / B. ---------------------------------------------------------
+# 3. ML.ENERGY's bf16 curves are a + b / B within 3 % on average; one of them is not at every batch. --
 
 
 def check_energy_curves(move: Move) -> None:
-    published = {"meta-llama/Llama-3.1-8B-Instruct": (0.066, 3.17), "Qwen/Qwen3-14B": (0.091, 4.91)}
-    for model, (a, b) in published.items():
+    """No intervals are published. With 1 % assumed, `curve` itself rejects the form for Llama."""
+    worst = {"meta-llama/Llama-3.1-8B-Instruct": (127.6, 0.042), "Qwen/Qwen3-14B": (253.4, 0.015)}
+    for model, (where, largest) in worst.items():
         mine = [r for r in rows("mlenergy") if r["model"] == model]
         moved = move(float(r["avg_batch"]) for r in mine)
         joules = {moved[float(r["avg_batch"])]: float(r["J_per_token"]) for r in mine}
         points = [(batch, imported(j, 0.01 * j)) for batch, j in joules.items()]
         found = curve(points, "imported", gain_uncertainty=0.0)  # type: ignore[arg-type]
         fitted = np.array([found.at(batch) for batch in joules], float)
-        off = np.abs(fitted / np.array(list(joules.values())) - 1)
+        off = np.abs(np.array(list(joules.values())) / fitted - 1)
         assert off.mean() < 0.03, model
-        assert off.max() < 0.045, model
-        assert found.per_token_j.value == pytest.approx(a, rel=0.02)
-        assert found.shared_j.value == pytest.approx(b, rel=0.02)
+        assert list(joules)[off.argmax()] == where, model
+        assert off.max() == pytest.approx(largest, abs=0.0005), model
+        assert found.largest_residual == pytest.approx(off.max())
+        assert found.fits is (model == "Qwen/Qwen3-14B"), found.reason
 
 
 CHECKS = (check_a100_crossover, check_directions, check_energy_curves)

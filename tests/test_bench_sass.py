@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from bench import sass as command
@@ -451,12 +453,21 @@ def test_kernels_stand_beside_their_targets_and_one_that_misses_ends_with_1(
     compilations: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planted: 2 instructions per weight of a fused kernel, 1 of dequantize, on every architecture."""
+    classes = {"int": 80, "half2": 40, "load": 8}
+
+    def compiled(jobs: Iterable[Job], *_: object) -> Iterator[tuple[Job, Audit]]:
+        for job in jobs:
+            compilations.append(job)
+            four = job.arm == "fused" and job.format.startswith("int4")
+            yield job, planted(job, **({"classes": classes} if four else {}))
+
+    monkeypatch.setattr(audit_all, "compiled", compiled)
     done = CliRunner().invoke(APP, ["--targets"])
     assert (done.exit_code, done.stderr) == (0, "")
     assert max(map(len, done.output.splitlines())) <= 80
     rows = [line.split() for line in done.stdout.splitlines()[1 : 1 + len(targets.TARGETS)]]
-    assert rows[0] == ["fused", "int4-g128,", "fp16", *["2.00"] * 5, "2.40", "2.00"]
-    assert rows[-1] == ["dequantize", "nf4-b64,", "fp16", *["1.00"] * 5, "6.00", "1.00"]
+    assert rows[0] == ["fused", "int4-g128,", "fp16", *["2.00"] * 5, "2.40", "2.00", "0", "128"]
+    assert rows[-1] == ["dequantize", "nf4-b64,", "fp16", *["1.00"] * 5, "6.00", "1.00", "0", "128"]
     assert {job.variant for job in compilations} == {"gemv", "gemv-ptx", "default", "ptx"}
     monkeypatch.setitem(targets.TARGETS, ("fused", "int8-ch", "fp16"), 1.99)
     done = CliRunner().invoke(APP, ["--targets", "--json", "--format", "int8-ch,nf4-b64"])
@@ -478,6 +489,51 @@ def test_a_target_is_for_sm_90_and_no_kernel_may_spill() -> None:
     assert line.failure == "spills"
     (line,) = targets.lines({}, ["int8-ch"])
     assert line.failure == "was not counted on sm_90"
+
+
+def test_four_bit_integers_need_no_conversion() -> None:
+    """Planted: 16 in 64 weights, on one architecture; of eight bits they are shown and no failure."""
+    for name, said in {
+        "int4-g128": "converts 0.25 times per weight, which integers of 4 bits need not",
+        "int8-ch": None,
+    }.items():
+        jobs = [job for job in targets.jobs([name]) if job.activation == "fp16"]
+        clean = {"classes": {"int": 128}}
+        audits = {job: planted(job, **({} if job.capability == 80 else clean)) for job in jobs}
+        line = targets.lines(audits, [name])[0]
+        assert (line.conversions, line.failure) == (0.25, said)
+
+
+@pytest.mark.parametrize(
+    ("name", "loads", "is_wide"),
+    [
+        ("int4-g128", {128: 8, 16: 4}, True),  # of W 4, of x 4; scales of 4 rows
+        ("int4-g128", {128: 4, 64: 8, 16: 4}, False),  # W in halves
+        ("int4-g128", {128: 7, 64: 2, 16: 4}, False),  # one load of W in halves
+        ("int4-g128", {128: 7, 32: 4, 16: 4}, False),
+        ("int4-g128", {128: 8, 16: 4, 8: 4}, False),  # zero points, of a format that has none
+        ("int4-g128-zp", {128: 8, 16: 4, 8: 4}, True),
+        ("nf4-b64", {128: 8, 32: 4}, True),
+        ("nf4-b64", {128: 3, 32: 4}, False),
+        ("int8-ch", {128: 12}, True),
+        ("int8-ch", {128: 11, 64: 2}, False),
+        ("int8-g128", {256: 6, 16: 4}, True),
+    ],
+)
+def test_weights_are_loaded_128_bits_at_a_time(
+    name: str, loads: dict[int, int], is_wide: bool
+) -> None:
+    """128 weights in a pass, as our kernels have."""
+    job = replace(FUSED, format=name)
+    audit = planted(job, loads=loads, weights=128, classes={"int": 128})
+    assert targets.wide(audit, find_format(name)) == is_wide
+    line = targets.lines({job: audit}, [name])[0]  # of fp16
+    assert line.wide_loads == is_wide
+    said = None if is_wide else "loads weights in pieces of less than 128 bits"
+    assert line.failure == said
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(targets.render([line]))
+    assert ("<128" in shown.getvalue()) == (not is_wide)
 
 
 def test_a_kernel_that_does_not_compile_costs_its_row(

@@ -60,6 +60,23 @@ def test_a_wrong_kernel_is_named_and_never_timed(session: Session, device: FakeD
     assert timed == set(TIMES_S) - {"fused", "bypass"}
 
 
+def test_a_kernel_that_runs_but_cannot_be_timed_costs_its_row_only(
+    session: Session, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that allocates, and is then refused by the capture of a graph."""
+    estimate_s = device.estimate_s
+
+    def refuse(prepared: Prepared) -> float:
+        if prepared.kernel.arm == "fused":
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        return estimate_s(prepared)
+
+    monkeypatch.setattr(device, "estimate_s", refuse)
+    failed = {s.name.arm: s.failure for s in session.begin(INT4, [1], {}) if s.failure}
+    assert failed == {"fused": "could not run: operation not permitted when stream is capturing"}
+    assert {t.name.arm for t in session.block(1, (0,))} == set(TIMES_S) - {"fused"}
+
+
 def test_a_block_times_every_arm_of_every_operator_once(
     session: Session, device: FakeDevice
 ) -> None:

@@ -83,6 +83,39 @@ def test_a_zero_point_one_above_its_bits() -> None:
 
 
 @pytest.mark.parametrize("group_size", GROUPS)
+def test_groups_in_another_order_are_refused(group_size: int) -> None:
+    """desc_act=True: the same columns in groups that are scattered over them; no other array tells."""
+    codes, zeros, scales = stored(4, group_size)
+    stored_words = gptq_words(codes, zeros, 4, 1)
+    in_order = (np.arange(K) // group_size).astype(np.int32)
+    weights = converters.from_gptq(*stored_words, scales, g_idx=in_order)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(weights.values, expected(codes, zeros, scales))
+    scattered = in_order[::-1].copy() if group_size < K else in_order + 1
+    with pytest.raises(ValueError, match=r"g_idx is not in order \(desc_act=True\)"):
+        converters.from_gptq(*stored_words, scales, g_idx=scattered)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"g_idx must have shape \(256,\), but has \(128,\)"):
+        converters.from_gptq(*stored_words, scales, g_idx=in_order[:128])  # type: ignore[arg-type]
+
+
+def test_scales_and_zero_points_of_another_shape_or_not_finite_are_refused() -> None:
+    codes, zeros, scales = stored(4, 32)
+    qweight, qzeros = gptq_words(codes, zeros, 4, 1)
+    for wrong in (np.ones((64, 1), np.float16), scales[:, :2], scales.T.copy()):
+        with pytest.raises(ValueError, match=r"^scales must have shape \(8, 16\), but has \("):
+            converters.from_gptq(qweight, qzeros, wrong)
+    with pytest.raises(
+        ValueError, match=r"^zero points, .* must have shape \(16, 8\), but has \(8, 8"
+    ):
+        converters.from_gptq(qweight, qzeros[:, :1], scales)
+    holed = scales.copy()
+    holed[3, 5] = np.nan
+    with pytest.raises(ValueError, match=r"^scales must be finite, but holds infinities or NaN"):
+        converters.from_gptq(qweight, qzeros, holed)
+    with pytest.raises(ValueError, match=r"^scales must be finite"):
+        converters.from_awq(awq_words(codes), awq_words(zeros), holed)
+
+
+@pytest.mark.parametrize("group_size", GROUPS)
 def test_awq(group_size: int) -> None:
     codes, zeros, scales = stored(4, group_size)
     weights = converters.from_awq(awq_words(codes), awq_words(zeros), scales)
@@ -107,6 +140,8 @@ def test_mxint8_of_ocp() -> None:
     assert (empty.values == 0).all()
     with pytest.raises(ValueError, match="must exceed 6"):
         converters.from_mx("mxint8", every, np.full((1, 8), 6, np.uint8))
+    with pytest.raises(ValueError, match=r"scales must have shape \(1, 8\), but has \(1, 7\)"):
+        converters.from_mx("mxint8", every, scales[:, :7])
 
 
 def test_what_ours_makes_of_mxint8_is_ocps_with_a_lower_exponent() -> None:
@@ -194,3 +229,29 @@ def test_double_quantized_absmax_as_recorded() -> None:
     np.testing.assert_array_equal(weights.scale_codes.reshape(-1), theirs["nested_codes"])
     values = (codebook("nf4")[weights.codes] * weights.per_weight(weights.scales)).reshape(-1)
     np.testing.assert_array_equal(values, theirs["nested_dequantized"])
+
+
+def test_what_bitsandbytes_does_not_write_is_refused() -> None:
+    theirs = recorded()
+    packed, absmax = theirs["packed"], theirs["absmax"].copy()
+    with pytest.raises(
+        ValueError, match=r"^absmax, flat, must have shape \(32,\), but has \(31,\)"
+    ):
+        converters.from_bitsandbytes(packed, absmax[:31], 8, 256)
+    with pytest.raises(ValueError, match=r"^the packed codes, flat, must have shape \(1024,\)"):
+        converters.from_bitsandbytes(packed[:1000], absmax, 8, 256)
+    absmax[7] = np.nan
+    with pytest.raises(ValueError, match=r"^absmax, flat, must be finite"):
+        converters.from_bitsandbytes(packed, absmax, 8, 256)
+    parts = [theirs[f"nested_{name}"] for name in ("codes", "numbers", "absmax")]
+    offset = theirs["nested_offset"]
+    for place, name in enumerate(
+        ("the codes of absmax, flat,", "nested_quant_map", "nested_absmax")
+    ):
+        short = [part[:-1] if i == place else part for i, part in enumerate(parts)]
+        nested = converters.NestedAbsmax(*short, offset)
+        with pytest.raises(ValueError, match=f"^{name} must have shape"):
+            converters.from_bitsandbytes(theirs["nested_packed"], nested, 8, 256)
+    nested = converters.NestedAbsmax(*parts, float("nan"))
+    with pytest.raises(ValueError, match=r"^nested_offset must be finite"):
+        converters.from_bitsandbytes(theirs["nested_packed"], nested, 8, 256)

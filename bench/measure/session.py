@@ -350,20 +350,20 @@ class Session:
                 state = replace(state, activation_error=self.device.activation_error(prepared))
             if kernel.reference is not None:
                 state = replace(state, reference_error=self.device.reference_error(prepared))
+            if not error <= kernel.tolerance:
+                return replace(
+                    state,
+                    error=error if math.isfinite(error) else None,
+                    failure=f"wrong result: off by {error:.2g} of the largest value, "
+                    f"and {kernel.tolerance:.2g} is allowed",
+                )
+            estimate_s = self.device.estimate_s(prepared)
         except UnsupportedError as reason:
             return replace(state, failure=f"{NOT_HERE}{reason}")
         except Exception as reason:  # whatever a compiler or a driver may raise costs this row only
             self.device.check()
             lines = str(reason).strip().splitlines() or [repr(reason)]
             return replace(state, failure=f"could not run: {lines[0]}")
-        if not error <= kernel.tolerance:
-            return replace(
-                state,
-                error=error if math.isfinite(error) else None,
-                failure=f"wrong result: off by {error:.2g} of the largest value, "
-                f"and {kernel.tolerance:.2g} is allowed",
-            )
-        estimate_s = self.device.estimate_s(prepared)
         compared = kernel.arm in COMPARED and name.weight_format in (
             problem.format.name,
             problem.activation,
