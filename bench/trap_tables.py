@@ -412,11 +412,13 @@ def hops_table(answers: Answers) -> Table:
 
 
 def _hop_notes(answers: Answers) -> Iterator[Text]:
-    for name in ("launch_s", "energy_j"):
+    words = {"launch_s": "launch share", "energy_j": "energy"}
+    if answers.chains:
+        words["not_amortised"] = f"token cost over batch {answers.chains[0].amortised_at}"
+    for name, word in words.items():
         reasons = {
             getattr(c, name).reason for c in answers.chains if getattr(c, name).value is None
         }
-        word = "launch share" if name == "launch_s" else "energy"
         for reason in sorted(reasons):
             yield Text(f"No {word}: {reason}.", style="dim")
 

@@ -97,6 +97,9 @@ def test_other_kinds_are_read_only_when_named(tmp_path: Path) -> None:
         (("--accuracy", "nothing.csv"), "there is no file"),
         (("--other-launch", "run.json"), "has graph launches too"),
         (("--hops", "0"), "--hops"),
+        (("--hops", "1" + 320 * "0"), "--hops"),
+        (("--tokens-per-hop", "1" + 320 * "0"), "--tokens-per-hop"),
+        (("--weights", "1e308,1e308,1e308"), "three numbers"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(
@@ -156,6 +159,16 @@ def test_a_chain_is_its_layers_times_steps_and_its_launch_part_is_eager_less_gra
         64, rel=0.01
     )  # nothing here grows with the batch
     assert fused.amortised_at == 64
+
+
+def test_a_format_that_lacks_the_largest_batch_has_no_cost_over_it() -> None:
+    b = book(simple(phi=0.0), (1, 64), formats=("int4-g128", "int8-g128"))
+    kept = tuple(c for c in b.profile.comparisons if (c.format, c.batch) != ("int8-g128", 64))
+    b.profile = b.profile.model_copy(update={"comparisons": kept})
+    found = {(c.format, c.role): c.not_amortised for c in chains(b, 4, 256, 1)}
+    assert found["int4-g128", "fused"].value == pytest.approx(64, rel=0.01)
+    assert found["int8-g128", "fused"].value is None
+    assert found["int8-g128", "fused"].reason == "int8-g128 fused was not measured there"
 
 
 def test_joules_of_a_chain_need_windows() -> None:
@@ -261,6 +274,11 @@ def test_si_from_a_table_without_intervals_has_none_and_decides_no_trap(tmp_path
         ("format,accuracy,low,high\n16-bit,0.5,0.6,0.7\n", "line 2 needs"),
         ("format,accuracy\n16-bit,0\n", "above 0"),
         ("", "first line"),
+        (f"format,accuracy\n16-bit,{'1' * 131_073}\n", "no CSV table: field larger"),
+        ("format,accuracy\n16-bit,1e-320\nint4-g128,0.5\n", "int4-g128, .* is out of range"),
+        ("format,accuracy\n16-bit,1e308\n", "16-bit, .* is out of range"),
+        ("format,accuracy,low,high\n16-bit,0.5,0.4,1e308\n", "16-bit, .* is out of range"),
+        ("format,accuracy\n16-bit,61.5\nint4-g128,0.7\n", r"\(int4-g128\) beside .* \(16-bit\)"),
     ],
 )
 def test_bad_tables_of_accuracies_are_one_sentence(tmp_path: Path, text: str, words: str) -> None:
@@ -268,6 +286,14 @@ def test_bad_tables_of_accuracies_are_one_sentence(tmp_path: Path, text: str, wo
     table.write_text(text)
     with pytest.raises(ProfileError, match=words):
         read_accuracy(table)
+
+
+def test_a_table_may_begin_with_excels_byte_order_mark(tmp_path: Path) -> None:
+    table = tmp_path / "accuracy.csv"
+    table.write_bytes(b"\xef\xbb\xbfformat,accuracy\r\n16-bit,80\r\nint4-g128,60\r\nint2-g64,0\r\n")
+    assert {name: q.value for name, q in read_accuracy(table).items()} == {
+        "16-bit": 80, "int4-g128": 60, "int2-g64": 0,
+    }  # fmt: skip
 
 
 # Advice. -------------------------------------------------------------------------------------------
