@@ -51,7 +51,7 @@ def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> Renderabl
     parts += [Text(), crossings_table(answers), Text(answers.memory), *_at_load(answers)]
     parts += [Text(), scales_table(answers), *_scales_note(answers), *_family_scales(answers, book)]
     for each in answers.maps:
-        parts += [Text(), map_table(book.profile, each)]
+        parts += [Text(), map_table(book.profile, each), *_map_check(each)]
     if answers.maps:
         parts.append(_map_legend(book, answers.maps))
     parts += [Text(), hops_table(answers), *_hop_notes(answers)]
@@ -359,6 +359,21 @@ def map_table(profile: Profile, found: TrapMap) -> Table:
         style = "bold" if model.name == profile.workload.model else ""
         table.add_row(Text(name, style=style), *(_cell(c) for c in cells))
     return table
+
+
+def _map_check(found: TrapMap) -> Iterator[Text]:
+    """The own model, extrapolated from its operators as the others are, against its measured layer."""
+    own = [c for c in found.cells if c.measured and c.extrapolated.value is not None]
+    if own:
+        each = [
+            f"{c.extrapolated.value:.2f} and {c.ratio.value:.2f} at B = {c.batch}"
+            for c in own
+            if c.ratio.value is not None
+        ]
+        yield Text(
+            f"{own[0].model.name}, extrapolated as the others are, and measured: {', '.join(each)}.",
+            style="dim",
+        )
 
 
 def _cell(cell: Cell | None) -> Text:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from bench.analysis.advice import advise, memory_sentence
 from bench.analysis.at_load import AtLoad, at_load
 from bench.analysis.compounding import Law, compounding
-from bench.analysis.critical_scale import CriticalScale, costs_of, critical_scale
+from bench.analysis.critical_scale import CriticalScale, costs_of, critical_scale, measured_layers
 from bench.analysis.crossing import Crossing, crossing, inverse
 from bench.analysis.hops import Chain, chains
 from bench.analysis.indices import Index, TrapStep, Weights, indices
@@ -174,10 +174,14 @@ def _scales(
         for path in PATHS:
             for device, host, eager in _launches(book, other):
                 costs = costs_of(device, name, path, host)
+                layers = measured_layers(host if eager and host else device, name, eager)
                 scales += [
-                    critical_scale(device, name, path, cost, calls, eager)
-                    for cost in costs.values()
-                ]
+                    critical_scale(
+                        device, name, path, cost, calls, eager,
+                        ratio_of(layers[batch], path, "time") if batch in layers else None,
+                    )
+                    for batch, cost in costs.items()
+                ]  # fmt: skip
                 if path == questions.path and costs:
                     bits = bits_stored(device, name)
                     maps.append(
