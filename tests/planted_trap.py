@@ -134,7 +134,7 @@ CASES = (
     Case("dequantization beyond memory", costs=_fused(work_s=2e-12), unfused=True),
     Case("memory beyond everything", board=replace(BOARDS["h100"], bandwidth_gb_per_s=250.0)),
     Case("launches of native cost more",
-         costs=_fused(work_s=2e-12) | {"native": Cost(0.85, 0.01e-12, 9)}),
+         costs=_fused(work_s=1e-12) | {"native": Cost(0.85, 0.01e-12, 16)}),
     Case("eager launches, two of fused", costs=_fused(launches=2), eager=True),
     Case("scratch that stays in the cache", costs={"unfused": Cost(3.0, 0.06e-12, 2)}, unfused=True),
     Case("fused draws more",
