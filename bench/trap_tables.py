@@ -31,7 +31,7 @@ MARKS = {"wins": ("+", "green"), "loses": ("-", "red"), "undecided": ("?", "dim"
 def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> RenderableType:
     """All tables, the advice last."""
     parts: list[RenderableType] = [_header(book)]
-    quality = quality_sentence(book.profile)
+    quality = quality_sentence(book.profile, book.paired)
     if quality:
         parts.append(Text(quality, style="bold"))
     for name in dict.fromkeys(ladder.problem.format for ladder in answers.ladders):

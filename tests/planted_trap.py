@@ -35,6 +35,7 @@ from bench.analysis.crossing import crossing, inverse
 from bench.analysis.energy import Rules
 from bench.analysis.phi_curve import layers_of
 from bench.analysis.replicates import Book
+from bench.analysis.resampled import resampled
 from bench.analysis.verdict import Path, Sign, ratio_of, sign
 from bench.measure import run as run_module
 from bench.measure.assemble import assemble
@@ -317,7 +318,7 @@ def answers(
         found = crossing(list(ratios), "simulated")
         return found.sign, found.at
 
-    layers = layers_of(book)
+    layers = layers_of(resampled(book))
     for path in case.paths:
         yield f"B* {path}", over_batches((c.batch, ratio_of(c, path, "time")) for c in layers)
     if case.joules:

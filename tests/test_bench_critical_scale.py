@@ -10,7 +10,9 @@ from scipy.stats import t as student_t
 from trap_profiles import OPERATORS, book, planted, simple
 
 from bench.analysis.critical_scale import costs_of, critical_scale
+from bench.analysis.phi_curve import layers_of
 from bench.analysis.replicates import Book
+from bench.analysis.resampled import resampled
 from bench.analysis.size_fit import fit_sizes
 from bench.analysis.trap import Questions, analyse
 from bench.analysis.trap_map import quantized_bytes, trap_map
@@ -263,9 +265,7 @@ def test_the_own_layer_of_a_map_is_of_its_launch_mode() -> None:
         cell = cells[is_eager]
         assert cell is not None
         assert cell.measured
-        assert cell.ratio == next(
-            c.speedup_fused for c in expected.profile.comparisons if c.operator == "layer"
-        )
+        assert cell.ratio == layers_of(resampled(expected))[0].speedup_fused
     outcomes = {mode: cell.outcome for mode, cell in cells.items() if cell is not None}
     assert outcomes == {False: "wins", True: "loses"}
     lone = trap_map(

@@ -18,7 +18,7 @@ from bench.analysis.advice import advise
 from bench.analysis.hops import chains
 from bench.analysis.indices import Weights, indices, read_accuracy
 from bench.analysis.phi_curve import layers_of
-from bench.analysis.replicates import Book
+from bench.analysis.replicates import Book, problem_of
 from bench.analysis.trap import Questions, analyse
 from profiles.fidelity import Fidelity, FidelityRow, fidelity_of
 from profiles.reader import ProfileError, load_profile, write_profile
@@ -374,16 +374,45 @@ def test_rows_that_are_not_converged_or_flagged_are_said_above_and_in_the_advice
     write_profile(profile, table, tmp_path / "run.json")
     text = spoken(run(tmp_path / "run.json", "--no-pictures").stdout)
     assert (
-        "1 of 8 comparisons not converged, 1 flagged; intervals of φ, speed-ups and B* are "
-        "of blocks within processes, the spread between them not included" in text
+        "1 of 8 comparisons not converged, 1 flagged; intervals of φ, COR, speed-ups, B*, the map, indices "
+        "and advice in time are resampled over processes too; those in the profile are of blocks within "
+        "processes, the spread between them not included" in text
     )
     assert (
-        "is 1 times the half-width of its interval in the middle, 3 times at most" in text
+        "is 1 times the half-width of that interval in the middle, 3 times at most" in text
     )  # 3 us over (6 us - 4 us) / 2
     assert "Beware of this comparison: it is not converged" in text
     assert "flagged autocorrelated: neighbouring blocks depend on each other" in text
     other = spoken(run(tmp_path / "run.json", "--no-pictures", "--batch", "16").stdout)
     assert "Beware" not in other
+    write_profile(profile.model_copy(update={"samples": None}), None, tmp_path / "bare.json")
+    bare = spoken(run(tmp_path / "bare.json", "--no-pictures").stdout)
+    assert "intervals of φ, speed-ups and B* are of blocks within processes, the spread" in bare
+    assert "half-width of its interval in the middle" in bare
+
+
+def test_processes_that_differ_are_in_every_interval_of_one_printout() -> None:
+    """One of three has a fused kernel slower by half, of which the intervals in the profile know nothing."""
+    profile, table = planted(simple(phi=0.0, c_q=0.58e-12), (1,))
+    slow = [
+        t * 1.5 if (arm, process) == ("fused", 2) else t
+        for t, arm, process in zip(*(table[n].to_pylist() for n in ("time_s", "arm", "process")), strict=True)
+    ]  # fmt: skip
+    table = table.set_column(table.schema.get_field_index("time_s"), "time_s", [slow])
+    paired = Book.open(profile, table, 400)
+    (own,) = layers_of(paired)
+    assert (own.speedup_fused.low or 0) > 1  # as the profile was written
+    found = analyse(paired, Questions(batch=1, weights=Weights(0.0, 0.0, 1.0)))
+    expected = paired.quantity(paired.ratio(problem_of(own), own.best16, own.fused))  # type: ignore[arg-type]
+    assert (expected.low or 0) < 1 < (expected.value or 0)
+    assert found.crossings["int4-g128", "fused", "time"].sign == "undecided"
+    cell = next(c for c in found.maps[0].cells if c.measured)
+    (row,) = found.indices
+    for q in (cell.ratio, row.economy):
+        assert q.value == own.speedup_fused.value
+        assert (q.low, q.high) == pytest.approx((expected.low, expected.high), rel=0.01)
+    assert (found.phi[0].exposed.high or 0) > 10 * (own.phi_exposed_s.high or 0)
+    assert "nothing is decided" in found.advice
 
 
 def test_every_tie_is_named_and_only_what_was_measured_has_more_blocks() -> None:

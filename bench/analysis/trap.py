@@ -29,6 +29,7 @@ from bench.analysis.phi_curve import (
     slopes,
 )
 from bench.analysis.replicates import Book
+from bench.analysis.resampled import resampled
 from bench.analysis.theories import Theories, fit_theories
 from bench.analysis.trap_map import TrapMap, trap_map
 from bench.analysis.verdict import By, Path, ratio_of
@@ -103,6 +104,7 @@ def analyse(
         fidelity: measured for its formats, if it was.
         other: a profile of the same device in the other launch mode, if there is one.
     """
+    book, other = resampled(book), None if other is None else resampled(other)
     layers = layers_of(book)
     formats = tuple(dict.fromkeys(c.format for c in layers))
     of = {name: [c for c in layers if c.format == name] for name in formats}
