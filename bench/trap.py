@@ -30,6 +30,9 @@ from profiles.fidelity import Fidelity, fidelity_of, load_fidelity
 from profiles.reader import ProfileError, load_profile, load_samples
 from profiles.schema import LAYER, Kind, Profile
 
+MAXIMUM_HOPS = 1_000_000
+MAXIMUM_TOKENS = 1_000_000_000  # of each; together with the hops still far below what a float holds
+
 
 def open_book(path: Path, kind: Kind, formats: str | None) -> Book:
     """A profile and its samples, restricted to some formats.
@@ -87,7 +90,7 @@ def _weights(text: str) -> Weights:
         parts = [float(part) for part in text.split(",")]
     except ValueError:
         parts = []
-    if len(parts) != 3 or any(not 0 <= p < math.inf for p in parts) or not sum(parts) > 0:
+    if len(parts) != 3 or any(not p >= 0 for p in parts) or not 0 < sum(parts) < math.inf:
         raise UsageError(
             f"--weights takes three numbers for trust, environment and economy, such as 0.4,0.3,0.3, not "
             f"{text!r}."
@@ -131,8 +134,10 @@ def main(
         int | None,
         typer.Option(help="That hops, indices and advice are about; the smallest by default."),
     ] = None,
-    hops: Annotated[int, typer.Option(min=1, help="Hops of the chain.")] = 4,
-    tokens_per_hop: Annotated[int, typer.Option(min=1, help="Tokens of each hop.")] = 256,
+    hops: Annotated[int, typer.Option(min=1, max=MAXIMUM_HOPS, help="Hops of the chain.")] = 4,
+    tokens_per_hop: Annotated[
+        int, typer.Option(min=1, max=MAXIMUM_TOKENS, help="Tokens of each hop.")
+    ] = 256,
     kernel_path: Annotated[
         KernelPath, typer.Option("--path", help="The path of the trap map.")
     ] = "fused",

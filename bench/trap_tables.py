@@ -31,7 +31,7 @@ MARKS = {"wins": ("+", "green"), "loses": ("-", "red"), "undecided": ("?", "dim"
 def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> RenderableType:
     """All tables, the advice last."""
     parts: list[RenderableType] = [_header(book)]
-    quality = quality_sentence(book.profile)
+    quality = quality_sentence(book.profile, book.paired)
     if quality:
         parts.append(Text(quality, style="bold"))
     for name in dict.fromkeys(ladder.problem.format for ladder in answers.ladders):
@@ -51,7 +51,7 @@ def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> Renderabl
     parts += [Text(), crossings_table(answers), Text(answers.memory), *_at_load(answers)]
     parts += [Text(), scales_table(answers), *_scales_note(answers), *_family_scales(answers, book)]
     for each in answers.maps:
-        parts += [Text(), map_table(book.profile, each)]
+        parts += [Text(), map_table(book.profile, each), *_map_check(each)]
     if answers.maps:
         parts.append(_map_legend(book, answers.maps))
     parts += [Text(), hops_table(answers), *_hop_notes(answers)]
@@ -361,6 +361,21 @@ def map_table(profile: Profile, found: TrapMap) -> Table:
     return table
 
 
+def _map_check(found: TrapMap) -> Iterator[Text]:
+    """The own model, extrapolated from its operators as the others are, against its measured layer."""
+    own = [c for c in found.cells if c.measured and c.extrapolated.value is not None]
+    if own:
+        each = [
+            f"{c.extrapolated.value:.2f} and {c.ratio.value:.2f} at B = {c.batch}"
+            for c in own
+            if c.ratio.value is not None
+        ]
+        yield Text(
+            f"{own[0].model.name}, extrapolated as the others are, and measured: {', '.join(each)}.",
+            style="dim",
+        )
+
+
 def _cell(cell: Cell | None) -> Text:
     if cell is None or cell.ratio.value is None:
         return Text("–", style="dim")
@@ -412,11 +427,13 @@ def hops_table(answers: Answers) -> Table:
 
 
 def _hop_notes(answers: Answers) -> Iterator[Text]:
-    for name in ("launch_s", "energy_j"):
+    words = {"launch_s": "launch share", "energy_j": "energy"}
+    if answers.chains:
+        words["not_amortised"] = f"token cost over batch {answers.chains[0].amortised_at}"
+    for name, word in words.items():
         reasons = {
             getattr(c, name).reason for c in answers.chains if getattr(c, name).value is None
         }
-        word = "launch share" if name == "launch_s" else "energy"
         for reason in sorted(reasons):
             yield Text(f"No {word}: {reason}.", style="dim")
 

@@ -35,6 +35,7 @@ from bench.analysis.crossing import crossing, inverse
 from bench.analysis.energy import Rules
 from bench.analysis.phi_curve import layers_of
 from bench.analysis.replicates import Book
+from bench.analysis.resampled import resampled
 from bench.analysis.verdict import Path, Sign, ratio_of, sign
 from bench.measure import run as run_module
 from bench.measure.assemble import assemble
@@ -73,7 +74,7 @@ LARGE = BATCHES[-1]
 ARMS: tuple[Arm, ...] = ("bypass", "fused", "native")
 LAYERS = 36
 CALLS = LAYERS * len(OPERATORS)
-SMALLEST = CALLS * OPERATORS[0].n * OPERATORS[0].k / REACH  # weights between which N* is looked for
+SMALLEST = CALLS * OPERATORS[0].n * OPERATORS[0].k  # weights between which N* is looked for
 LARGEST = CALLS * OPERATORS[-1].n * OPERATORS[-1].k * REACH
 REPLICATES = 300
 RUNS = 500
@@ -134,7 +135,7 @@ CASES = (
     Case("dequantization beyond memory", costs=_fused(work_s=2e-12), unfused=True),
     Case("memory beyond everything", board=replace(BOARDS["h100"], bandwidth_gb_per_s=250.0)),
     Case("launches of native cost more",
-         costs=_fused(work_s=2e-12) | {"native": Cost(0.85, 0.01e-12, 3)}),
+         costs=_fused(work_s=1e-12) | {"native": Cost(0.85, 0.01e-12, 16)}),
     Case("eager launches, two of fused", costs=_fused(launches=2), eager=True),
     Case("scratch that stays in the cache", costs={"unfused": Cost(3.0, 0.06e-12, 2)}, unfused=True),
     Case("fused draws more",
@@ -317,7 +318,7 @@ def answers(
         found = crossing(list(ratios), "simulated")
         return found.sign, found.at
 
-    layers = layers_of(book)
+    layers = layers_of(resampled(book))
     for path in case.paths:
         yield f"B* {path}", over_batches((c.batch, ratio_of(c, path, "time")) for c in layers)
     if case.joules:

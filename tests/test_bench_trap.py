@@ -18,7 +18,7 @@ from bench.analysis.advice import advise
 from bench.analysis.hops import chains
 from bench.analysis.indices import Weights, indices, read_accuracy
 from bench.analysis.phi_curve import layers_of
-from bench.analysis.replicates import Book
+from bench.analysis.replicates import Book, problem_of
 from bench.analysis.trap import Questions, analyse
 from profiles.fidelity import Fidelity, FidelityRow, fidelity_of
 from profiles.reader import ProfileError, load_profile, write_profile
@@ -61,6 +61,9 @@ def test_a_profile_is_answered_in_80_columns_and_drawn(tmp_path: Path) -> None:
     assert "rises from B = 16 to 64, 64 to 256" in text
     assert "dφ/dp exposed, symmetric integers, groups of 128, B = 1" in text
     assert "+1.88" in text or "+1.89" in text  # 33.2 us / 17.6 us, the profile's own layer
+    assert re.search(
+        r"Qwen3-8B, extrapolated as the others are, and measured: 2\.\d\d and 1\.8[89] at", text
+    )
     assert "No launch share" in text
     assert "There are no joules in this profile, so this is about time alone" in text
     assert "16 bits fit this device" in text
@@ -97,6 +100,9 @@ def test_other_kinds_are_read_only_when_named(tmp_path: Path) -> None:
         (("--accuracy", "nothing.csv"), "there is no file"),
         (("--other-launch", "run.json"), "has graph launches too"),
         (("--hops", "0"), "--hops"),
+        (("--hops", "1" + 320 * "0"), "--hops"),
+        (("--tokens-per-hop", "1" + 320 * "0"), "--tokens-per-hop"),
+        (("--weights", "1e308,1e308,1e308"), "three numbers"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(
@@ -156,6 +162,16 @@ def test_a_chain_is_its_layers_times_steps_and_its_launch_part_is_eager_less_gra
         64, rel=0.01
     )  # nothing here grows with the batch
     assert fused.amortised_at == 64
+
+
+def test_a_format_that_lacks_the_largest_batch_has_no_cost_over_it() -> None:
+    b = book(simple(phi=0.0), (1, 64), formats=("int4-g128", "int8-g128"))
+    kept = tuple(c for c in b.profile.comparisons if (c.format, c.batch) != ("int8-g128", 64))
+    b.profile = b.profile.model_copy(update={"comparisons": kept})
+    found = {(c.format, c.role): c.not_amortised for c in chains(b, 4, 256, 1)}
+    assert found["int4-g128", "fused"].value == pytest.approx(64, rel=0.01)
+    assert found["int8-g128", "fused"].value is None
+    assert found["int8-g128", "fused"].reason == "int8-g128 fused was not measured there"
 
 
 def test_joules_of_a_chain_need_windows() -> None:
@@ -261,6 +277,11 @@ def test_si_from_a_table_without_intervals_has_none_and_decides_no_trap(tmp_path
         ("format,accuracy,low,high\n16-bit,0.5,0.6,0.7\n", "line 2 needs"),
         ("format,accuracy\n16-bit,0\n", "above 0"),
         ("", "first line"),
+        (f"format,accuracy\n16-bit,{'1' * 131_073}\n", "no CSV table: field larger"),
+        ("format,accuracy\n16-bit,1e-320\nint4-g128,0.5\n", "int4-g128, .* is out of range"),
+        ("format,accuracy\n16-bit,1e308\n", "16-bit, .* is out of range"),
+        ("format,accuracy,low,high\n16-bit,0.5,0.4,1e308\n", "16-bit, .* is out of range"),
+        ("format,accuracy\n16-bit,61.5\nint4-g128,0.7\n", r"\(int4-g128\) beside .* \(16-bit\)"),
     ],
 )
 def test_bad_tables_of_accuracies_are_one_sentence(tmp_path: Path, text: str, words: str) -> None:
@@ -268,6 +289,14 @@ def test_bad_tables_of_accuracies_are_one_sentence(tmp_path: Path, text: str, wo
     table.write_text(text)
     with pytest.raises(ProfileError, match=words):
         read_accuracy(table)
+
+
+def test_a_table_may_begin_with_excels_byte_order_mark(tmp_path: Path) -> None:
+    table = tmp_path / "accuracy.csv"
+    table.write_bytes(b"\xef\xbb\xbfformat,accuracy\r\n16-bit,80\r\nint4-g128,60\r\nint2-g64,0\r\n")
+    assert {name: q.value for name, q in read_accuracy(table).items()} == {
+        "16-bit": 80, "int4-g128": 60, "int2-g64": 0,
+    }  # fmt: skip
 
 
 # Advice. -------------------------------------------------------------------------------------------
@@ -345,16 +374,45 @@ def test_rows_that_are_not_converged_or_flagged_are_said_above_and_in_the_advice
     write_profile(profile, table, tmp_path / "run.json")
     text = spoken(run(tmp_path / "run.json", "--no-pictures").stdout)
     assert (
-        "1 of 8 comparisons not converged, 1 flagged; intervals of φ, speed-ups and B* are "
-        "of blocks within processes, the spread between them not included" in text
+        "1 of 8 comparisons not converged, 1 flagged; intervals of φ, COR, speed-ups, B*, the map, indices "
+        "and advice in time are resampled over processes too; those in the profile are of blocks within "
+        "processes, the spread between them not included" in text
     )
     assert (
-        "is 1 times the half-width of its interval in the middle, 3 times at most" in text
+        "is 1 times the half-width of that interval in the middle, 3 times at most" in text
     )  # 3 us over (6 us - 4 us) / 2
     assert "Beware of this comparison: it is not converged" in text
     assert "flagged autocorrelated: neighbouring blocks depend on each other" in text
     other = spoken(run(tmp_path / "run.json", "--no-pictures", "--batch", "16").stdout)
     assert "Beware" not in other
+    write_profile(profile.model_copy(update={"samples": None}), None, tmp_path / "bare.json")
+    bare = spoken(run(tmp_path / "bare.json", "--no-pictures").stdout)
+    assert "intervals of φ, speed-ups and B* are of blocks within processes, the spread" in bare
+    assert "half-width of its interval in the middle" in bare
+
+
+def test_processes_that_differ_are_in_every_interval_of_one_printout() -> None:
+    """One of three has a fused kernel slower by half, of which the intervals in the profile know nothing."""
+    profile, table = planted(simple(phi=0.0, c_q=0.58e-12), (1,))
+    slow = [
+        t * 1.5 if (arm, process) == ("fused", 2) else t
+        for t, arm, process in zip(*(table[n].to_pylist() for n in ("time_s", "arm", "process")), strict=True)
+    ]  # fmt: skip
+    table = table.set_column(table.schema.get_field_index("time_s"), "time_s", [slow])
+    paired = Book.open(profile, table, 400)
+    (own,) = layers_of(paired)
+    assert (own.speedup_fused.low or 0) > 1  # as the profile was written
+    found = analyse(paired, Questions(batch=1, weights=Weights(0.0, 0.0, 1.0)))
+    expected = paired.quantity(paired.ratio(problem_of(own), own.best16, own.fused))  # type: ignore[arg-type]
+    assert (expected.low or 0) < 1 < (expected.value or 0)
+    assert found.crossings["int4-g128", "fused", "time"].sign == "undecided"
+    cell = next(c for c in found.maps[0].cells if c.measured)
+    (row,) = found.indices
+    for q in (cell.ratio, row.economy):
+        assert q.value == own.speedup_fused.value
+        assert (q.low, q.high) == pytest.approx((expected.low, expected.high), rel=0.01)
+    assert (found.phi[0].exposed.high or 0) > 10 * (own.phi_exposed_s.high or 0)
+    assert "nothing is decided" in found.advice
 
 
 def test_every_tie_is_named_and_only_what_was_measured_has_more_blocks() -> None:

@@ -12,21 +12,26 @@ launches of an operator together. Where both arms are bound by the device
 
 and the sign says which side wins. Nothing on the right is fitted to any measured crossing. How far the form
 is off is known from the operators it was fitted to: each replicate's ratio of costs is multiplied by
-exp(misfit t), t of Student's distribution, as in the trap map.
+exp(misfit t), t of Student's distribution, as in the trap map. The misfit is pooled over batches, or that of
+the batch where it is larger. Its degrees of freedom are those of all batches, which is too many where an
+operator is off in the same way at several of them: the own layer, extrapolated as if it had not been measured,
+stands beside the map as a check.
 
 As with B*, a size is won, lost or undecided by the interval of best16 / arm there; the sign is that of the
 decided sizes, and the interval of N* lies between the last decided size on one side of it and the first on the
 other: the sizes that cannot be told from it. Arms of equal t0 cost the same where weights are few, so that
 small models may stay undecided where all larger ones are won; which, is said. It is looked for only where
-operators of N / calls weights are of sizes that the profile's own span, and REACH times beyond; "always" and
-"never" say no more than that. Real models have more calls the larger they are, so the same cost is also laid
+operators of N / calls weights are of sizes that the profile's own span, and REACH times above; not below,
+where t0 alone decides, which is the difference of much larger times and may have been cut off at 0. "always"
+and "never" say no more than that, and a sign that contradicts the measured layer at that layer's own size is
+not given. Real models have more calls the larger they are, so the same cost is also laid
 over the layer tables of model families (trap_map.py): then N* lies between two models of a family.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
@@ -36,10 +41,10 @@ from bench.analysis.arms import Problem
 from bench.analysis.crossing import Crossing, crossing
 from bench.analysis.replicates import Book, Draws, problem_of
 from bench.analysis.size_fit import SizeFit, fit_sizes
-from bench.analysis.verdict import Path, Sign, outcome
+from bench.analysis.verdict import Outcome, Path, Sign, outcome
 from profiles.schema import LAYER, Comparison, Quantity, absent
 
-REACH = 10.0  # times beyond the sizes of the operators that a crossing is looked for
+REACH = 10.0  # times the largest operator up to which a crossing is looked for
 SIZES = 40  # looked at first
 HALVINGS = 5  # of the gaps in which the outcome changes: they are below 1 % then
 
@@ -72,7 +77,8 @@ class Costs:
         batch: rows of x.
         best16: the best 16-bit arm of each operator.
         arm: the quantized one.
-        misfit: standard deviation of log(measured ratio / fitted ratio), of one operator.
+        misfit: standard deviation of log(measured ratio / fitted ratio), of one operator: over all batches,
+            or of this one where that is larger.
         freedom: degrees of freedom of that.
     """
 
@@ -92,7 +98,7 @@ class Costs:
     def reach(self, calls: int) -> tuple[float, float]:
         """Weights of a step of so many operators between which a crossing is looked for."""
         sizes = self.arm.fit.sizes
-        return calls * min(sizes) / REACH, calls * max(sizes) * REACH
+        return float(calls * min(sizes)), calls * max(sizes) * REACH
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ def costs_of(
         if c.operator != LAYER and c.format == weight_format:
             chosen.setdefault(c.batch, []).append(c)
     fitted: dict[int, tuple[ArmCosts, ArmCosts]] = {}
-    logs: list[float] = []
+    logs: dict[int, list[float]] = {}
     free = 0
     for batch, comparisons in sorted(chosen.items()):
         points: dict[str, list[tuple[int, Draws]]] = {"best16": [], path: []}
@@ -172,18 +178,57 @@ def costs_of(
         a, b = fits["best16"], fits[path]
         if a is None or b is None:
             continue
-        logs += [x - y for x, y in zip(a.residuals, b.residuals, strict=True)]
-        free += max(len(a.residuals) - 2, 0)
+        logs[batch] = [x - y for x, y in zip(a.residuals, b.residuals, strict=True)]
+        free += _freedom(logs[batch])
         hosts = {role: _host_s(book, comparisons, role, launched, host) for role in points}
         fitted[batch] = (ArmCosts(a, hosts["best16"]), ArmCosts(b, hosts[path]))
-    misfit = math.sqrt(sum(x * x for x in logs) / free) if free else math.inf
-    return {batch: Costs(batch, a, b, misfit, free) for batch, (a, b) in fitted.items()}
+    pooled = _deviation([x for each in logs.values() for x in each], free)
+    return {
+        batch: Costs(
+            batch, a, b, max(pooled, _deviation(logs[batch], _freedom(logs[batch]))), free
+        )
+        for batch, (a, b) in fitted.items()
+    }  # fmt: skip
+
+
+def _freedom(residuals: Sequence[float]) -> int:
+    """Of the operators of one batch, less t0 and c."""
+    return max(len(residuals) - 2, 0)
+
+
+def _deviation(residuals: Sequence[float], freedom: int) -> float:
+    """Standard deviation about 0; 0 where there is no freedom, since then nothing is known of it."""
+    return math.sqrt(sum(x * x for x in residuals) / freedom) if freedom else 0.0
+
+
+def measured_layers(book: Book, weight_format: str, eager: bool) -> dict[int, Comparison]:
+    """The comparisons of the layer of one format and launch mode, by batch."""
+    key = (LAYER, weight_format, "eager" if eager else "graph")
+    return {
+        c.batch: c for c in book.profile.comparisons if (c.operator, c.format, c.launch_mode) == key
+    }
 
 
 def critical_scale(
-    book: Book, weight_format: str, path: Path, costs: Costs, calls: int, eager: bool
+    book: Book,
+    weight_format: str,
+    path: Path,
+    costs: Costs,
+    calls: int,
+    eager: bool,
+    layer: Quantity | None = None,
 ) -> CriticalScale:
-    """N* of steps of `calls` operators, from t0 and c alone, misfit included."""
+    """N* of steps of `calls` operators, from t0 and c alone, misfit included.
+
+    Args:
+        book: of the profile.
+        weight_format: of the arm.
+        path: which arm.
+        costs: at one batch.
+        calls: operators of a step.
+        eager: the launch mode.
+        layer: best16 / arm of the measured layer at that batch and mode, which a sign must not contradict.
+    """
     reach = costs.reach(calls)
     size = min(book.size + 1, len(costs.arm.fit.t0_s))
     off = costs.off(size - 1)
@@ -197,7 +242,15 @@ def critical_scale(
                     n = math.sqrt(a * b)
                     known[n] = book.quantity(_ratio(costs, calls, n, eager, off))
     found = crossing(list(known.items()), book.kind)
-    if off is None:
+    weights = book.profile.workload.layers * sum(
+        o.n * o.k * o.count for o in book.profile.workload.operators
+    )
+    said = _said_at(found, weights)
+    truth = "undecided" if layer is None else outcome(layer)
+    if {said, truth} == {"wins", "loses"}:
+        found = Crossing("undecided", (), tuple((n, "undecided") for n, _ in found.outcomes))
+        why = f"t0 and c say that low bits {said[:-1]} at the profile's own model, whose layer {truth}"
+    elif off is None:
         why = "operators of two sizes only do not tell how far t0 + c n k is off"
     elif found.sign == "undecided":
         why = "the interval of best16 over the arm holds 1 at every size"
@@ -213,6 +266,15 @@ def _ratio(costs: Costs, calls: int, weights: float, eager: bool, off: Draws) ->
     b = costs.arm.step_s(calls, weights, eager)[: len(off)]
     found: Draws = off * a / b
     return found
+
+
+def _said_at(found: Crossing, weights: float) -> Outcome:
+    """What the decided sizes say of one between them, or beyond them: that of its neighbours, if they agree."""
+    decided = [(n, o) for n, o in found.outcomes if o != "undecided"]
+    below = [o for n, o in decided if n <= weights][-1:]
+    above = [o for n, o in decided if n > weights][:1]
+    said = {*below, *above}
+    return said.pop() if len(said) == 1 else "undecided"
 
 
 def _side(q: Quantity) -> tuple[str, bool]:

@@ -30,17 +30,27 @@ MEANING = {
 }
 
 
-def quality_sentence(profile: Profile) -> str:
-    """How many comparisons missed their target or are flagged, and how far processes differ; "" without any."""
+def quality_sentence(profile: Profile, paired: bool) -> str:
+    """How many comparisons missed their target or are flagged, and how far processes differ; "" without any.
+
+    Args:
+        profile: as it was written.
+        paired: whether what is printed was resampled from its samples (resampled.py).
+    """
     known = [c for c in profile.comparisons if c.converged is not None]
     if not known:
         return ""
     open_ones = sum(c.converged is False for c in known)
     flagged = sum(bool(c.flags) for c in known)
-    text = (
-        f"{open_ones} of {len(known)} comparisons not converged, {flagged} flagged; intervals of φ, "
-        "speed-ups and B* are of blocks within processes, the spread between them not included"
-    )
+    within = "of blocks within processes, the spread between them not included"
+    if paired:
+        intervals = (
+            "intervals of φ, COR, speed-ups, B*, the map, indices and advice in time are resampled over "
+            f"processes too; those in the profile are {within}"
+        )
+    else:
+        intervals = f"intervals of φ, speed-ups and B* are {within}"
+    text = f"{open_ones} of {len(known)} comparisons not converged, {flagged} flagged; {intervals}"
     spreads = [
         spread
         for c in known
@@ -52,8 +62,8 @@ def quality_sentence(profile: Profile) -> str:
     ]
     if spreads:
         text += (
-            f" (half the range of φ over processes is {median(spreads):.2g} times the half-width of its "
-            f"interval in the middle, {max(spreads):.2g} times at most)"
+            f" (half the range of φ over processes is {median(spreads):.2g} times the half-width of "
+            f"{'that' if paired else 'its'} interval in the middle, {max(spreads):.2g} times at most)"
         )
     return f"{text}."
 

@@ -80,19 +80,19 @@ def chains(
                 for x in layers
                 if (x.format, x.batch, x.launch_mode) == (c.format, largest, c.launch_mode)
             ),
-            c,
+            None,
         )
         for role in ROLES:
             time_s = book.time_s(problem_of(c), getattr(c, role))
             if time_s is None:
                 continue
-            there = book.time_s(problem_of(full), getattr(full, role))
+            there = None if full is None else book.time_s(problem_of(full), getattr(full, role))
             energy = joules.get((c.format, c.batch, getattr(c, role)))
             yield Chain(
                 c.format, role, batch, book.quantity(steps * time_s),
                 book.quantity(None if energy is None else steps * energy, _no_joules(book, c, role)),
                 _launch(book, c, role, steps, other, others), largest,
-                absent("it was not measured there", book.kind) if there is None
+                absent(f"{c.format} {role} was not measured there", book.kind) if there is None
                 else book.quantity((time_s / batch) / (there / largest)),
             )  # fmt: skip
 

@@ -18,6 +18,7 @@ undecided; a term from somebody else's table makes it imported.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -133,16 +134,20 @@ def indices(
 def read_accuracy(path: Path) -> dict[str, Quantity]:
     """Accuracy per format from a CSV file: columns format, accuracy, and low and high where known.
 
-    One row is named "16-bit": what the others are divided by.
+    One row is named "16-bit": what the others are divided by. All are fractions, or all percentages.
 
     Raises:
-        ProfileError: the file cannot be read, lacks a column or the row "16-bit", or holds no number.
+        ProfileError: the file cannot be read, lacks a column or the row "16-bit", holds no number, mixes
+            fractions with percentages, or has an accuracy over that of 16 bits that is not finite.
     """
     try:
-        text = read_file(path, MAXIMUM_TABLE_BYTES).decode()
+        text = read_file(path, MAXIMUM_TABLE_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ProfileError(f"{path} is not text in UTF-8.") from None
-    rows = list(csv.DictReader(text.splitlines()))
+    try:
+        rows = list(csv.DictReader(text.splitlines()))
+    except csv.Error as error:
+        raise ProfileError(f"{path} is no CSV table: {error}.") from None
     if not rows or not {"format", "accuracy"} <= set(rows[0]):
         raise ProfileError(f"{path} needs a first line with the columns format and accuracy.")
     found = {}
@@ -160,7 +165,32 @@ def read_accuracy(path: Path) -> dict[str, Quantity]:
             ) from None
     if SIXTEEN not in found or not (found[SIXTEEN].value or 0) > 0:
         raise ProfileError(f'{path} needs a row named "{SIXTEEN}" with an accuracy above 0.')
+    _check_scale(path, found)
     return found
+
+
+def _check_scale(path: Path, found: Mapping[str, Quantity]) -> None:
+    """Refuse what no accuracy is: beyond 100, of two scales, or not to be divided by the 16-bit row.
+
+    Raises:
+        ProfileError: with the names of the rows.
+    """
+    values = {name: q.value or 0.0 for name, q in found.items()}
+    base = values[SIXTEEN]
+    for name, q in found.items():
+        ends = (values[name], q.low or 0.0, q.high or 0.0)
+        if not 0 <= values[name] <= 100 or not all(math.isfinite(x / base) for x in ends):
+            raise ProfileError(
+                f'{path}: the accuracy of {name}, or what it is of that of "{SIXTEEN}", is out of range: '
+                f"give fractions from 0 to 1, or percentages to 100."
+            )
+    fractions = sorted(name for name, x in values.items() if 0 < x <= 1)
+    percentages = sorted(name for name, x in values.items() if x > 1)
+    if fractions and percentages:
+        raise ProfileError(
+            f"{path} has accuracies of at most 1 ({', '.join(fractions)}) beside larger ones "
+            f"({', '.join(percentages)}): give all as fractions, or all as percentages above 1."
+        )
 
 
 def _trust(

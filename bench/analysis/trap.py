@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from bench.analysis.advice import advise, memory_sentence
 from bench.analysis.at_load import AtLoad, at_load
 from bench.analysis.compounding import Law, compounding
-from bench.analysis.critical_scale import CriticalScale, costs_of, critical_scale
+from bench.analysis.critical_scale import CriticalScale, costs_of, critical_scale, measured_layers
 from bench.analysis.crossing import Crossing, crossing, inverse
 from bench.analysis.hops import Chain, chains
 from bench.analysis.indices import Index, TrapStep, Weights, indices
@@ -29,6 +29,7 @@ from bench.analysis.phi_curve import (
     slopes,
 )
 from bench.analysis.replicates import Book
+from bench.analysis.resampled import resampled
 from bench.analysis.theories import Theories, fit_theories
 from bench.analysis.trap_map import TrapMap, trap_map
 from bench.analysis.verdict import By, Path, ratio_of
@@ -103,6 +104,7 @@ def analyse(
         fidelity: measured for its formats, if it was.
         other: a profile of the same device in the other launch mode, if there is one.
     """
+    book, other = resampled(book), None if other is None else resampled(other)
     layers = layers_of(book)
     formats = tuple(dict.fromkeys(c.format for c in layers))
     of = {name: [c for c in layers if c.format == name] for name in formats}
@@ -174,10 +176,14 @@ def _scales(
         for path in PATHS:
             for device, host, eager in _launches(book, other):
                 costs = costs_of(device, name, path, host)
+                layers = measured_layers(host if eager and host else device, name, eager)
                 scales += [
-                    critical_scale(device, name, path, cost, calls, eager)
-                    for cost in costs.values()
-                ]
+                    critical_scale(
+                        device, name, path, cost, calls, eager,
+                        ratio_of(layers[batch], path, "time") if batch in layers else None,
+                    )
+                    for batch, cost in costs.items()
+                ]  # fmt: skip
                 if path == questions.path and costs:
                     bits = bits_stored(device, name)
                     maps.append(

@@ -2,8 +2,9 @@
 
 The profile's own layer is what was measured. Other models are extrapolated from its operators: calls t0 + N c
 of each arm (critical_scale.py). How far that form is off is known from the operators themselves, as the
-log(measured ratio / fitted ratio) pooled over batches, and every such cell carries it in its interval. A cell
-whose interval holds 1 is undecided. Beside each stands whether 16-bit weights fit the device at all.
+log(measured ratio / fitted ratio) of critical_scale.py, and every such cell carries it in its interval. The
+own model is extrapolated too, as a check on the form. A cell whose interval holds 1 is undecided. Beside each
+stands whether 16-bit weights fit the device at all.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.analysis.critical_scale import Costs
+from bench.analysis.critical_scale import Costs, measured_layers
 from bench.analysis.crossing import Crossing, crossing
 from bench.analysis.replicates import Book, Draws, drawn
 from bench.analysis.verdict import By, Path, outcome, ratio_of
-from profiles.schema import LAYER, Comparison, Kind, Quantity, absent
+from profiles.schema import Comparison, Kind, Quantity, absent
 from profiles.shapes import ModelShape
 
 
@@ -42,6 +43,7 @@ class Cell:
         batch: rows of x.
         ratio: best16 / arm, in time or energy; above 1 low bits pay.
         measured: whether the layer itself was measured; otherwise it is extrapolated from its operators.
+        extrapolated: of a measured one, what the operators say of it; of others, the ratio itself.
         beyond: whether an operator is larger or smaller than any that was measured, by a factor of two.
         fits16: whether 16-bit weights fit the device's memory; None: its memory is not known.
         fits_arm: the same of the quantized weights.
@@ -51,6 +53,7 @@ class Cell:
     batch: int
     ratio: Quantity
     measured: bool
+    extrapolated: Quantity
     beyond: bool
     fits16: bool | None
     fits_arm: bool | None
@@ -134,31 +137,24 @@ def trap_map(
         host: of the profile with eager launches, where `book` has graph ones.
     """
     source = host if eager and host is not None else book
-    layers = {
-        c.batch: c
-        for c in source.profile.comparisons
-        if (c.operator, c.format, c.launch_mode)
-        == (LAYER, weight_format, "eager" if eager else "graph")
-    }
+    layers = measured_layers(source, weight_format, eager)
     memory = book.profile.device.memory_bytes
     cells = []
     for shape in shapes:
         for batch, cost in sorted(costs.items()):
             layer = layers.get(batch)
             own = shape.name == book.profile.workload.model and layer is not None
-            if own and layer is not None:
-                ratio = ratio_of(layer, path, by)
+            draws = model_ratio(book, cost, shape, eager)
+            if by == "time":
+                extrapolated = book.quantity(draws, "operators of too few sizes")
             else:
-                draws = model_ratio(book, cost, shape, eager)
-                if by == "time":
-                    ratio = book.quantity(draws, "operators of too few sizes")
-                else:
-                    ratio = _in_joules(book, draws, layer, path, source.confidence)
+                extrapolated = _in_joules(book, draws, layer, path, source.confidence)
+            ratio = ratio_of(layer, path, by) if own and layer is not None else extrapolated
             sizes = [o.n * o.k for o in shape.operators]
             known = cost.arm.fit.sizes
             cells.append(
                 Cell(
-                    shape, batch, ratio, own,
+                    shape, batch, ratio, own, extrapolated,
                     max(sizes) > 2 * max(known) or min(sizes) < min(known) / 2,
                     None if memory is None else 2 * shape.params <= memory,
                     None if memory is None or bits is None
