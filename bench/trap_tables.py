@@ -167,8 +167,8 @@ def _slopes(found: Sequence[Slope]) -> Iterator[Text]:
             )
     if not found:
         yield Text(
-            "dφ/dp: absent, no two formats differ in their bits alone (symmetric integers of one group "
-            "size).",
+            "dφ/dp: absent, no two formats differ in their bits alone (symmetric integers of 4 and 8 bits, "
+            "one group size).",
             style="dim",
         )
 

@@ -9,7 +9,7 @@ from bench.analysis.phi_curve import bits_stored, cor_curves, family_of, phi_poi
 from kernels.formats import find_format
 
 WEIGHTS = sum(o.n * o.k for o in OPERATORS)
-FORMATS = ("int4-g128", "int8-g128", "int8-ch", "nf4-b64", "int4-g128-zp")
+FORMATS = ("int1-g128", "int4-g128", "int6-g128", "int8-g128", "int8-ch", "nf4-b64", "int4-g128-zp")
 
 
 def by_format(arm, o, batch, weight_format):  # type: ignore[no-untyped-def]
@@ -48,6 +48,10 @@ def test_every_format_is_a_point() -> None:
         ("int8-g128", "symmetric integers, groups of 128"),
         ("int8-ch", "symmetric integers, one scale per row"),
         ("int4-g128-zp", ""),
+        ("int1-g128", ""),  # another quantizer
+        ("int2-g128", ""),  # lanes share its words
+        ("int6-g128", ""),  # two planes
+        ("mxint8", ""),  # another kind of scale
         ("nf4-b64", ""),
         ("fp8_e4m3-b128", ""),
         ("bf16", ""),

@@ -317,6 +317,26 @@ def test_advice_names_the_winner_how_sure_and_what_would_change_it() -> None:
     assert "below a batch between 64 and 256 it would win" in lost
 
 
+def test_advice_says_what_is_known_of_the_accuracy_of_what_it_names() -> None:
+    b = book(simple(phi=0.0), (1,))
+    measured = fidelity({"int4-g128": 0.2})
+    sixteen = {"16-bit": Quantity(value=61.5, low=60, high=63)}
+    table = {**sixteen, "int4-g128": Quantity(value=58, low=57, high=59)}
+    three = Questions(batch=1, hops=3)  # two were measured
+    assert (
+        "The chain of int4-g128 is off by 0.4 after 2 hops (measured;"
+        in analyse(b, three, measured).advice
+    )
+    with_table = analyse(b, Questions(batch=1, accuracy=table), measured).advice
+    assert "The accuracy of int4-g128 is 58, that of 16 bits 61.5 (imported)." in with_table
+    assert "is off by" not in with_table
+    lone = analyse(b, Questions(batch=1, accuracy=sixteen), measured).advice
+    assert "The table of accuracies has no row for int4-g128." in lone
+    for text in (advice(1), advice(1, time=simple(phi=0.0, c_q=0.7e-12), noise=0.05)):
+        assert "The accuracy of int4-g128 was not measured here." in text
+    assert "accuracy" not in advice(256)  # 16 bits are advised
+
+
 def test_advice_says_when_nothing_is_decided_or_tied() -> None:
     even = simple(phi=0.0, c_q=0.7e-12)
     assert "nothing is decided" in advice(1, time=even, noise=0.05)

@@ -3,7 +3,8 @@
 Nothing here is computed: it reads what the other modules found, and says it in words. Options that beat 16
 bits for certain come first, by the lower end of their interval, so that a sure saving goes before a larger
 one that may be none. Every other whose interval reaches the named one's is said to be tied with it, and only
-where every option loses for certain is 16 bits advised.
+where every option loses for certain is 16 bits advised. What is cheap need not be right: what is known of the
+named format's accuracy is said with it, or that nothing is.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bench.analysis.compounding import error_at
 from bench.analysis.crossing import Crossing
 from bench.analysis.doubts import cell_sentence
+from bench.analysis.indices import SIXTEEN
 from bench.analysis.phi_curve import PATHS
 from bench.analysis.verdict import By, Path, outcome, ratio_of
+from profiles.fidelity import Fidelity
 from profiles.schema import Comparison, Profile, Quality, Quantity
 from profiles.shapes import ModelShape
 
+UNKNOWN_ACCURACY = "The accuracy of {} was not measured here."
 BEFORE_ACTING = {
     "modelled": "This comes from a model, not from a clock: measure before you rely on it.",
     "simulated": "These times are planted, and say nothing of any real machine.",
@@ -41,6 +46,7 @@ def advise(
     comparisons: Sequence[Comparison],
     crossings: Mapping[tuple[str, Path, By], Crossing],
     shape: ModelShape | None,
+    accuracy: Mapping[str, str] | None = None,
 ) -> str:
     """The paragraph.
 
@@ -50,6 +56,7 @@ def advise(
         comparisons: of the layer at that batch, one per format.
         crossings: B* per format and path, in time and energy.
         shape: of the profile's model; None where this checkout does not know it.
+        accuracy: a sentence per format on what is known of it (accuracy_sentence).
     """
     by: By = "energy" if any(_known(c, "energy") for c in comparisons) else "time"
     options = sorted(
@@ -69,13 +76,14 @@ def advise(
     sure = f"{100 * profile.protocol.confidence:.0f} %"
     best = options[0]
     outcomes = [outcome(o.ratio) for o in options]
+    right = (accuracy or {}).get(best.format, UNKNOWN_ACCURACY.format(best.format))
     change = _change(best, crossings.get((best.format, best.path, by)), batch)
     if outcomes[0] == "wins":
         sentences.append(
             f"For {where}, {best.format} with the {best.path} kernel costs the least {measure}: "
             f"{_saving(best.ratio, sure)} less than the best 16-bit kernel{_ties(options)}."
         )
-        sentences += change
+        sentences += [right, *change]
     elif set(outcomes) == {"loses"}:
         costs = f"every quantized path costs more {measure}"
         least = f"({best.format}, {best.path}) by {_excess(best.ratio, sure)}"
@@ -93,7 +101,7 @@ def advise(
             f"cannot be told apart from 16 bits in {measure} ({_interval(best.ratio)} of best16 over "
             f"it).{rest}{more}"
         )
-        sentences += change
+        sentences += [right, *change]
     sentences.append(cell_sentence(best.quality))
     if by == "time":
         sentences.append(
@@ -105,6 +113,27 @@ def advise(
     if set(outcomes) == {"loses"} and _fits(profile, shape) is False:
         sentences.append("The trap cannot be escaped by using 16 bits.")
     return " ".join(s for s in sentences if s)
+
+
+def accuracy_sentence(
+    name: str, fidelity: Fidelity | None, hops: int, accuracy: Mapping[str, Quantity] | None
+) -> str:
+    """What is known of a format's accuracy: from a user's table, else from the chain of layers, or nothing."""
+    if accuracy is not None:
+        q, base = accuracy.get(name), accuracy[SIXTEEN]
+        if q is None:
+            return f"The table of accuracies has no row for {name}."
+        return (
+            f"The accuracy of {name} is {q.value:.3g}, that of 16 bits {base.value:.3g} (imported)."
+        )
+    found = None if fidelity is None else error_at(fidelity, name, hops)
+    if fidelity is None or found is None or found[1].value is None:
+        return UNKNOWN_ACCURACY.format(name)
+    row, error = found
+    return (
+        f"The chain of {name} is off by {error.value:.2g} after {row.hops} hop{'s' if row.hops > 1 else ''} "
+        f"({fidelity.kind}; random layers, a proxy for accuracy)."
+    )
 
 
 def _known(c: Comparison, by: By) -> bool:

@@ -1,8 +1,9 @@
 """phi(h, p): the cost of dequantization over the stored bits of a weight, and COR over the batch.
 
 phi is a step function: formats are points, not samples of a smooth curve. A derivative means something only
-within one family, where the bits change and nothing else does: symmetric integers of one group size. It is
-then the difference quotient of neighbours.
+within one family, where the bits change and nothing else does: symmetric integers of one group size and kind
+of scale, of 4 and 8 bits. Other widths lie in planes or share words, which takes other instructions, and one
+bit has another quantizer: they are points of their own. It is then the difference quotient of neighbours.
 
     p          stored bits per weight, scales and zero points included: bytes of the packed words over n k
     phi        exposed (fused - bypass) and unfused (unfused - best16), seconds of one layer
@@ -27,6 +28,7 @@ from kernels.formats import FORMATS, WeightFormat
 from profiles.schema import LAYER, Comparison, Implementation, Quantity
 
 PATHS: tuple[Path, ...] = ("fused", "unfused")
+ONE_PATH = (4, 8)  # bits whose codes are made by one quantizer, and read by the same instructions
 Direction = Literal["rises", "falls", "undecided"]
 
 
@@ -234,7 +236,9 @@ def bits_stored(book: Book, name: str) -> float | None:
 def family_of(name: str) -> str:
     """The family within which only the bits differ; "" for a format that has none."""
     known = known_format(name)
-    if known is None or known.encoding != "int" or known.zero_point or not known.quantized:
+    if known is None or known.encoding != "int" or known.zero_point or known.bits not in ONE_PATH:
+        return ""
+    if known.scale_type != "activation":
         return ""
     if known.group_size is None:
         return "symmetric integers, one scale per row"

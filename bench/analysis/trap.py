@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench.analysis.advice import advise, memory_sentence
+from bench.analysis.advice import accuracy_sentence, advise, memory_sentence
 from bench.analysis.at_load import AtLoad, at_load
 from bench.analysis.compounding import Law, compounding
 from bench.analysis.critical_scale import CriticalScale, costs_of, critical_scale, measured_layers
@@ -157,6 +157,10 @@ def analyse(
             [c for c in layers if c.batch == questions.batch],
             crossings,
             own,
+            {
+                name: accuracy_sentence(name, fidelity, questions.hops, questions.accuracy)
+                for name in formats
+            },
         ),
     )
 
