@@ -371,7 +371,7 @@ def _map_check(found: TrapMap) -> Iterator[Text]:
             if c.ratio.value is not None
         ]
         yield Text(
-            f"{own[0].model.name}, extrapolated as the others are, and measured: {', '.join(each)}.",
+            f"{own[0].model.name}, extrapolated as the others are, and as the profile has it: {', '.join(each)}.",
             style="dim",
         )
 

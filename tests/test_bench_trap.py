@@ -62,7 +62,8 @@ def test_a_profile_is_answered_in_80_columns_and_drawn(tmp_path: Path) -> None:
     assert "dφ/dp exposed, symmetric integers, groups of 128, B = 1" in text
     assert "+1.88" in text or "+1.89" in text  # 33.2 us / 17.6 us, the profile's own layer
     assert re.search(
-        r"Qwen3-8B, extrapolated as the others are, and measured: 2\.\d\d and 1\.8[89] at", text
+        r"Qwen3-8B, extrapolated as the others are, and as the profile has it: 2\.\d\d and 1\.8[89] at",
+        text,
     )
     assert "No launch share" in text
     assert "There are no joules in this profile, so this is about time alone" in text
