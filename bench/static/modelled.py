@@ -73,8 +73,8 @@ CUDA_LEFT_OUT = (
     "where CuPy is installed, and a model says the same everywhere; python -m bench.sass --cuda counts them"
 )
 NO_L2 = (
-    "traffic between the L2 cache and the multiprocessors is not modelled: tiles read x and weights again "
-    "through it, so that batches from 16 on are optimistic, on Hopper above all"
+    "traffic between the L2 cache and the multiprocessors is modelled for kernels that cut the batch into "
+    "tiles, at an assumed rate; vendor and kernels without tiles are taken never to be limited by it"
 )
 NO_JOULES = "modelled: no trustworthy constants of energy per byte or instruction exist"
 NO_BLOCKS = "modelled: nothing was repeated, so there is nothing to converge"
