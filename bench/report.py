@@ -102,8 +102,8 @@ def _ratios(profile: Profile, weight_format: str) -> Iterator[RenderableType]:
         table.add_row(str(batch), *(_ratio_cell(cells.get(name)) for name in variants))
     yield from (Text(), table)
     yield Text(
-        "At 100 % and at 65 % of issue, of the hot loop; then the pipe that runs out first. Below 1 a "
-        "kernel is cast-bound.",
+        "At 100 % and at 65 % of issue, of the hot loop; then the pipe that runs out first. A kernel is "
+        "cast-bound where all of R's interval, which the profile holds, lies below 1.",
         style="dim",
     )
 

@@ -60,7 +60,7 @@ Arm = Literal[
 ]
 Activation = Literal["fp16", "bf16"]
 LaunchMode = Literal["graph", "eager"]
-Limiter = Literal["DRAM", "issue", "XU", "ALU", "shared", "tensor", "latency", "launch"]
+Limiter = Literal["DRAM", "L2", "issue", "XU", "ALU", "shared", "tensor", "latency", "launch"]
 CacheState = Literal["cold", "hot"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

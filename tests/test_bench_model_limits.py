@@ -56,7 +56,7 @@ def test_less_issue_does_not_slow_another_pipe() -> None:
     ratio = supply_demand(load_gpu("a100"), PEERS["gemlite-int8"])
     assert ratio.at_reached_issue == pytest.approx(ratio.value)
     assert ratio.verdict == "hidden"
-    assert supply_demand(load_gpu("h200"), PEERS["marlin-sm90"]).verdict == "open"
+    assert supply_demand(load_gpu("h200"), PEERS["marlin-sm90"]).verdict == "undecided"
 
 
 def test_every_pass_dequantizes_again() -> None:
@@ -70,8 +70,9 @@ def test_every_pass_dequantizes_again() -> None:
 
 def test_cards_with_gddr_hide_what_cards_with_hbm_do_not() -> None:
     plain = PEERS["triton-plain"]
-    for gpu in ("a10", "rtx3090", "rtx4090", "l4", "l40s", "rtx5090"):
+    for gpu in ("rtx3090", "rtx4090", "l4", "l40s", "rtx5090"):
         assert supply_demand(load_gpu(gpu), plain).verdict == "hidden"
+    assert supply_demand(load_gpu("a10"), plain).verdict == "undecided"  # 0.88 at its base clock
     for gpu in ("a100-40", "a100-80", "h100-pcie", "h100-sxm", "h200", "b200"):
         assert supply_demand(load_gpu(gpu), plain).verdict == "cast-bound"
 
@@ -86,10 +87,22 @@ def test_a_ratio_that_cannot_be_said_has_a_reason() -> None:
     assert supply_demand(load_gpu("a100"), spilled).reason == "spills"
 
 
-def test_open_means_that_it_depends_on_the_issue_rate() -> None:
-    assert Ratio(1.2, 1.0, 1.3, 0.8, "issue").verdict == "open"
-    assert Ratio(1.6, 1.0, 1.7, 1.04, "issue").verdict == "hidden"
-    assert Ratio(0.9, 0.5, 1.1, 0.6, "XU").verdict == "cast-bound"
+@pytest.mark.parametrize(
+    ("value", "low", "high", "reached", "verdict"),
+    [
+        (1.6, 1.1, 1.7, 1.04, "hidden"),
+        (1.6, 0.9, 1.7, 1.04, "undecided"),  # at the base clock it is not
+        (1.2, 1.05, 1.3, 0.8, "undecided"),  # nor at 65 % of issue
+        (0.9, 0.5, 1.1, 0.6, "undecided"),
+        (0.9, 0.5, 0.95, 0.6, "cast-bound"),
+        (None, None, None, None, "unknown"),
+    ],
+)
+def test_a_verdict_holds_over_the_whole_interval(value, low, high, reached, verdict) -> None:
+    ratio = Ratio(value, low, high, reached)
+    assert ratio.verdict == verdict
+    colour, _ = limits_plot.colour(ratio)
+    assert (colour == limits_plot.YELLOW) == (verdict == "undecided")
 
 
 def test_the_table_has_every_board_and_says_that_it_is_modelled() -> None:
@@ -146,7 +159,7 @@ def test_our_lines_serve_the_batch_that_is_asked_for() -> None:
     [(0.5, 0.3, "Reds"), (1.2, 0.8, "yellow"), (4.0, 2.6, "Blues"), (None, None, "grey")],
 )
 def test_colours_are_those_of_the_verdict(value, reached, kind) -> None:
-    found, _ = limits_plot.colour(Ratio(value, at_reached_issue=reached, reason="none"))
+    found, _ = limits_plot.colour(Ratio(value, value, value, reached, reason="none"))
     if kind in ("Reds", "Blues"):
         red, _, blue, _ = found
         assert (red > blue) == (kind == "Reds")
@@ -155,7 +168,7 @@ def test_colours_are_those_of_the_verdict(value, reached, kind) -> None:
 
 
 def test_more_to_spare_is_a_deeper_blue_and_only_deep_cells_have_white_text() -> None:
-    cells = [limits_plot.colour(Ratio(2 * r, at_reached_issue=r)) for r in (1.1, 2.0, 8.0, 100.0)]
+    cells = [limits_plot.colour(Ratio(2 * r, 2 * r, 2 * r, r)) for r in (1.1, 2.0, 8.0, 100.0)]
     brightness = [sum(c[0][:3]) for c in cells]
     assert brightness == sorted(brightness, reverse=True)
     assert [dark for _, dark in cells] == [False, False, True, True]

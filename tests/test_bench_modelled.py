@@ -124,6 +124,7 @@ def test_a_last_step_that_is_not_whole_is_work_too() -> None:
     cost, _ = launch_on(kernel_of(FUSED), FUSED, planted(FUSED), H100, Problem(4098, 5120, 1))
     assert cost.counts.half2 == pytest.approx(odd.padding)  # 128 of 128
     assert cost.counts.bytes == pytest.approx(4.125 / 8)
+    assert cost.requested_bytes is None  # no tiles
 
 
 def test_a_batch_of_several_tiles_dequantizes_again() -> None:
@@ -134,6 +135,14 @@ def test_a_batch_of_several_tiles_dequantizes_again() -> None:
     assert (cost.rows_per_pass, cost.passes(256), cost.multiplied_rows(256)) == (64, 4, 256)
     assert cost.tensor_cores
     assert cost.warp_mma
+    x, words = 2 * 256 * 4096, 4096 * 4096 * 4.125 / 8
+    assert cost.requested_bytes == pytest.approx(64 * x + 4 * words)  # 64 x 4 tiles
+    requested_s = cost.requested_bytes / (24 * 132 * 1.98e9)
+    parts = model.predict(H100, cost, Problem(4096, 4096, 256)).parts_s
+    assert parts["l2"] == pytest.approx(requested_s)
+    stream = replace(job, arm="stream")
+    alone, _ = launch_on(kernel_of(stream), stream, audit, H100, Problem(4096, 4096, 256))
+    assert alone.requested_bytes == pytest.approx(4 * words)  # it reads no x
     programs = 64 * 4  # of 64 x 64, of four warps; three stages
     assert cost.bytes_in_flight == pytest.approx(128 * 32 * 4.125 / 8 * 4 * programs / 132 * 2)
 

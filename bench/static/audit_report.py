@@ -23,9 +23,9 @@ from profiles.specs import Gpu, measured_notes
 
 LIMITS_NOTE = (
     "MODELLED. Budget: thread-instructions per weight that fit into the time in which memory delivers its "
-    "bytes. R = budget / need of the pipe that runs out first, at 100 % and at 65 % of issue; below 1 the "
-    "instructions, not the bytes, set the time (cast-bound). dequantize also writes 16 bits. Clocks are the "
-    "highest boost."
+    "bytes. R = budget / need of the pipe that runs out first, at 100 % and at 65 % of issue; red, below 1 "
+    "with its interval: the instructions, not the bytes, set the time (cast-bound). dequantize also writes "
+    "16 bits. Clocks are the highest boost."
 )
 COUNTS_NOTE = (
     "COMPILED AND COUNTED, not run. shfl: shuffles and shared memory. Warps: that fit on one multiprocessor, "

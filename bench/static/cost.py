@@ -117,6 +117,8 @@ class KernelCost:
             share them, when there are more multiprocessors than slices; None without such a reduction.
         slice_depth: rows along k that one program takes at least: k over it, at most, share a slice.
         bytes_in_flight: bytes of weights that one multiprocessor has requested at a time; None: unknown.
+        requested_bytes: of weights and x, that all programs of one operator request from the last-level cache;
+            None: unknown.
         unevenness: work of the busiest multiprocessor over the mean of all; 1 where programs fill the board.
         batches: smallest and largest batch that takes this path.
         minimum_capability: compute capability that it needs.
@@ -138,6 +140,7 @@ class KernelCost:
     slice_columns: int | None = None
     slice_depth: int = 64
     bytes_in_flight: float | None = None
+    requested_bytes: float | None = None
     unevenness: float = 1.0
     batches: tuple[int, int] = (1, 1 << 30)
     minimum_capability: float = 7.5

@@ -20,7 +20,7 @@ from bench.static.model import ENDS, LIMITERS, End, Limiter, pipe_cycles, rate, 
 from bench.static.parameters import ISSUE_EFFICIENCY
 from profiles.specs import Gpu
 
-STYLES = {"hidden": "green", "open": "yellow", "cast-bound": "bold red", "unknown": "dim"}
+STYLES = {"hidden": "green", "undecided": "yellow", "cast-bound": "bold red", "unknown": "dim"}
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """In a word; "open" where 65 % and 100 % of issue fall on two sides of 1."""
-        if self.value is None or self.at_reached_issue is None:
+        """In a word; "undecided" where the interval holds 1, or R is below 1 at 65 % of issue alone."""
+        if self.low is None or self.high is None or self.at_reached_issue is None:
             return "unknown"
-        if self.value < 1:
+        if self.high < 1:
             return "cast-bound"
-        return "hidden" if self.at_reached_issue >= 1 else "open"
+        return "hidden" if min(self.low, self.at_reached_issue) >= 1 else "undecided"
 
 
 def supply_demand(gpu: Gpu, kernel: KernelCost, batch: int = 1) -> Ratio:

@@ -1,8 +1,8 @@
 """The picture of R: which boards hide dequantization, and which do not, for which kernels.
 
-Blue cells have pipes to spare even at 65 % of issue, red ones are cast-bound at 100 %, yellow ones lie in
-between. Boards are in the order of the instructions that they can spend on a byte from memory, so that the
-border between the colours is a line.
+Blue cells have pipes to spare at 65 % of issue and at the low end of R's interval, red ones are cast-bound up
+to its high end, yellow ones are undecided. Boards are in the order of the instructions that they can spend on a
+byte from memory, so that the border between the colours is a line.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def colour(ratio: Ratio) -> tuple[str | tuple[float, ...], bool]:
 
     if ratio.value is None or ratio.at_reached_issue is None:
         return GREY, False
-    if ratio.verdict == "open":
+    if ratio.verdict == "undecided":
         return YELLOW, False
     hidden = ratio.verdict == "hidden"
     beyond = log2(ratio.at_reached_issue) if hidden else -log2(ratio.value)
@@ -126,9 +126,9 @@ def _legend(axis: Axes) -> None:
     from matplotlib.patches import Patch
 
     handles = [
-        Patch(color=colormaps["Reds"](0.6), label="cast-bound: R < 1"),
-        Patch(color=YELLOW, label="open: 1 lies between 65 % and 100 % of issue"),
-        Patch(color=colormaps["Blues"](0.6), label="hidden: R > 1 at 65 %"),
+        Patch(color=colormaps["Reds"](0.6), label="cast-bound: R < 1, its interval too"),
+        Patch(color=YELLOW, label="undecided"),
+        Patch(color=colormaps["Blues"](0.6), label="hidden: R > 1, its interval and at 65 % too"),
     ]
     axis.legend(
         handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.005), ncol=3,

@@ -30,8 +30,9 @@ WIDEST = 24  # characters of a kernel's name
 SHORT = {"shared": "smem"}
 NOTE = (
     "MODELLED. R = weights/s the pipes allow / weights/s memory delivers, at 100 % and at 65 % of issue. Red: "
-    "below 1, cast-bound. Yellow: the two fall on either side of 1. After them the pipe that runs out first. A "
-    "* marks R whose interval over published clocks and rates holds 1; a dash, a path "
+    "cast-bound, below 1 with its interval over published clocks and rates. Green: hidden, above 1 with its "
+    "interval and at 65 % too. Yellow: undecided. After them the pipe that runs out first. A * marks R whose "
+    "interval holds 1; a dash, a path "
     "that the board does not have or pipes of which nothing is known. Clocks are the highest boost: a board "
     "that runs slower has a lower R. Our kernels are listed by format, each by its fused kernel with the "
     "largest R."

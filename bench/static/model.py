@@ -1,9 +1,11 @@
 """The modelled GPU: how long a kernel takes, from its instructions and the board's published rates.
 
-    T = t0 + pnorm(t_dram, t_issue, t_integer, t_half2, t_fp32, t_xu, t_shared, t_tensor, t_latency)
+    T = t0 + pnorm(t_dram, t_l2, t_issue, t_integer, t_half2, t_fp32, t_xu, t_shared, t_tensor, t_latency)
 
     t0          launch, and the steps of a reduction that wait for each other
     t_dram      bytes / (bandwidth x efficiency)
+    t_l2        bytes requested / (bytes per clock of a multiprocessor x multiprocessors x clock), where the
+                kernel says how many its tiles request
     t_<pipe>    instructions of that class / (lanes x multiprocessors x clock x efficiency) x unevenness
     t_tensor    2 x padded rows x n x k / (tensor rate x efficiency) x unevenness
     t_latency   rounds of requests x latency of memory (Little's law), where the kernel says how many bytes
@@ -25,11 +27,12 @@ from bench.static import parameters
 from bench.static.cost import KernelCost, Operands, Problem
 from profiles.specs import Gpu, Multiprocessor, Number
 
-Limiter = Literal["DRAM", "issue", "XU", "ALU", "shared", "tensor", "latency", "launch"]
+Limiter = Literal["DRAM", "L2", "issue", "XU", "ALU", "shared", "tensor", "latency", "launch"]
 End = Literal["value", "better", "worse"]
 
 LIMITERS: dict[str, Limiter] = {
     "dram": "DRAM",
+    "l2": "L2",
     "issue": "issue",
     "integer": "ALU",
     "half2": "ALU",
@@ -192,6 +195,8 @@ def predict(gpu: Gpu, kernel: KernelCost, problem: Problem, end: End = "value") 
     clocks = rate(gpu.sms, end) * rate(gpu.sm_clock_mhz, end) * 1e6
     cycles = pipe_cycles(kernel, multiprocessor, problem.batch, end)
     parts = {"dram": (weight_bytes * reads + problem.activation_bytes) / bandwidth}
+    if kernel.requested_bytes is not None:
+        parts["l2"] = kernel.requested_bytes / (clocks * rate(parameters.L2_BYTES_PER_CLOCK, end))
     for pipe in PIPES:
         share = parameters.ISSUE_EFFICIENCY if pipe == "issue" else parameters.PIPE_EFFICIENCY
         evenly_s = cycles[pipe] * problem.weights / (clocks * rate(share, end))

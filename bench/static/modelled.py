@@ -72,6 +72,10 @@ CUDA_LEFT_OUT = (
     "kernels in CUDA C++ (implementation cuda) are not modelled and have no rows: a machine has them only "
     "where CuPy is installed, and a model says the same everywhere; python -m bench.sass --cuda counts them"
 )
+NO_L2 = (
+    "traffic between the L2 cache and the multiprocessors is modelled for kernels that cut the batch into "
+    "tiles, at an assumed rate; vendor and kernels without tiles are taken never to be limited by it"
+)
 NO_JOULES = "modelled: no trustworthy constants of energy per byte or instruction exist"
 NO_BLOCKS = "modelled: nothing was repeated, so there is nothing to converge"
 INTERVALS = (
@@ -185,7 +189,7 @@ def foundation(model: Model) -> Modelled:
               if isinstance(value, Number)}  # fmt: skip
     notes = [note.removesuffix(".") for note in measured_notes([gpu])]
     notes += [] if gpu.key in parameters.CHECKED_BOARDS else [parameters.UNCHECKED]
-    notes.append(CUDA_LEFT_OUT)
+    notes += [CUDA_LEFT_OUT, NO_L2]
     if any(a.kernel.arm == "vendor" for a in model.arms):
         notes.append(
             "vendor (a library's 16-bit kernel): bytes and tensor rate alone, its instructions are taken "

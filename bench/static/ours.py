@@ -4,7 +4,9 @@
 
 The loop is counted once, on W[4096, 14336] (`audit.py`); how an operator is cut into programs, what the last
 step along k wastes and how many passes a batch takes come from the plan that would be launched on it. Bytes
-are those of `kernels.kernel.traffic`, each once; every further pass reads the weights again.
+are those of `kernels.kernel.traffic`, each once; every further pass reads the weights again. What tiles
+request from the L2 cache is more: x once for every tile along n, weights once for every tile of the batch.
+Kernels without tiles read x through the L1 cache, and how much of it that holds is not modelled.
 
 Bytes in flight, for Little's law: one pass of the loop of every warp that runs, and of a pipelined loop as many
 passes as it has stages less one. It is what the code may request, so a bound. Programs run in waves, of as many
@@ -65,6 +67,7 @@ class Cut:
         stages: passes of the loop that are under way at a time.
         tiled: whether it cuts the batch into tiles, to multiply them with tensor cores.
         programs: of the whole operator.
+        along_n: of them those that read the same rows of x.
     """
 
     rows_per_pass: int
@@ -74,6 +77,7 @@ class Cut:
     stages: int
     tiled: bool
     programs: int
+    along_n: int
 
     @property
     def warps(self) -> int:
@@ -99,6 +103,7 @@ class Cut:
             stages=constants.get("NUM_STAGES", 2),
             tiled=tiled,
             programs=prod(plan.grid),
+            along_n=ceil(problem.n / block_n),
         )
 
 
@@ -161,6 +166,7 @@ def plan_on(
     if reason or audit.weights is None:
         bare = InstructionCounts(bytes=stored)
         return KernelCost(job.name, job.arm, bare, unmodelled=reason), problem
+    passes, x = ceil(problem.batch / cut.rows_per_pass), moved.bytes_read - words
     loop = counts_of(audit, stored)
     cost = KernelCost(
         name=job.name,
@@ -170,6 +176,7 @@ def plan_on(
         tensor_cores=audit.classes.get("mma", 0) > 0,
         rows_per_pass=cut.rows_per_pass,
         rereads=True,
+        requested_bytes=words * passes + x * cut.along_n if cut.tiled else None,
         operands=OPERANDS[weight_format.encoding] if job.arm == "lowp" else "16-bit",
         warp_mma=audit.warp_mma > 0,
     )

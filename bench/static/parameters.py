@@ -51,6 +51,11 @@ DRAM_EFFICIENCY = _number(
     "bf16 GEMM on A100, H100, B200, RTX PRO 6000 (0.75 to 0.90), gpt-fast on an A100 (0.83), a read "
     "of an RTX 3090 (0.91); for boards without a value of their own",
 )
+L2_BYTES_PER_CLOCK = _number(
+    *(24, 14, 48, "bytes per clock of a multiprocessor", "assumed"),
+    "recalled: some 5.5 TB/s on an H100 are 21 to 24, 5 TB/s on an RTX 4090 are 15; high: 5120 bytes per "
+    "clock that NVIDIA says of the A100's cache, over 108 multiprocessors",
+)
 GRAPH_LAUNCH_S = _number(
     *(2.0e-6, 1.3e-6, 3.0e-6, "s", "assumed"),
     "low: an empty kernel in a graph on an H100 (Hazy Research); the rest is ramp and drain",

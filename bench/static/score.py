@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import exp, log
+from math import exp, isfinite, log
+from statistics import median
 from typing import Literal
 
 from bench.static import conformal
@@ -43,7 +44,8 @@ class Scored:
         corner: whether the figure lies between the corners of the parameters.
         ideal: what an ideal roofline says.
         constant: what 0.8 x bandwidth and 3 us say.
-        width: half-width of the held-out 90 % interval, as a logarithm; None before it is known.
+        width: half-width of the held-out 90 % interval, as a logarithm; None before it is known, and where
+            the other rows come in too few cells for a finite one.
     """
 
     row: Row
@@ -66,38 +68,47 @@ class Scored:
 
     @property
     def covered(self) -> bool:
-        """Whether the figure lies within the held-out interval."""
+        """Whether the figure lies within the held-out interval; never where there is no finite one."""
         return self.width is not None and abs(self.residual) <= self.width
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The held-out 90 % interval, in the unit of the figure."""
-        predicted, width = self.predicted or 0.0, self.width or 0.0
-        return predicted * exp(-width), predicted * exp(width)
+    def interval(self) -> tuple[float, float] | None:
+        """The held-out 90 % interval, in the unit of the figure; None where there is none."""
+        if self.predicted is None or self.width is None:
+            return None
+        return self.predicted * exp(-self.width), self.predicted * exp(self.width)
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors of a group of rows. MAPE and coverage are fractions.
+    """Errors of a group of rows. Errors and coverage are fractions.
 
     Attributes:
         rows: how many.
+        bounded: how many of them have a finite interval.
         mape: mean of |predicted - published| / published.
+        median: of the same.
         bias: geometric mean of predicted over true time, less 1: above 0, the model is too slow.
-        coverage: rows within their held-out 90 % interval.
+        coverage: rows within their held-out 90 % interval, of those that have a finite one; None: none has.
         corner_coverage: rows between the corners of the parameters.
         ideal_mape: of the ideal roofline.
+        ideal_median: of the ideal roofline.
         constant_mape: of 0.8 x bandwidth and 3 us.
+        constant_median: of the same.
         limiters: how often the model names each.
     """
 
     rows: int
+    bounded: int
     mape: float
+    median: float
     bias: float
-    coverage: float
+    coverage: float | None
     corner_coverage: float
     ideal_mape: float
+    ideal_median: float
     constant_mape: float
+    constant_median: float
     limiters: dict[str, int]
 
     @property
@@ -179,11 +190,14 @@ def by_board(scored: Scored) -> Hashable:
 def held_out(
     scored: Sequence[Scored], key: Callable[[Scored], Hashable] = by_source
 ) -> list[Scored]:
-    """Every row with the interval that the rows of the other groups give."""
+    """Every row with the interval that the rows of the other groups give, if they give a finite one."""
     found = {
         group: widths(s for s in scored if key(s) != group) for group in {key(s) for s in scored}
     }
-    return [replace(s, width=found[key(s)][s.small]) for s in scored]
+    return [
+        replace(s, width=width if isfinite(width := found[key(s)][s.small]) else None)
+        for s in scored
+    ]
 
 
 def errors(group: Sequence[Scored]) -> Errors:
@@ -197,16 +211,24 @@ def errors(group: Sequence[Scored]) -> Errors:
     for s in group:
         limiters[s.limiter or ""] += 1
 
-    def mean_error(said: Callable[[Scored], float | None]) -> float:
-        return sum(abs((said(s) or 0.0) / s.row.value - 1) for s in group) / rows
+    def wrong(said: Callable[[Scored], float | None]) -> list[float]:
+        return [abs((said(s) or 0.0) / s.row.value - 1) for s in group]
 
+    ours, ideal, constant = (
+        wrong(said) for said in (lambda s: s.predicted, lambda s: s.ideal, lambda s: s.constant)
+    )
+    bounded = sum(s.width is not None for s in group)
     return Errors(
         rows=rows,
-        mape=mean_error(lambda s: s.predicted),
+        bounded=bounded,
+        mape=sum(ours) / rows,
+        median=median(ours),
         bias=exp(-sum(s.residual for s in group) / rows) - 1,
-        coverage=sum(s.covered for s in group) / rows,
+        coverage=sum(s.covered for s in group) / bounded if bounded else None,
         corner_coverage=sum(s.corner for s in group) / rows,
-        ideal_mape=mean_error(lambda s: s.ideal),
-        constant_mape=mean_error(lambda s: s.constant),
+        ideal_mape=sum(ideal) / rows,
+        ideal_median=median(ideal),
+        constant_mape=sum(constant) / rows,
+        constant_median=median(constant),
         limiters=dict(sorted(limiters.items(), key=lambda item: -item[1])),
     )
