@@ -371,7 +371,8 @@ def _map_check(found: TrapMap) -> Iterator[Text]:
             if c.ratio.value is not None
         ]
         yield Text(
-            f"{own[0].model.name}, extrapolated as the others are, and as the profile has it: {', '.join(each)}.",
+            f"{own[0].model.name}, extrapolated as the others are, and as the profile has it: "
+            f"{', '.join(each)}.",
             style="dim",
         )
 
