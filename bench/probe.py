@@ -111,9 +111,10 @@ def main(
     """Measure instruction rates, dequant work, bandwidth and launch times of the GPU that is here."""
     from bench.measure.devices import DeviceError
     from bench.measure.devices.probes import here, measure
+    from kernels.nvrtc import CudaError
     from profiles.reader import ProfileError
 
-    with exit_codes(DeviceError, ProfileError, OSError):
+    with exit_codes(DeviceError, ProfileError, OSError, CudaError, ImportError):
         report = here()
         if profile is not None:
             of_board(profile, report.board)  # before minutes of measuring

@@ -31,6 +31,7 @@ from bench.static.ptx import launch
 from bench.usage import UsageError
 from kernels.cuda.plan import FOLDER
 from kernels.cuda.probes import CAST, PROBES, THROUGHPUT, Probe
+from kernels.nvrtc import CudaError
 from profiles import specs
 from profiles.reader import load_profile, write_profile
 from profiles.record import Quantity, absent
@@ -325,6 +326,19 @@ def test_the_command_writes_what_models_read(folder: Path, monkeypatch: pytest.M
         refused = command("--spec", name)
         assert refused.exit_code == 2
         assert says in refused.stderr
+
+
+@pytest.mark.parametrize("error", [CudaError("NVRTC is missing."), ImportError("no libcuda.")])
+def test_what_is_missing_when_probes_start_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def measure(report: ProbeReport) -> ProbeReport:
+        raise error
+
+    monkeypatch.setattr(runner, "here", probed)
+    monkeypatch.setattr(runner, "measure", measure)
+    answer = command()
+    assert (answer.exit_code, answer.stderr) == (2, f"error: {error}\n")
 
 
 # ---- the memory probes do what they say ---------------------------------------------------------
