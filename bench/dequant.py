@@ -327,6 +327,8 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
             run.measure()
         except KeyboardInterrupt as error:
             interrupted = error
+    for reason in journal.ledger.unimportable.values():
+        say(f"FAILED {reason}.")
     code = 143 if isinstance(interrupted, Terminated) else 130
     if not any(row["phase"] == "fresh" for row in journal.rows):
         if not interrupted:
@@ -363,7 +365,7 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
     good, known = converged_share(profile)
     if failures(profile) or good < CONVERGED_SHARE * known or warm(profile):
         return 1
-    if ledger.failed_windows:
+    if ledger.failed_windows or ledger.unimportable:
         return 1
     return 0
 

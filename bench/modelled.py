@@ -191,7 +191,7 @@ def main(
     """Regenerate the committed modelled profiles, or check that they are up to date."""
     from profiles.shapes import load_model
 
-    with exit_codes():
+    with exit_codes(OSError):
         boards, shape = chosen(gpu), load_model(MODEL)
         layer = layer_of(formats, shape)
         if not check_only:

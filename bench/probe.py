@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def table(rows: Sequence[ProbeRow]) -> None:
-    """Prints every probe: median and its interval."""
+    """Prints every probe: median and its interval; what has none says why."""
     from rich.console import Console
     from rich.table import Table
 
@@ -36,7 +36,11 @@ def table(rows: Sequence[ProbeRow]) -> None:
         v = row.value
         numbers = ("-" if x is None else f"{x:.4g}" for x in (v.value, v.low, v.high))
         printed.add_row(row.name, *numbers, row.unit)
-    Console(highlight=False).print(printed)
+    console = Console(highlight=False)
+    console.print(printed)
+    for row in rows:
+        if row.value.reason:
+            console.print(f"{row.name}: {row.value.reason}.", soft_wrap=True)
 
 
 def add(path: Path, board: str, rows: Sequence[ProbeRow]) -> None:
@@ -107,9 +111,10 @@ def main(
     """Measure instruction rates, dequant work, bandwidth and launch times of the GPU that is here."""
     from bench.measure.devices import DeviceError
     from bench.measure.devices.probes import here, measure
+    from kernels.nvrtc import CudaError
     from profiles.reader import ProfileError
 
-    with exit_codes(DeviceError, ProfileError, OSError):
+    with exit_codes(DeviceError, ProfileError, OSError, CudaError, ImportError):
         report = here()
         if profile is not None:
             of_board(profile, report.board)  # before minutes of measuring

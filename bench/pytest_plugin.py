@@ -3,23 +3,25 @@
     from bench.pytest_plugin import dequant_benchmark  # or pytest_plugins = ["bench.pytest_plugin"]
 
     def test_my_kernel(dequant_benchmark):
-        dequant_benchmark(my_kernel, "int4-g128", n=4096, k=4096, batch=1)
+        dequant_benchmark(my_kernel, "int4-g128", n=4096, k=4096, batch=1, bypass=my_bypass)
 
     python -m pytest --benchmark-only test_mine.py
 
 A wrong kernel fails its test and has no time. `extra_info` of the benchmark has the error, φ exposed (the
-median of paired differences to the bypass of the same implementation) and instructions per weight, each null
-with a reason where there is none. The timing plan of bench.dequant, with its intervals, is the thing to quote.
+median of paired differences to the bypass that is given, or to ours of the same implementation, with its 95 %
+interval) and, of our CUDA C++ kernels, instructions per weight; each null with a reason where there is none.
+Weights are those of the launch before, so they may come from a cache: `cache_state` is "warm". The timing plan
+of bench.dequant, whose weights are cold, is the thing to quote.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from bench.analysis.stats import median_interval
 from bench.measure.devices import Device, Prepared, Problem, open_device
 from kernels.formats import find_format
 from kernels.kernel import Kernel
@@ -33,12 +35,14 @@ Benchmark = Callable[..., dict[str, object]]
 def dequant_benchmark(benchmark: Any) -> Benchmark:
     """See the module."""
 
-    def run(kernel: Kernel, format: str, n: int, k: int, batch: int = 1) -> dict[str, object]:
+    def run(
+        kernel: Kernel, format: str, n: int, k: int, batch: int = 1, bypass: Kernel | None = None
+    ) -> dict[str, object]:
         """Verify and time one kernel on one problem; returns what it adds to `extra_info`.
 
         Raises:
             AssertionError: the kernel is wrong.
-            ValueError: it does not take such a problem.
+            ValueError: it does not take such a problem, or what is given as its bypass is none.
         """
         device = open_device(kernel.device)
         activation = kernel.activations[0]
@@ -50,7 +54,8 @@ def dequant_benchmark(benchmark: Any) -> Benchmark:
         assert error <= kernel.tolerance, f"wrong result: off by {error:.2g} of the largest value"
         info: dict[str, object] = {
             "format": format, "n": n, "k": k, "batch": batch, "error": error, "kind": "measured",
-            **phi_of(device, prepared), **instructions_of(device, kernel, format, n, k, batch),
+            "cache_state": "warm", **phi_of(device, prepared, bypass),
+            **instructions_of(device, kernel, format, n, k, batch),
         }  # fmt: skip
         benchmark.extra_info.update(info)
         benchmark(device.warm, prepared)
@@ -59,20 +64,32 @@ def dequant_benchmark(benchmark: Any) -> Benchmark:
     return run
 
 
-def phi_of(device: Device, prepared: Prepared) -> dict[str, object]:
-    """φ exposed in seconds, or why there is none: time less that of the bypass, in turns."""
+def bypass_of(device: Device, prepared: Prepared) -> Kernel | None:
+    """The bypass of the same implementation among those of the device."""
     kernel = prepared.kernel
     identity = ("bypass", kernel.implementation, kernel.variant)
-    found = [
-        other
-        for other in device.kernels(prepared.problem)
-        if (other.arm, other.implementation, other.variant) == identity
-    ]
-    if kernel.arm != "fused" or not found:
+    others = device.kernels(prepared.problem)
+    return next((o for o in others if (o.arm, o.implementation, o.variant) == identity), None)
+
+
+def phi_of(device: Device, prepared: Prepared, bypass: Kernel | None) -> dict[str, object]:
+    """φ exposed in seconds, or why there is none: time less that of the bypass, in turns.
+
+    Raises:
+        ValueError: what is given as the bypass is none, or does not take this problem.
+    """
+    problem = prepared.problem
+    if bypass is not None and not (
+        bypass.arm == "bypass" and bypass.accepts(problem.format, problem.activation, problem.batch)
+    ):
+        raise ValueError(f"bypass= takes a kernel of arm 'bypass' for {problem.format.name} at batch "
+                         f"{problem.batch}; this one, of arm {bypass.arm!r}, is none.")  # fmt: skip
+    found = bypass or bypass_of(device, prepared)
+    if prepared.kernel.arm != "fused" or found is None:
         return {"phi_exposed_s": None, "phi_reason": "no fused kernel with a bypass of its own"}
-    pair = (prepared, device.prepare(prepared.problem, found[0]))
+    pair = (prepared, device.prepare(problem, found))
     error = device.verify(pair[1])
-    if not error <= found[0].tolerance:
+    if not error <= found.tolerance:
         return {"phi_exposed_s": None, "phi_reason": "the bypass is wrong"}
     repeats = [max(1, round(SAMPLE_S / device.estimate_s(one))) for one in pair]
     differences = []
@@ -80,10 +97,11 @@ def phi_of(device: Device, prepared: Prepared) -> dict[str, object]:
         order = (0, 1) if turn % 2 else (1, 0)
         times = {i: device.sample(pair[i], repeats[i], device.default_mode).time_s for i in order}
         differences.append(times[0] - times[1])
+    phi = median_interval(differences)
     return {
-        "phi_exposed_s": statistics.median(differences),
-        "phi_low_s": min(differences),
-        "phi_high_s": max(differences),
+        "phi_exposed_s": phi.value,
+        "phi_low_s": phi.low,
+        "phi_high_s": phi.high,
         "phi_pairs": PAIRS,
     }
 
@@ -91,14 +109,17 @@ def phi_of(device: Device, prepared: Prepared) -> dict[str, object]:
 def instructions_of(
     device: Device, kernel: Kernel, format: str, n: int, k: int, batch: int
 ) -> dict[str, object]:
-    """Instructions per weight of our CUDA C++ kernels on this board, or why they are not known."""
+    """Instructions per weight of our CUDA C++ kernels as launched on this board, or why they are not known."""
     if kernel.implementation != "cuda" or kernel.arm not in ("fused", "bypass"):
         why = "counted for our CUDA C++ kernels; for Triton see python -m bench.sass --source"
         return {"instructions_per_weight": None, "instructions_reason": why}
     from bench.static.cuda_audit import audit_plan
+    from kernels.cuda.launch import architecture
     from kernels.cuda.plan import gemv_plan
 
-    arch = (device.describe().capability or "").replace(".", "")
+    capability = device.describe().capability
+    assert capability is not None  # CUDA C++ kernels run on a GPU
+    arch = architecture(*map(int, capability.split(".")))
     plan = gemv_plan(kernel.variant, kernel.arm, find_format(format), n, k, batch)
     audit = audit_plan(plan, arch)
     return {"instructions_per_weight": audit.instructions / plan.weights_per_pass}

@@ -296,7 +296,11 @@ def limits(ask: Ask, batch: int, as_json: bool, plot: Path | None) -> int:
 
     names = [f.name for f in EVERY_FORMAT if f.quantized]
     formats = [find_format(n) for n in chosen("format", ask.format or ",".join(names), names)]
-    gpus = chosen_gpus(ask.gpu or ",".join(load_gpus()))
+    try:
+        every = load_gpus()
+    except ValueError as error:  # measured rates that cannot be read
+        raise UsageError(str(error)) from None
+    gpus = chosen_gpus(ask.gpu or ",".join(every))
     audits, failures = audited(limits_table.our_jobs(gpus, formats, batch), open_cache())
     lines = limits_table.our_lines(gpus, formats, batch, audits)
     lines += limits_table.peer_lines(gpus, listed_peers(), batch)

@@ -7,7 +7,7 @@ The 90 % interval of a row comes from the residuals of other sources only. Rows 
 to answer for are scored apart: weights that may sit in the cache, operators below 20 us. Rows that have no
 finite interval, because the other sources are too few, count in no coverage. Exit codes: 0 the model is better
 than both baselines in every weight-only family of five rows or more and its intervals hold 85 to 97 % of the
-rows, 1 it is not or they do not, 2 usage.
+rows, 1 it is not or they do not, 2 usage or a table that cannot be read, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from bench.static.freeze import frozen
 from bench.static.parameters import SMALL_BATCH
 from bench.static.published import load_rows
 from bench.static.score import VENDOR_FAMILY, Scored, by_board, errors, held_out, predict_row
+from bench.usage import exit_codes
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "tests" / "data" / "published"
 COVERAGE = (0.85, 0.97)
@@ -252,7 +253,8 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
     """Hold the modelled GPU against published figures."""
-    rows = score()
+    with exit_codes(OSError, ValueError):  # tables, or measured rates, that cannot be read
+        rows = score()
     if as_json:
         sys.stdout.write(to_json(rows) + "\n")
     else:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 
 from kernels.kernel import Kernel
@@ -33,11 +33,18 @@ def check_name(name: str) -> str:
     """The name, if it is one; nothing is imported.
 
     Raises:
-        UserKernelError: it has another form, or no installed package registers it.
+        UserKernelError: it has another form, or not exactly one installed package registers it.
     """
     if not NAME.fullmatch(name):
         raise UserKernelError(f"--kernel takes a name such as my_module:my_kernel, not {name!r}.")
-    if ":" not in name and not entry_points(group=GROUP, name=name):
+    if ":" in name:
+        return name
+    found = sorted({point.value for point in entry_points(group=GROUP, name=name)})
+    if len(found) > 1:
+        raise UserKernelError(
+            f"several installed packages register a kernel {name!r}; name one of them: {', '.join(found)}."
+        )
+    if not found:
         known = ", ".join(sorted({point.name for point in entry_points(group=GROUP)})) or "none"
         raise UserKernelError(
             f"no installed package registers a kernel {name!r} under {GROUP}; there are: {known}. "
@@ -46,18 +53,22 @@ def check_name(name: str) -> str:
     return name
 
 
-def load_kernels(names: Sequence[str], device: str) -> list[Kernel]:
+def load_kernels(
+    names: Sequence[str], device: str, announce: Callable[[str], None] = lambda name: None
+) -> list[Kernel]:
     """The records of these names.
 
     Args:
         names: checked ones.
         device: "cpu" or "cuda", that they have to be for.
+        announce: told a name before its module is imported, which may be the last that is heard of it.
 
     Raises:
         UserKernelError: a module cannot be imported, or what it holds is no kernel for this run.
     """
     found: list[Kernel] = []
     for name in names:
+        announce(name)
         kernel = load(name)
         if kernel.device != device:
             raise UserKernelError(
@@ -88,10 +99,10 @@ def load(name: str) -> Kernel:
             module, attribute = name.split(":")
             kernel = getattr(importlib.import_module(module), attribute)
         else:
-            [point] = entry_points(group=GROUP, name=name)
-            kernel = point.load()
-    except Exception as error:  # whatever somebody's module may raise
-        lines = str(error).strip().splitlines() or [repr(error)]
+            kernel = next(iter(entry_points(group=GROUP, name=name))).load()
+    except (Exception, SystemExit) as error:  # whatever somebody's module may raise
+        leaves = isinstance(error, SystemExit)
+        lines = [repr(error)] if leaves else str(error).strip().splitlines() or [repr(error)]
         raise UserKernelError(f"{name} cannot be imported: {lines[0]}.") from None
     if not isinstance(kernel, Kernel):
         raise UserKernelError(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from io import StringIO
+from itertools import groupby
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,9 @@ from typer.testing import CliRunner, Result
 
 from bench import probe as bench_probe
 from bench.measure.devices import probes as runner
-from bench.measure.devices.probes import latency_clocks, rate_per_clock, row, work_s
+from bench.measure.devices.probes import latency_clocks, rate_per_clock, rate_row, row, work_s
 from bench.probe import add
-from bench.static import limits_table
+from bench.static import foreign, limits_table, sass
 from bench.static.cuda_audit import ARCHITECTURES, Proof, proofs, prove
 from bench.static.limits import supply_demand
 from bench.static.model import pipe_cycles
@@ -29,9 +31,10 @@ from bench.static.ptx import launch
 from bench.usage import UsageError
 from kernels.cuda.plan import FOLDER
 from kernels.cuda.probes import CAST, PROBES, THROUGHPUT, Probe
+from kernels.nvrtc import CudaError
 from profiles import specs
 from profiles.reader import load_profile, write_profile
-from profiles.record import Quantity
+from profiles.record import Quantity, absent
 from profiles.schema import ProbeReport, ProbeRow
 from profiles.specs import load_gpu, load_gpus, with_measured
 
@@ -100,6 +103,34 @@ def test_rates_latencies_and_work_are_computed_as_stated() -> None:
     assert 2 < value.low < 3
     assert 9 < value.high < 10
     assert row("x", [3.0, 1.0, 2.0], "clocks").value.low is None
+
+
+def test_a_rate_that_no_multiprocessor_can_issue_is_refused() -> None:
+    assert rate_row("rate LOP3", [64.0] * 10 + [128.0]).value.value == 64
+    refused = rate_row("rate LOP3", [64.0] * 10 + [128.5])
+    assert refused.value == absent(
+        "refused: a round shows 128.5 instructions per clock, and a multiprocessor issues at most 128: its "
+        "clocks are wrong"
+    )
+    gpu = load_gpu("a100")
+    kept = with_measured(gpu, probed().model_copy(update={"rows": (refused,)}))
+    assert kept.multiprocessor == gpu.multiprocessor
+
+
+@pytest.mark.parametrize("role", ["dependent", "independent"])
+def test_the_clock_is_read_between_barriers_for_it_stands_for_all_warps(role: str) -> None:
+    """In machine code: all warps begin together, and none is still in the loop when the clock is read."""
+    probe = BY_NAME["LOP3", role]
+    image = module(FOLDER / probe.file, "90a", tuple(probe.defines.items())).cubin
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(image)
+        file.flush()
+        [code] = foreign.disassemble(Path(file.name))[1].values()
+    loop = sass.hot_path(code)
+    kinds = ("bar" if i.is_any(("BAR.SYNC",)) else "clock" if "SR_CLOCK" in i.operands
+             else "loop" if i in loop else "" for i in code)  # fmt: skip
+    order = [kind for kind, _ in groupby(filter(None, kinds))][-5:]
+    assert order == ["bar", "clock", "loop", "bar", "clock"]
 
 
 class FakeBoard:
@@ -295,6 +326,19 @@ def test_the_command_writes_what_models_read(folder: Path, monkeypatch: pytest.M
         refused = command("--spec", name)
         assert refused.exit_code == 2
         assert says in refused.stderr
+
+
+@pytest.mark.parametrize("error", [CudaError("NVRTC is missing."), ImportError("no libcuda.")])
+def test_what_is_missing_when_probes_start_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def measure(report: ProbeReport) -> ProbeReport:
+        raise error
+
+    monkeypatch.setattr(runner, "here", probed)
+    monkeypatch.setattr(runner, "measure", measure)
+    answer = command()
+    assert (answer.exit_code, answer.stderr) == (2, f"error: {error}\n")
 
 
 # ---- the memory probes do what they say ---------------------------------------------------------

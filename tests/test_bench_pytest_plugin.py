@@ -9,19 +9,27 @@ from typing import Any
 import pytest
 import user_kernels
 
-from bench.measure.devices import Device
+from bench.measure.devices import Device, Problem
 from bench.pytest_plugin import Benchmark, dequant_benchmark, instructions_of, phi_of
+from bench.static import cuda_audit
+from bench.static.audit import Audit
+from bench.static.cuda_audit import audit_plan
 from kernels import cuda
+from kernels.cuda.plan import Plan
+from kernels.formats import find_format
 from kernels.kernel import Kernel
 
 __all__ = ["dequant_benchmark"]
 SHAPE = {"n": 32, "k": 256}
+FUSED = replace(user_kernels.right, arm="fused")
+PROBLEM = Problem("one", 32, 256, 1, find_format("int4-g128"), "bf16")
 
 
 def test_a_right_kernel_is_timed(dequant_benchmark: Benchmark, benchmark: Any) -> None:
     info = dequant_benchmark(user_kernels.right, "int4-g128", **SHAPE, batch=2)
     assert benchmark.extra_info == info
     assert 0 < info["error"] < user_kernels.right.tolerance  # type: ignore[operator]
+    assert info["cache_state"] == "warm"
     assert info["phi_exposed_s"] is None
     assert info["phi_reason"] == "no fused kernel with a bypass of its own"
     assert info["instructions_per_weight"] is None
@@ -60,19 +68,48 @@ class FakeDevice:
     def sample(self, prepared: Any, repeats: int, mode: str) -> Any:
         assert repeats == 120
         self.order.append(prepared.kernel.arm)
-        return SimpleNamespace(time_s={"fused": 5e-6, "bypass": 3e-6}[prepared.kernel.arm])
+        late = 1e-6 * self.order.count("fused")  # the n-th fused sample takes n us more
+        return SimpleNamespace(time_s={"fused": 5e-6 + late, "bypass": 3e-6}[prepared.kernel.arm])
 
 
 def test_phi_is_the_difference_to_the_bypass_taken_in_turns() -> None:
+    """Differences of 3 to 13 us: the interval is the sign interval of eleven, not their range."""
     device = FakeDevice()
     known: Device = device  # type: ignore[assignment]
-    info = phi_of(known, device.prepare(None, replace(user_kernels.right, arm="fused")))
-    assert info["phi_exposed_s"] == pytest.approx(2e-6)
+    info = phi_of(known, device.prepare(PROBLEM, FUSED), None)
     assert device.order[:4] == ["bypass", "fused", "fused", "bypass"]
+    assert (info["phi_exposed_s"], info["phi_pairs"]) == (pytest.approx(8e-6), 11)
+    # x(2) to x(10) covers 98.8 %, x(3) to x(9) only 93.5 %
+    assert 4e-6 < info["phi_low_s"] < 5e-6  # type: ignore[operator]
+    assert 11e-6 < info["phi_high_s"] < 12e-6  # type: ignore[operator]
 
 
-def test_instructions_are_those_of_the_board() -> None:
+def test_a_bypass_of_one_s_own_is_given() -> None:
+    device = FakeDevice()
+    known: Device = device  # type: ignore[assignment]
+    mine, own = (
+        replace(k, implementation="only mine", variant="new") for k in (FUSED, device.bypass)
+    )
+    prepared = device.prepare(PROBLEM, mine)
+    assert phi_of(known, prepared, None)["phi_exposed_s"] is None
+    assert phi_of(known, prepared, own)["phi_exposed_s"] == pytest.approx(8e-6)
+    with pytest.raises(ValueError, match=r"takes a kernel of arm 'bypass' .* of arm 'fused', is"):
+        phi_of(known, prepared, mine)
+    with pytest.raises(ValueError, match="for int4-g128 at batch 1; this one"):
+        phi_of(known, prepared, replace(own, formats=("nf4-b64",)))
+
+
+def test_instructions_are_those_of_the_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled for what the launch compiles for: "90a", and not "90"."""
+    asked: list[str] = []
+
+    def audit(plan: Plan, arch: str) -> Audit:
+        asked.append(arch)
+        return audit_plan(plan, arch)
+
+    monkeypatch.setattr(cuda_audit, "audit_plan", audit)
     board = SimpleNamespace(describe=lambda: SimpleNamespace(capability="9.0"))
     kernel = next(k for k in cuda.KERNELS if (k.arm, *k.formats) == ("fused", "fp8_e4m3-ch"))
     info = instructions_of(board, kernel, "fp8_e4m3-ch", 4096, 4096, 1)  # type: ignore[arg-type]
+    assert asked == ["90a"]
     assert 0.7 < info["instructions_per_weight"] < 0.98  # type: ignore[operator]

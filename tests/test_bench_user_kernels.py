@@ -55,6 +55,10 @@ def test_kernels_are_found_by_module_and_attribute() -> None:
             "user_kernels:absent cannot be imported: module 'user_kernels' has",
         ),
         (["no_such_module:kernel"], "cannot be imported: No module named 'no_such_module'"),
+        (
+            ["exits_on_import:kernel"],
+            r"exits_on_import:kernel cannot be imported: SystemExit\(3\)\.$",
+        ),
         (["user_kernels:not_a_kernel"], "should be a kernels.kernel.Kernel, but it is a int"),
         (["user_kernels:on_cuda"], "is a kernel for 'cuda', but this run is on 'cpu'"),
         (["user_kernels:ours"], r"calls itself fused \(numba, default\)"),
@@ -77,6 +81,22 @@ def test_an_installed_package_registers_a_kernel(monkeypatch: pytest.MonkeyPatch
     assert load_kernels(["mine"], "cpu") == [user_kernels.right]
     with pytest.raises(UserKernelError, match=r"registers a kernel 'other' .* there are: mine\."):
         check_name("other")
+
+
+def test_a_name_that_two_packages_register_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        importlib.metadata.EntryPoint("mine", value, user.GROUP)
+        for value in ("user_kernels:right", "user_kernels:wrong")
+    ]
+    monkeypatch.setattr(user, "entry_points", lambda group, name="": tuple(points))
+    with pytest.raises(UserKernelError) as refused:
+        check_name("mine")
+    assert str(refused.value) == (
+        "several installed packages register a kernel 'mine'; name one of them: user_kernels:right, "
+        "user_kernels:wrong."
+    )
+    points[1] = points[0]  # the same one, found twice
+    assert load_kernels([check_name("mine")], "cpu") == [user_kernels.right]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +239,8 @@ def measured(
     monkeypatch.setattr(dequant, "make_plan", lambda *asked: plan)
     monkeypatch.setattr(run, "Run", partial(run.Run, opener=quick_device))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    asked = [part for name in names for part in ("--kernel", f"user_kernels:{name}")]
+    full = (name if ":" in name else f"user_kernels:{name}" for name in names)
+    asked = [part for name in full for part in ("--kernel", name)]
     path = tmp_path / "profile.json"
     result = command("--gpu", "cpu", "--deadline", "5", "--output", str(path), *asked)
     assert mp.active_children() == []
@@ -264,6 +285,22 @@ def test_kernels_that_are_wrong_crash_or_hang_cost_their_rows_and_nothing_else(
         f"all others compute by {away:.1%} of the largest value of y." in text
     )
     assert {row.reference_error for row in sound if row.implementation != "mine-shift"} == {None}
+
+
+def test_modules_that_die_or_hang_on_import_are_named_and_cost_the_run_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashes, hangs = "crashes_on_import:kernel", "hangs_on_import:kernel"
+    result, profile = measured(tmp_path, monkeypatch, crashes, "right", hangs)
+    assert result.exit_code == 1
+    said = [line for line in result.stderr.splitlines() if line.startswith("FAILED")]
+    assert said == [
+        f"FAILED importing {crashes}: it crashed with SIGSEGV.",
+        f"FAILED importing {hangs}: it did not finish within 5 s.",
+    ]
+    assert profile.complete
+    assert {row.blocks for row in profile.rows if row.implementation in ("mine", "torch")} == {21}
+    assert not [row for row in profile.rows if row.failure]
 
 
 def test_a_run_whose_kernels_are_all_right_ends_well(

@@ -265,3 +265,20 @@ def test_a_figure_of_nought_is_refused(tmp_path: Path) -> None:
     bad.write_text("gpu,kernel,n,k,batch,value\na10,marlin,8,8,1,0\n")
     with pytest.raises(ValueError, match=r"gemlite\.csv, line 2"):
         load_rows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted."),
+        (FileNotFoundError("there is no marlin.csv"), 2, "error: there is no marlin.csv"),
+        (ValueError("h100.json is no report"), 2, "error: h100.json is no report"),
+    ],
+)
+def test_what_cannot_be_read_is_a_sentence(monkeypatch, error, code: int, says: str) -> None:
+    def score() -> None:
+        raise error
+
+    monkeypatch.setattr(validate, "score", score)
+    done = CliRunner().invoke(validate_app(), [])
+    assert (done.exit_code, done.stderr.strip()) == (code, says)

@@ -68,6 +68,7 @@ class Ledger:
         header: what was asked for; None before the first record.
         opened: the device, as its first worker described it.
         facts: per arm, what is known besides its samples.
+        unimportable: kernels of somebody else that took a worker with them when they were imported, and how.
         crashed: arms that took a worker with them, and how.
         skip: these, and arms whose kernel has crashed too often elsewhere; and why.
         timed: arms that have a sample.
@@ -90,6 +91,7 @@ class Ledger:
     header: HeaderRecord | None = None
     opened: Opened | None = None
     facts: dict[ArmKey, decompose.ArmFacts] = field(default_factory=dict)
+    unimportable: dict[str, str] = field(default_factory=dict)
     crashed: dict[ArmName, str] = field(default_factory=dict)
     skip: dict[ArmName, str] = field(default_factory=dict)
     timed: set[ArmName] = field(default_factory=set)
@@ -223,6 +225,8 @@ class Ledger:
             case NoEnergyRecord():
                 self.no_energy[record.format] = record.reason
             case DeathRecord():
+                if record.importing is not None:
+                    self.unimportable[record.importing] = record.reason
                 if record.suspect is not None:
                     self.crashed[record.suspect] = record.reason
                     self._give_up(record.suspect, record.reason)

@@ -249,11 +249,15 @@ class NoEnergyRecord(Record):
 
 
 class DeathRecord(Record):
-    """A worker was lost while it ran `suspect`; None when it ran no arm."""
+    """A worker was lost while it ran `suspect`; None when it ran no arm.
+
+    `importing` is the kernel of somebody else that it was importing, by its name in the plan.
+    """
 
     record: Literal["death"] = "death"
     suspect: ArmName | None
     reason: str
+    importing: str | None = None
 
 
 class ResumedRecord(Record):

@@ -197,14 +197,32 @@ class Run:
             if worker is not None:
                 worker.close()
 
+    def _start(self) -> Worker:
+        """A worker, without the kernels whose import takes it down.
+
+        Raises:
+            WorkerLostError: it is something else, or a kernel that could be imported before.
+        """
+        plan, ledger = self.plan, self._ledger
+        while True:
+            kernels = tuple(name for name in plan.kernels if name not in ledger.unimportable)
+            setup = Setup(
+                plan.gpu, plan.operators, plan.activation, plan.mode, ledger.skip, ledger.bars,
+                kernels, plan.deadline_s,
+            )  # fmt: skip
+            try:
+                return Worker(setup, self._opener)
+            except WorkerLostError as death:
+                if death.importing not in kernels or ledger.opened is not None:
+                    raise
+                self.journal.add(
+                    DeathRecord(suspect=None, reason=str(death), importing=death.importing)
+                )
+
     def _open(self) -> Worker:
         """A worker on the device, once that is known to be the right one and in nobody's use."""
-        plan, ledger = self.plan, self._ledger
-        setup = Setup(
-            plan.gpu, plan.operators, plan.activation, plan.mode, ledger.skip, ledger.bars,
-            plan.kernels, plan.deadline_s,
-        )  # fmt: skip
-        worker = Worker(setup, self._opener)
+        ledger = self._ledger
+        worker = self._start()
         if self._checked:
             return worker
         try:

@@ -1,8 +1,9 @@
 """A session in a process of its own, so that a crashing kernel costs a row and not the run.
 
 The parent sends (method, arguments) and waits for the answer. Before each kernel runs for the first time
-and before each sample the child writes the arm's name and the time into shared memory; when the child dies,
-or is busy with one arm for too long, the parent reads there which arm it was. A child never outlives its
+and before each sample the child writes the arm's name and the time into shared memory, and before it imports
+somebody's kernel the name of that; when the child dies, or is busy with one for too long, the parent reads
+there which it was. A child never outlives its
 parent: the kernel of the operating system ends it, whatever it is doing.
 """
 
@@ -77,11 +78,15 @@ class Begun:
 
 
 class WorkerLostError(RuntimeError):
-    """The worker is gone. `suspect` is the arm it was running, None if none; the message says how."""
+    """The worker is gone; the message says how.
 
-    def __init__(self, reason: str, suspect: ArmName | None) -> None:
-        super().__init__(reason)
+    `suspect` is the arm it was running, None if none; `importing` the kernel whose module it was importing.
+    """
+
+    def __init__(self, reason: str, suspect: ArmName | None, importing: str | None = None) -> None:
+        super().__init__(reason if importing is None else f"importing {importing}: {reason}")
         self.suspect = suspect
+        self.importing = importing
 
 
 class Worker:
@@ -112,7 +117,10 @@ class Worker:
             with _environment(Path(self._folder.name)), _signals_held():
                 self._process.start()
             child.close()
-            self.opened: Opened = self._answer(START_DEADLINE_S)
+            self._answer(
+                START_DEADLINE_S
+            )  # the device is open; now other people's kernels are imported
+            self.opened: Opened = self._answer(self._deadline_s)
         except BaseException:
             self.close()
             raise
@@ -186,7 +194,7 @@ class Worker:
                 if left_s <= 0:
                     self._process.kill()
                     raise WorkerLostError(
-                        f"it did not finish within {deadline_s:g} s", self._last()
+                        f"it did not finish within {deadline_s:g} s", *self._last()
                     )
                 self._connection.poll(left_s)
             good, answer = self._connection.recv()
@@ -195,20 +203,21 @@ class Worker:
         if good:
             return answer
         if isinstance(answer, str):
-            raise WorkerLostError(answer, self._last())
+            raise WorkerLostError(answer, *self._last())
         raise answer
 
     def _lost(self) -> WorkerLostError:
         """Why the child is gone: its end of the pipe is closed."""
         self._process.join(timeout=END_S)
-        return WorkerLostError(_how_it_ended(self._process.exitcode), self._last())
+        return WorkerLostError(_how_it_ended(self._process.exitcode), *self._last())
 
-    def _last(self) -> ArmName | None:
-        text = self._suspect.value.decode()
-        if not text:
-            return None
-        operator, batch, *rest = text.split("\t")
-        return ArmName(operator, int(batch), *rest)
+    def _last(self) -> tuple[ArmName | None, str | None]:
+        """The arm that it was running, or the kernel that it was importing."""
+        operator, *rest = self._suspect.value.decode(errors="replace").split("\t")
+        if not rest:
+            return None, operator or None
+        batch, *others = rest
+        return ArmName(operator, int(batch), *others), None
 
 
 @contextlib.contextmanager
@@ -276,8 +285,10 @@ def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent's to handle
         signal.signal(number, signal.SIG_IGN)
 
-    def announce(name: ArmName | None) -> None:
-        fields = [str(value) for value in astuple(name)] if name else []
+    def announce(name: ArmName | str | None) -> None:
+        fields = (
+            [str(value) for value in astuple(name)] if isinstance(name, ArmName) else [name or ""]
+        )
         suspect.value = "\t".join(fields).encode()[: _NAME_BYTES - 1]
         since_s.value = time.monotonic()  # the same clock in both processes
 
@@ -285,12 +296,14 @@ def _serve(
         device = opener(setup.gpu)
         activation = setup.activation or device.default_activation
         mode = setup.mode or device.default_mode
-        session = Session(
-            device, setup.operators, activation, mode, setup.skip, announce, setup.bars,
-            load_kernels(setup.kernels, device.kind),
-        )  # fmt: skip
         about = (device.describe(), device.cache_bytes, activation, mode)
         opened = Opened(*about, device.software(), device.seeds())
+        connection.send((True, None))
+        kernels = load_kernels(setup.kernels, device.kind, announce)
+        announce(None)
+        session = Session(
+            device, setup.operators, activation, mode, setup.skip, announce, setup.bars, kernels
+        )
     except (DeviceError, ValueError) as error:
         connection.send((False, error))
         return

@@ -98,6 +98,7 @@ def extract(path: Path, folder: Path) -> list[Path]:
         cwd=folder,
         capture_output=True,
         text=True,
+        errors="replace",
     )
     cubins = sorted(folder.glob("*.cubin"))
     if done.returncode or not cubins:
@@ -112,7 +113,10 @@ def resource_usage(cubin: Path) -> dict[str, dict[str, int]]:
         ForeignError: cuobjdump refuses the file.
     """
     done = subprocess.run(
-        [tool("cuobjdump"), "--dump-resource-usage", cubin], capture_output=True, text=True
+        [tool("cuobjdump"), "--dump-resource-usage", cubin],
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     if done.returncode:
         raise ForeignError(f"{cubin.name} is no cubin that cuobjdump can read.")
@@ -156,7 +160,10 @@ def disassemble(
     """
     chosen = ["--function", ",".join(names)] if names else []
     done = subprocess.run(
-        [tool("cuobjdump"), "--dump-sass", *chosen, cubin], capture_output=True, text=True
+        [tool("cuobjdump"), "--dump-sass", *chosen, cubin],
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     arch = CODE_FOR.search(done.stdout)
     if done.returncode or arch is None:

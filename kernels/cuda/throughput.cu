@@ -2,8 +2,9 @@
 //
 // A thread runs CHAINS chains of one instruction, each as long as the loop: with one chain every instruction
 // waits for the one before it (its latency), with eight the pipe is kept full (its throughput). Each block
-// notes how many clocks it took. The result of every chain is stored if it is a number that never comes, so
-// nothing can be left out; a test looks into the machine code for what is left.
+// notes how many clocks it took, from where all of its warps begin to where the last of them is done: a rate
+// credits every thread, so the clock of the first to finish would be too early. The result of every chain is stored if it is a
+// number that never comes, so nothing can be left out; a test looks into the machine code for what is left.
 //
 //     clocks[block] = clock after - clock before      instructions of a thread = ITERATIONS * UNROLL * CHAINS
 //
@@ -53,6 +54,7 @@ extern "C" __global__ void probe(const unsigned *operands, long long *clocks, un
 #pragma unroll
     for (int i = 0; i < CHAINS; i++) x[i] = OPERATION == 8 ? places[lane] : operands[0] + lane + i;
     const unsigned a[2] = {operands[1], operands[2]}, b = operands[3];
+    __syncthreads();
     const long long before = clock64();
 #pragma unroll 1
     for (int iteration = 0; iteration < iterations; iteration++) {
@@ -62,6 +64,7 @@ extern "C" __global__ void probe(const unsigned *operands, long long *clocks, un
             for (int i = 0; i < CHAINS; i++) x[i] = step(x[i], a[u % 2], b + u % 2, places);
         }
     }
+    __syncthreads();
     const long long after = clock64();
     unsigned all = 0;
 #pragma unroll

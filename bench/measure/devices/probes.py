@@ -22,7 +22,7 @@ from bench.measure.environment import cuda_compilers
 from kernels.cuda.launch import compiled, launch_function, missing
 from kernels.cuda.probes import CAST, THROUGHPUT, Probe
 from kernels.kernel import Launch
-from profiles.record import Quantity
+from profiles.record import Quantity, absent
 from profiles.schema import ProbeReport, ProbeRow
 
 Unit = Literal["per clock and SM", "clocks", "s per weight", "GB/s", "us"]
@@ -31,6 +31,7 @@ THREADS = 512
 ITERATIONS = 4096
 ROUNDS = 11
 LAUNCHES = 1000
+ISSUED = 128  # thread-instructions per clock that the four schedulers of a multiprocessor can issue
 OPERANDS = (0x3C013C01, 0x00010203, 0x07060504, 0x3C003C00)
 
 
@@ -46,6 +47,18 @@ def row(name: str, rounds: Sequence[float], unit: Unit) -> ProbeRow:
 def rate_per_clock(probe: Probe, threads: int, iterations: int, clocks: float) -> float:
     """Units of a probe that all threads of a multiprocessor complete in a clock."""
     return probe.units * threads * iterations / clocks
+
+
+def rate_row(name: str, rounds: Sequence[float]) -> ProbeRow:
+    """The median of some rates and its interval; none where a round is faster than instructions are issued."""
+    most = max(rounds)
+    if most > ISSUED:
+        why = (
+            f"refused: a round shows {most:.4g} instructions per clock, and a multiprocessor issues at most "
+            f"{ISSUED}: its clocks are wrong"
+        )
+        return ProbeRow(name=name, unit="per clock and SM", value=absent(why))
+    return row(name, rounds, "per clock and SM")
 
 
 def latency_clocks(probe: Probe, iterations: int, clocks: float) -> float:
@@ -96,7 +109,7 @@ def measure(report: ProbeReport) -> ProbeReport:
                 results.append(row(f"latency {probe.name}", values, "clocks"))
             else:
                 values = [rate_per_clock(probe, threads, ITERATIONS, c) for c in rounds]
-                results.append(row(f"rate {probe.name}", values, "per clock and SM"))
+                results.append(rate_row(f"rate {probe.name}", values))
     results += dequant_work(board.multi_processor_count)
     results += bandwidth(board.multi_processor_count, board.L2_cache_size)
     results += launch_times()

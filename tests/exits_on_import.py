@@ -1,0 +1,5 @@
+"""A module of kernels that nobody gets to see: importing it leaves Python."""
+
+import sys
+
+sys.exit(3)
