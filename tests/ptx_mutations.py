@@ -77,6 +77,9 @@ def shorter(step: int) -> Edit:
     )
 
 
+WGMMA = on(TILE, 90)
+SWIZZLED = 64 << 32  # the stride in a descriptor; above it stands the swizzle
+WAIT = r"wgmma\.wait_group\.sync\.aligned 0;"
 MUTATIONS = (
     # Dequantization and arithmetic
     Mutation("wrong lop3 table", UNPACK, edit("0xEA", "0xE8", "first"), WRONG_RESULT),
@@ -416,6 +419,26 @@ MUTATIONS = (
         "mma of bf16 on fp16 numbers",
         on(GEMM, 89),
         edit(r"f32\.f16\.f16\.f32", "f32.bf16.bf16.f32", "every"),
+        WRONG_RESULT,
+    ),
+    # Warpgroups
+    Mutation(
+        "no fence of registers before wgmma",
+        WGMMA,
+        edit(r"wgmma\.fence\.sync\.aligned;", ""),
+        Fault.ASYNC_PRODUCT,
+    ),
+    Mutation(
+        "shared memory not shown to wgmma",
+        WGMMA,
+        edit(r"fence\.proxy\.async\.shared::cta;", ""),
+        Fault.ASYNC_PRODUCT,
+    ),
+    Mutation("no wait for wgmma", WGMMA, edit(WAIT, "", "last"), Fault.ASYNC_PRODUCT),
+    Mutation(
+        "wrong swizzle in a descriptor",
+        WGMMA,
+        edit(f"{SWIZZLED | 1 << 62};", f"{SWIZZLED | 2 << 62};", "first"),
         WRONG_RESULT,
     ),
 )
