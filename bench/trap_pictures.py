@@ -186,8 +186,8 @@ def _phi(book: Book, answers: Answers) -> Figure | None:
             if p.batch == batch and (q := getattr(p, word)).value is not None and q.low is not None
         )
         if known:
-            at, value, low, high = (1e6 * np.array(each) for each in zip(*known, strict=True))
-            at = at / 1e6
+            at, *times_s = (np.array(each) for each in zip(*known, strict=True))
+            value, low, high = (1e6 * each for each in times_s)
             axis.errorbar(
                 at, value, yerr=(value - low, high - value), fmt="o", markersize=4, capsize=3,
                 color="#0063b2",

@@ -195,8 +195,10 @@ def _change(best: Option, found: Crossing | None, batch: int) -> list[str]:
     above = [q for q in found.at if (q.high or 0) > batch]
     below = [q for q in found.at if (q.low or 0) < batch]
     if outcome(best.ratio) == "undecided":
-        words = {"wins": "wins", "loses": "loses"}
-        known = [(words[o], [f"{x:.0f}" for x, each in found.outcomes if each == o]) for o in words]
+        known = [
+            (word, [f"{x:.0f}" for x, each in found.outcomes if each == word])
+            for word in ("wins", "loses")
+        ]
         decided = [f"{word} at batch {', '.join(at)}" for word, at in known if at]
         return [f"Where it is decided it {' and '.join(decided)}."] if decided else []
     other = "16 bits win" if outcome(best.ratio) == "wins" else "it would win"
