@@ -76,6 +76,7 @@ class Audit:
         capability: compute capability times ten.
         classes: instructions of one pass of the hot path, by class of `sass.CLASS_NAMES`.
         slow_conversions: those of class "cvt" that run on the slow unit.
+        wide_imad: those of class "imad" that take their pipe twice as long.
         loads: loads from global memory in one pass, by width in bits.
         looped: whether the hot path is a loop; otherwise the whole kernel was counted.
         weights: that one lane handles in one pass; None: unknown.
@@ -96,6 +97,7 @@ class Audit:
     slow_conversions: int
     loads: Mapping[int, int]
     looped: bool
+    wide_imad: int = 0
     weights: int | None = None
     registers: int | None = None
     spill_instructions: int = 0
@@ -173,6 +175,7 @@ def audit_code(
         classes=dict(sass.per_class(hot)),
         slow_conversions=len(converting) - sass.count(converting, FAST_CONVERSIONS),
         loads=dict(sass.load_widths(hot)),
+        wide_imad=sass.count(hot, sass.WIDE_IMAD),
         looped=bool(sass.loops(code)),
         weights=weights,
         spill_instructions=sass.count(code, sass.SPILLS),
@@ -312,7 +315,7 @@ def counts_of(audit: Audit, bytes_per_weight: float) -> InstructionCounts:
     """
     weights = audit.weights or 1
     counts = counts_of_classes(
-        audit.classes, audit.slow_conversions, audit.loads, weights, bytes_per_weight
+        audit.classes, audit.slow_conversions, audit.wide_imad, audit.loads, weights, bytes_per_weight
     )
     if audit.capability >= FAST_CAPABILITY:
         return counts

@@ -8,9 +8,13 @@ means 128 / s results per clock and multiprocessor (four quarters of 32 lanes). 
 barrier runs on a unit of variable latency (the slow unit, XU); where the stall before the next is 1, nothing is
 said about its rate.
 
+Where copies of two operations take turns, the clocks from a pair to the next say whether they share a pipe: those
+of both where they do, those of the slower one where they do not.
+
 No GPU is needed. It is the belief of a compiler, not a measurement; published rates differ in places.
 
     probe(90)["integer"]      {"LOP3.LUT": Read(64.0, False), ...}
+    turns(80)["imad"]         4.0: IMAD and FFMA are on one pipe
 
 Layout of the control bits: bits 41 to 44 of an instruction's second 64-bit word are the stall, bits 46 to 48
 the write barrier (7: none).
@@ -22,6 +26,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -45,8 +50,8 @@ OPERATIONS: dict[str, tuple[tuple[str, int], ...]] = {
         ("lop3.b32 {d}, {a}, {b}, {c}, 0x5a", 75),
         ("shf.l.wrap.b32 {d}, {a}, {b}, {c}", 75),
         ("prmt.b32 {d}, {a}, {b}, {c}", 75),
-        ("mad.lo.s32 {d}, {a}, {b}, {c}", 75),
     ),
+    "imad": (("mad.lo.s32 {d}, {a}, {b}, {c}", 75), ("dp4a.u32.u32 {d}, {a}, {b}, {c}", 75)),
     "half2": (
         ("fma.rn.f16x2 {d}, {a}, {b}, {c}", 75),
         ("fma.rn.bf16x2 {d}, {a}, {b}, {c}", 80),
@@ -58,6 +63,15 @@ OPERATIONS: dict[str, tuple[tuple[str, int], ...]] = {
         ("cvt.rn.f16x2.f32 {d}, {a}, {b}", 80),
     ),
 }
+FP32 = OPERATIONS["fp32"][0]  # a fused multiply-add
+# Operations that take turns: with FFMA, to see whether they share its pipe; IMAD also with LOP3, which it does not.
+TURNS = {
+    "imad": (OPERATIONS["imad"][0], FP32),
+    "half2": (OPERATIONS["half2"][0], FP32),
+    "integer": (OPERATIONS["integer"][0], FP32),
+    "imad and integer": (OPERATIONS["imad"][0], OPERATIONS["integer"][0]),
+}
+PAIRS = 2  # that clocks are counted over, for an operation may alternate between two opcodes
 
 
 @dataclass(frozen=True)
@@ -89,8 +103,40 @@ def probe(capability: int) -> dict[str, dict[str, Read]]:
         found[pipe] = {}
         for index, (_, least) in enumerate(operations):
             if capability >= least:
-                found[pipe] |= read(code[f"{pipe}_{index}"])
+                found[pipe] |= read(code[_place(pipe, index)])
     return found
+
+
+@cache
+def turns(capability: int) -> dict[str, float]:
+    """Clocks of a quarter of a multiprocessor from a pair of operations to the next, by the name in TURNS.
+
+    Args:
+        capability: compute capability times ten.
+
+    Raises:
+        subprocess.CalledProcessError: the assembler refused the probe.
+        ValueError: it put something else between the operations everywhere.
+    """
+    code = disassembly(capability)
+    return {name: least_clocks(code[_place("turn", i)]) for i, name in enumerate(TURNS)}
+
+
+def least_clocks(code: list[tuple[str, int]]) -> float:
+    """The least clocks per pair, where pairs follow each other and wait for nothing but their pipes.
+
+    Raises:
+        ValueError: they do so nowhere.
+    """
+    found = []
+    for i in range(len(code) - 2 * PAIRS):
+        run = code[i : i + 2 * PAIRS + 1]
+        names = [name.partition(".")[0] for name, _ in run]
+        if len(set(names[:2])) == 2 and names == (names[:2] * (PAIRS + 1))[: len(names)]:
+            found.append(sum(word >> 41 & 15 for _, word in run[:-1]) / PAIRS)
+    if not found:
+        raise ValueError("the two operations nowhere take turns")
+    return min(found)
 
 
 def assembler(capability: int) -> Path:
@@ -108,15 +154,20 @@ def assembler_version(capability: int) -> str:
     return found[1] if found else "of unknown version"
 
 
+@cache
 def disassembly(capability: int) -> dict[str, list[tuple[str, int]]]:
     """Opcode and control word of every instruction, by the name of the probe."""
     arch = f"sm_{capability}"
     version = "8.6" if capability == BLACKWELL else "8.7" if capability > BLACKWELL else "8.0"
     probes = [
-        kernel(f"{pipe}_{index}", operation)
+        kernel(_place(pipe, index), (operation,))
         for pipe, operations in OPERATIONS.items()
         for index, (operation, least) in enumerate(operations)
         if capability >= least
+    ]
+    probes += [
+        kernel(_place("turn", index), [operation for operation, _ in pair])
+        for index, pair in enumerate(TURNS.values())
     ]
     text = f".version {version}\n.target {arch}\n.address_size 64\n" + "\n".join(probes)
     with tempfile.TemporaryDirectory(prefix="stalls-") as folder:
@@ -133,8 +184,13 @@ def disassembly(capability: int) -> dict[str, list[tuple[str, int]]]:
     return {name: parse(body) for name, body in zip(parts[::2], parts[1::2], strict=True)}
 
 
-def kernel(name: str, operation: str) -> str:
-    """PTX with copies of one operation that neither go away nor mix with anything else."""
+def _place(pipe: str, index: int) -> str:
+    """The name of the probe of an operation."""
+    return f"{pipe}_{index}"
+
+
+def kernel(name: str, operations: Sequence[str]) -> str:
+    """PTX with copies of operations, in turn, that neither go away nor mix with anything else."""
     lines = [f".visible .entry {name}(.param .u64 p) {{", ".reg .b64 q;"]
     lines += [f".reg .b32 {letter}<{COPIES}>;" for letter in "abcd"]
     lines.append("ld.param.u64 q, [p];")
@@ -144,7 +200,8 @@ def kernel(name: str, operation: str) -> str:
         ]
     lines.append("bar.sync 0;")
     lines += [
-        operation.format(a=f"a{i}", b=f"b{i}", c=f"c{i}", d=f"d{i}") + ";" for i in range(COPIES)
+        operations[i % len(operations)].format(a=f"a{i}", b=f"b{i}", c=f"c{i}", d=f"d{i}") + ";"
+        for i in range(COPIES)
     ]
     lines += [f"st.volatile.global.b32 [q+{4 * i}], d{i};" for i in range(COPIES)]
     return "\n".join([*lines, "ret;", "}"])
