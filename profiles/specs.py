@@ -33,6 +33,7 @@ from pydantic import ValidationError, model_validator
 from profiles.record import Record
 from profiles.schema import ProbeReport
 
+SCHEDULERS = 4  # of a multiprocessor, since 5.0; each issues for one warp at a time
 SPECS_FOLDER = Path(__file__).with_name("specs")
 MEASURED_FOLDER = SPECS_FOLDER / "measured"
 CAPABILITY_PREFIX = "sm_"

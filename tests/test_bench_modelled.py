@@ -368,6 +368,27 @@ def test_the_product_of_lowp_has_the_rate_of_its_operands(name: str, gpu: str, t
     assert found["triton"].parts_s["tensor"] == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "gpu", "bits"), [("int8-ch", "a100", 8), ("nvfp4", "b200", 4 + 8 / 16)]
+)
+def test_the_product_of_lowp_reads_x_as_it_reads_weights(name: str, gpu: str, bits: float) -> None:
+    """256 rows of 4096: in each of 4 x 64 tiles 64 of them once, and y in 16 bits; scales of rows are few."""
+    _, found = lowp(name, gpu)
+    board = load_gpu(gpu)
+    x, words = 256 * 4096 * bits / 8, 4096 * 4096 * bits / 8
+    clocks = board.sms.value * board.sm_clock_mhz.value * 1e6
+    parts = found["triton"].parts_s
+    job = next(j for j in jobs_of_layer(Layer((SQUARE,), (find_format(name),), (256,), "bf16"), [board])
+               if j.arm == "lowp")  # fmt: skip
+    cut = Cut.of(plan_for(job, 4096, 4096), find_format(name), Problem(4096, 4096, 256))
+    requested = cut.along_n * x + 256 / cut.rows_per_pass * words
+    assert parts["l2"] == pytest.approx(requested / (24 * clocks), rel=2e-3)
+    read = words + x + 2 * 256 * 4096
+    efficiency = (board.dram_efficiency or parameters.DRAM_EFFICIENCY).value
+    rate = board.memory_gb_per_s.value * 1e9 * efficiency
+    assert parts["dram"] == pytest.approx(read / rate, rel=2e-3)
+
+
 def test_quantizing_x_is_refused_so_lowp_has_a_product_and_no_speedup() -> None:
     model, found = lowp("int8-ch", "h100", 16)
     assert found["triton"].value_s is not None

@@ -7,7 +7,8 @@ two arms are one kernel with one launch configuration, so what is left is the de
     audit = audit_job(Job("fused", "gemv-ptx", "int4-g128", "fp16", 1, 90))
     row_of(audit).value("total")      thread-instructions per weight
 
-Counts are of the hot path (`bench.static.sass`). Where nobody knows how many weights a lane handles in one
+Counts are of the hot path (`bench.static.sass`), of a loop within it as often as it runs (`nesting.py`); where the
+code does not say how often, it counts once, and the counts are lower bounds that give no R. Where nobody knows how many weights a lane handles in one
 pass of it, they are per pass.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from bench.static import sass
+from bench.static import nesting, sass
 from bench.static.compile import WARP_LANES, CompiledKernel, compile_kernel
 from bench.static.cost import InstructionCounts, KernelCost, counts_of_classes
 from bench.static.occupancy import MULTIPROCESSORS, resident_programs
@@ -35,6 +36,7 @@ FAST_CAPABILITY = 86  # from here on an instruction turns integers into floats o
 ACTIVATION_BITS = 16
 DIFFERENCE = "fused-bypass"
 UNFUSED = "unfused"
+LOWER_BOUND = "at least"  # an inner loop of unknown length
 RESOURCES = ("registers", "spills", "shared_bytes")
 MEASURES = ("total", *sass.CLASS_NAMES, *RESOURCES)
 
@@ -89,6 +91,8 @@ class Audit:
         outside: instructions that run once, around the loop, by class; none without a loop.
         guarded: instructions of the hot path that a branch may skip.
         warp_mma: those of class "mma" that belong to one warp, which newer boards run slowly.
+        inner_loops: loops within the hot path, each of whose passes counts.
+        unknown_loops: those of them that count once because nobody knows how often they run.
     """
 
     name: str
@@ -108,6 +112,8 @@ class Audit:
     outside: Mapping[str, int] = field(default_factory=dict)
     guarded: int = 0
     warp_mma: int = 0
+    inner_loops: int = 0
+    unknown_loops: int = 0
 
     @property
     def instructions(self) -> int:
@@ -158,7 +164,7 @@ def weights_per_pass(plan: Plan, weight_format: WeightFormat, num_warps: int) ->
 def audit_code(
     name: str, capability: int, code: sass.Code, weights: int | None = None, **found: Any
 ) -> Audit:
-    """Count the hot path of one function.
+    """Count the hot path of one function, each instruction as often as one pass runs it.
 
     Args:
         name: of the kernel.
@@ -167,7 +173,8 @@ def audit_code(
         weights: that one lane handles in one pass.
         **found: registers, stack_bytes and other attributes of `Audit`.
     """
-    hot = sass.hot_path(code)
+    inner = nesting.inner_loops(code)
+    hot = nesting.executed(code, inner)
     converting = [i for i in hot if sass.class_of(i) == "cvt"]
     return Audit(
         name=name,
@@ -182,6 +189,8 @@ def audit_code(
         outside=dict(sass.per_class(sass.outside(code))),
         guarded=sass.guarded(code),
         warp_mma=sass.count(hot, sass.WARP_MMA),
+        inner_loops=len(inner),
+        unknown_loops=sum(loop.passes is None for loop in inner),
         **found,
     )
 
@@ -334,7 +343,7 @@ def cost_of(row: Row, bytes_per_weight: float, batch: int) -> KernelCost | None:
         source="compiled and counted, not run",
         tensor_cores=audit.classes.get("mma", 0) > 0,
         rows_per_pass=batch,
-        unmodelled="spills" if audit.spills else "",
+        unmodelled="spills" if audit.spills else LOWER_BOUND if audit.unknown_loops else "",
     )
 
 

@@ -17,7 +17,7 @@ No GPU is needed. It is the belief of a compiler, not a measurement; published r
     turns(80)["imad"]         4.0: IMAD and FFMA are on one pipe
 
 Layout of the control bits: bits 41 to 44 of an instruction's second 64-bit word are the stall, bits 46 to 48
-the write barrier (7: none).
+the write barrier (7: none), bits 52 to 57 the barriers it waits for.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
-from bench.static.compile import tool
+from bench.static.compile import WARP_LANES, tool
+from profiles.specs import SCHEDULERS
 
 COPIES = 24
-LANES = 128  # of a multiprocessor: four quarters of 32
+LANES = SCHEDULERS * WARP_LANES  # of a multiprocessor
 NO_BARRIER = 7
 ENOUGH = 2  # neighbours of one opcode
 OTHERS = ("LD", "ST", "ULD", "NOP", "BAR", "BMOV", "MOV", "BRA", "EXIT")  # not what is probed
@@ -71,7 +73,7 @@ TURNS = {
     "integer": (OPERATIONS["integer"][0], FP32),
     "imad and integer": (OPERATIONS["imad"][0], OPERATIONS["integer"][0]),
 }
-PAIRS = 2  # that clocks are counted over, for an operation may alternate between two opcodes
+RING = 8  # values from which operations that take turns draw their operands: no two have the same
 
 
 @dataclass(frozen=True)
@@ -116,27 +118,31 @@ def turns(capability: int) -> dict[str, float]:
 
     Raises:
         subprocess.CalledProcessError: the assembler refused the probe.
-        ValueError: it put something else between the operations everywhere.
+        ValueError: it nowhere put the operations side by side.
     """
     code = disassembly(capability)
     return {name: least_clocks(code[_place("turn", i)]) for i, name in enumerate(TURNS)}
 
 
 def least_clocks(code: list[tuple[str, int]]) -> float:
-    """The least clocks per pair, where pairs follow each other and wait for nothing but their pipes.
+    """The least clocks from one operation to the other and back, where the next waits for no operand.
+
+    Where an operation alternates between two opcodes the mean of both counts.
 
     Raises:
-        ValueError: they do so nowhere.
+        ValueError: they are nowhere neighbours in both orders.
     """
-    found = []
-    for i in range(len(code) - 2 * PAIRS):
-        run = code[i : i + 2 * PAIRS + 1]
-        names = [name.partition(".")[0] for name, _ in run]
-        if len(set(names[:2])) == 2 and names == (names[:2] * (PAIRS + 1))[: len(names)]:
-            found.append(sum(word >> 41 & 15 for _, word in run[:-1]) / PAIRS)
-    if not found:
-        raise ValueError("the two operations nowhere take turns")
-    return min(found)
+    least: dict[str, dict[tuple[str, str], int]] = {}
+    for (name, word), (following, after) in pairwise(code):
+        one, other = name.partition(".")[0], following.partition(".")[0]
+        if one == other or name.startswith(OTHERS) or following.startswith(OTHERS):
+            continue
+        if not after >> 52 & 63:
+            ways, stall = least.setdefault(one, {}), word >> 41 & 15
+            ways[name, following] = min(stall, ways.get((name, following), stall))
+    if len(least) != 2:
+        raise ValueError("two operations should take turns")
+    return sum(fmean(ways.values()) for ways in least.values())
 
 
 def assembler(capability: int) -> Path:
@@ -190,18 +196,21 @@ def _place(pipe: str, index: int) -> str:
 
 
 def kernel(name: str, operations: Sequence[str]) -> str:
-    """PTX with copies of operations, in turn, that neither go away nor mix with anything else."""
+    """PTX with copies of operations, in turn, that neither go away nor mix with anything else.
+
+    One operation has its own operands in each copy. Several share few, so that loads do not come between them.
+    """
+    operands = [(3 * i, 3 * i + 1, 3 * i + 2) for i in range(COPIES)]
+    if len(operations) > 1:
+        operands = [(i % RING, (i + 4) % RING, (i + 1 + i // RING) % RING) for i in range(COPIES)]
+    loaded = 1 + max(map(max, operands))
     lines = [f".visible .entry {name}(.param .u64 p) {{", ".reg .b64 q;"]
-    lines += [f".reg .b32 {letter}<{COPIES}>;" for letter in "abcd"]
-    lines.append("ld.param.u64 q, [p];")
-    for i in range(COPIES):
-        lines += [
-            f"ld.volatile.global.b32 {x}{i}, [q+{4 * (3 * i + j)}];" for j, x in enumerate("abc")
-        ]
+    lines += [f".reg .b32 v<{loaded}>;", f".reg .b32 d<{COPIES}>;", "ld.param.u64 q, [p];"]
+    lines += [f"ld.volatile.global.b32 v{i}, [q+{4 * i}];" for i in range(loaded)]
     lines.append("bar.sync 0;")
     lines += [
-        operations[i % len(operations)].format(a=f"a{i}", b=f"b{i}", c=f"c{i}", d=f"d{i}") + ";"
-        for i in range(COPIES)
+        operations[i % len(operations)].format(a=f"v{a}", b=f"v{b}", c=f"v{c}", d=f"d{i}") + ";"
+        for i, (a, b, c) in enumerate(operands)
     ]
     lines += [f"st.volatile.global.b32 [q+{4 * i}], d{i};" for i in range(COPIES)]
     return "\n".join([*lines, "ret;", "}"])
