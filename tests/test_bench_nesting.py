@@ -39,7 +39,7 @@ EXIT
 
 def code(text: str) -> sass.Code:
     found = []
-    for line in text.strip().splitlines():
+    for line in map(str.strip, text.strip().splitlines()):
         guard, _, rest = line.partition(" ") if line.startswith("@") else ("", "", line)
         opcode, _, operands = rest.partition(" ")
         found.append({"predicate": guard, "opcode": opcode, "operands": operands})
@@ -82,6 +82,7 @@ def test_a_nested_loop_by_hand() -> None:
           ("@!P0", "@P0")), 12),
         ((("MOV R7, RZ", "MOV R7, 0x1e"), ("0x1\n", "-0x3\n"), ("GE.AND P0", "GT.AND P0"),
           ("R7, 0xc", "R7, RZ"), ("@!P0", "@P0")), 10),  # 27 ... 0
+        ((("ISETP.GE.AND P0, PT, R7, 0xc, PT", "ISETP.LE.AND P0, PT, 0xc, R7, PT"),), 12),
         ((("MOV R7, RZ", "MOV R7, 0x1e"), ("0x1\n", "-0x3\n"), ("GE.AND P0", "GT.U32.AND P0"),
           ("R7, 0xc", "R7, RZ"), ("@!P0", "@P0")), 10),
     ],

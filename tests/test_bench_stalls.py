@@ -100,7 +100,15 @@ def test_operations_that_take_turns_by_hand() -> None:
     assert (least_clocks(code(*one)), least_clocks(code(*two))) == (4.0, 2.0)
     three = [("HFMA2", 2), ("FFMA", 1), ("HFMA2.MMA", 1), ("FFMA", 1)] * 3
     assert least_clocks(code(*three)) == 2.5
-    late = [("IMAD", 5), ("FFMA", 4), ("IMAD", 2), ("FFMA", 1), ("IMAD", 6), ("STG", 1), ("FFMA", 1)]
+    late = [
+        ("IMAD", 5),
+        ("FFMA", 4),
+        ("IMAD", 2),
+        ("FFMA", 1),
+        ("IMAD", 6),
+        ("STG", 1),
+        ("FFMA", 1),
+    ]
     assert least_clocks(code(*late)) == 3.0
     waiting = code(*one)
     waiting[4:4] = [("IMAD", word(1)), ("FFMA", word(1) | 1 << 52), ("IMAD", word(1) | 1 << 52)]

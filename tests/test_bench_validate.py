@@ -12,8 +12,18 @@ from typer.testing import CliRunner
 from bench import validate
 from bench.static import parameters
 from bench.static.cost import Problem
-from bench.static.published import SOURCES, Row, load_rows
-from bench.static.score import Scored, by_board, errors, held_out, predict_row, widths
+from bench.static.published import SOURCES, Row, Source, load_rows
+from bench.static.score import (
+    VENDOR_FAMILY,
+    Scored,
+    by_board,
+    differences_covered,
+    errors,
+    held_out,
+    predict_row,
+    ratios,
+    widths,
+)
 
 ROWS = load_rows(validate.PUBLISHED)
 SCORED = validate.score()
@@ -156,6 +166,53 @@ def test_the_committed_widths_are_those_of_the_rows() -> None:
     found = widths(SCORED)
     assert found[True] <= parameters.WIDTH_SMALL_BATCH <= found[True] + 0.001
     assert found[False] <= parameters.WIDTH_LARGE_BATCH <= found[False] + 0.001
+    found = widths(ratios(SCORED))
+    assert found[True] <= parameters.RATIO_WIDTH_SMALL_BATCH <= found[True] + 0.001
+    assert found[False] <= parameters.RATIO_WIDTH_LARGE_BATCH <= found[False] + 0.001
+
+
+def planted_times(fused_us: float, sixteen_us: float, batch: int = 1) -> list[Scored]:
+    """A kernel of 4 bits, modelled at 30 us, and a 16-bit one at 100 us, both of one source."""
+    source = Source("s", "time_us", cold=True, graph=True)
+    problem = Problem(8192, 8192, batch)
+    return [
+        Scored(Row(source, "a10", kernel, problem, value), family, "f", "scored", predicted=said,
+               residual=log(value / said), width=0.2)
+        for kernel, family, value, said in (
+            ("marlin", "marlin", fused_us, 30.0), ("vendor16", VENDOR_FAMILY, sixteen_us, 100.0))
+    ]  # fmt: skip
+
+
+def test_a_ratio_is_free_of_what_both_times_have_in_common() -> None:
+    """Both 20 % slower than modelled: each time is off by ln 1.2, and their ratio is right."""
+    rows = planted_times(36.0, 120.0)
+    (ratio,) = ratios(rows)
+    assert ratio.residual == pytest.approx(0.0)
+    assert ratio.width is None
+    (other,) = ratios(planted_times(36.0, 100.0))
+    assert other.residual == pytest.approx(log(1.2))
+    assert ratios(rows[:1]) == []  # no 16-bit time beside it
+    apart = [rows[0], replace(rows[1], standing="apart")]
+    assert ratios(apart)[0].standing == "apart"
+    speedups = [s for s in SCORED if s.row.source.key == "marlin" and s.predicted is not None]
+    assert ratios(speedups) == [s for s in speedups if s.family != VENDOR_FAMILY]
+
+
+@pytest.mark.parametrize(
+    ("fused_us", "sixteen_us", "held"),
+    [(30.0, 100.0, True), (36.0, 120.0, True), (24.0, 120.0, False), (60.0, 95.0, False)],
+)
+def test_a_difference_is_held_over_both_intervals(
+    fused_us: float, sixteen_us: float, held: bool
+) -> None:
+    """0.3 times and over exp 0.1 is 0.271 to 0.332; 100 us times and over exp 0.2 are 81.9 to 122.1.
+
+    So the difference lies between -0.729 x 122.1 = -89 and -0.668 x 81.9 = -55; here it is -70, -84, -96, -35.
+    """
+    rows = planted_times(fused_us, sixteen_us)
+    paired = [replace(s, width=0.1) for s in ratios(rows)]
+    assert differences_covered(rows, paired) == [held]
+    assert differences_covered(rows, [replace(s, width=None) for s in paired]) == []
 
 
 def test_what_was_asked_of_the_model_is_met() -> None:

@@ -7,9 +7,9 @@ two arms are one kernel with one launch configuration, so what is left is the de
     audit = audit_job(Job("fused", "gemv-ptx", "int4-g128", "fp16", 1, 90))
     row_of(audit).value("total")      thread-instructions per weight
 
-Counts are of the hot path (`bench.static.sass`), of a loop within it as often as it runs (`nesting.py`); where the
-code does not say how often, it counts once, and the counts are lower bounds that give no R. Where nobody knows how many weights a lane handles in one
-pass of it, they are per pass.
+Counts are of the hot path (`bench.static.sass`), of a loop within it as often as it runs (`nesting.py`); where
+the code does not say how often, it counts once, and the counts are lower bounds that give no R. Where nobody
+knows how many weights a lane handles in one pass of the hot path, they are per pass.
 """
 
 from __future__ import annotations
@@ -324,7 +324,12 @@ def counts_of(audit: Audit, bytes_per_weight: float) -> InstructionCounts:
     """
     weights = audit.weights or 1
     counts = counts_of_classes(
-        audit.classes, audit.slow_conversions, audit.wide_imad, audit.loads, weights, bytes_per_weight
+        audit.classes,
+        audit.slow_conversions,
+        audit.wide_imad,
+        audit.loads,
+        weights,
+        bytes_per_weight,
     )
     if audit.capability >= FAST_CAPABILITY:
         return counts

@@ -123,8 +123,8 @@ def breaches(limits: Sequence[Limit], rows: Sequence[Row]) -> list[Breach]:
                 measure not in RESOURCES
             ):
                 raise GateError(
-                    f"the limit on {measure} of {limit.kernel!r} on {limit.arch!r} cannot be held against a lower "
-                    "bound: a loop within the hot loop runs as often as a value at run time says."
+                    f"the limit on {measure} of {limit.kernel!r} on {limit.arch!r} cannot be held against a "
+                    "lower bound: a loop within the hot loop runs as often as a value at run time says."
                 )
             found += [
                 Breach(row.name, f"sm_{row.capability}", measure, value, most)

@@ -37,13 +37,13 @@ PER_PASS_NOTE = (
     "there is no R. Give --weights N."
 )
 LOWER_NOTE = (
-    "≥ a lower bound: a loop within the hot loop runs as often as a value at run time says; it is counted once, "
-    "and there is no R."
+    "≥ a lower bound: a loop within the hot loop runs as often as a value at run time says; it is counted "
+    "once, and there is no R."
 )
-PIPES = {"issue": "issue", "integer": "int", "imad": "imad", "half2": "half2", "fp32": "fp32", "conversion": "XU",
-         "shared": "shfl"}  # fmt: skip
-HEADS = {"total": "total", "int": "int", "imad": "imad", "half2": "half2", "fp32": "fp32", "cvt": "cvt", "mma": "mma",
-         "exchange": "shfl", "load": "load", "other": "other"}  # fmt: skip
+PIPES = {"issue": "issue", "integer": "int", "imad": "imad", "half2": "half2", "fp32": "fp32",
+         "conversion": "XU", "shared": "shfl"}  # fmt: skip
+HEADS = {"total": "total", "int": "int", "imad": "imad", "half2": "half2", "fp32": "fp32", "cvt": "cvt",
+         "mma": "mma", "exchange": "shfl", "load": "load", "other": "other"}  # fmt: skip
 BOARDS_PER_TABLE = 5
 
 

@@ -26,8 +26,8 @@ class InstructionCounts:
 
     Attributes:
         total: all of them: what the schedulers issue.
-        integer: LOP3, SHF, PRMT, IADD3 and their kin. What was typed off other people's kernels (peers.toml) has
-            their IMAD here as well, since nobody counted it apart.
+        integer: LOP3, SHF, PRMT, IADD3 and their kin. What was typed off other people's kernels (peers.toml)
+            has their IMAD here as well, since nobody counted it apart.
         imad: IMAD and IDP, on the pipe of fp32; .WIDE and .HI, which take it twice as long, are two.
         half2: HADD2, HMUL2, HFMA2.
         fp32: FADD, FMUL, FFMA.

@@ -1,12 +1,13 @@
 """The modelled GPU: how long a kernel takes, from its instructions and the board's published rates.
 
-    T = t0 + pnorm(t_dram, t_l2, t_issue, t_integer, t_imad, t_half2, t_fp32, t_xu, t_shared, t_tensor, t_latency)
+    T = t0 + pnorm(t_dram, t_l2, t_<pipe>, t_tensor, t_latency)
 
     t0          launch, and the steps of a reduction that wait for each other
     t_dram      bytes / (bandwidth x efficiency)
     t_l2        bytes requested / (bytes per clock of a multiprocessor x multiprocessors x clock), where the
                 kernel says how many its tiles request
-    t_<pipe>    instructions of that class / (lanes x multiprocessors x clock x efficiency) x unevenness
+    t_<pipe>    instructions of that class / (lanes x multiprocessors x clock x efficiency) x unevenness;
+                pipes: issue, integer, imad, half2, fp32, xu, shared
     t_tensor    2 x padded rows x n x k / (tensor rate x efficiency) x unevenness
     t_latency   rounds of requests x latency of memory (Little's law), where the kernel says how many bytes
                 it has in flight

@@ -7,8 +7,8 @@
 
 Start, step and end are read off the instructions and the counter is run through, so it does not matter which of
 change and test comes first. Everything else is not derived: a bound in a register, a second way out, a counter
-that another branch may have set. Such a loop counts once, and what is said of the kernel is a lower bound. A loop
-that waits (for a barrier, TRYWAIT) does its work once, however often it asks.
+that another branch may have set. Such a loop counts once, and what is said of the kernel is a lower bound. A
+loop that waits (for a barrier, TRYWAIT) does its work once, however often it asks.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ COMPARISONS: dict[str, Callable[[int, int], bool]] = {
     "LT": operator.lt, "LE": operator.le, "GT": operator.gt, "GE": operator.ge, "EQ": operator.eq,
     "NE": operator.ne,
 }  # fmt: skip
+TURNED = {"LT": "GT", "LE": "GE", "GT": "LT", "GE": "LE", "EQ": "EQ", "NE": "NE"}
 
 
 @dataclass(frozen=True)
@@ -90,22 +91,20 @@ def passes(code: sass.Code, first: int, last: int) -> int | None:
     tests = [i for i in body if _writes(i, guard[2])]
     if len(tests) != 1 or tests[0].predicate:
         return None
-    test = re.fullmatch(
-        r"U?P\d, U?PT, (\w+), (-?0x[0-9a-f]+|U?RZ), U?PT", ", ".join(operands(tests[0]))
-    )
+    test = re.fullmatch(r"U?P\d, U?PT, ([-\w]+), ([-\w]+), U?PT", ", ".join(operands(tests[0])))
     words = tests[0].opcode.split(".")
     if test is None or words[0] not in ("ISETP", "UISETP") or words[-1] != "AND":
         return None
-    counter, end = test[1], number(test[2])
+    compare, counter, end = COMPARISONS.get(words[1]), test[1], number(test[2])
+    if end is None:  # the constant may stand first
+        compare, counter, end = COMPARISONS.get(TURNED.get(words[1], "")), test[2], number(test[1])
     changes = [i for i in body if _writes(i, counter)]
     step = added(changes[0], counter) if len(changes) == 1 else None
     start = start_of(code, first, counter)
-    if not step or start is None or end is None or words[1] not in COMPARISONS:
+    if not step or start is None or end is None or compare is None:
         return None
-    return run(
-        (start, step, end), COMPARISONS[words[1]], "U32" in words, guard[1] != "!",
-        changes[0].index < tests[0].index,
-    )  # fmt: skip
+    change_first = changes[0].index < tests[0].index
+    return run((start, step, end), compare, "U32" in words, guard[1] != "!", change_first)
 
 
 def run(

@@ -1,7 +1,7 @@
 """How many programs of a kernel fit on one multiprocessor at a time.
 
-Registers are handed out per warp in blocks of 256, each scheduler of a multiprocessor from its own quarter; shared
-memory in steps of 1 KiB with 1 KiB kept by the driver per program (cuda_occupancy.h). Limits: CUDA C++
+Registers are handed out per warp in blocks of 256, each scheduler of a multiprocessor from its own quarter;
+shared memory in steps of 1 KiB with 1 KiB kept by the driver per program (cuda_occupancy.h). Limits: CUDA C++
 Programming Guide, table "Technical Specifications per Compute Capability"; an architecture that is not in
 the table has no answer here.
 """

@@ -228,7 +228,7 @@ def unmodelled(audit: Audit) -> str:
 
 
 def around(audit: Audit, cut: Cut) -> InstructionCounts:
-    """What runs once in a program, per weight; slow conversions there are taken for fast ones, wide IMAD for one."""
+    """What runs once in a program, per weight; slow conversions and wide products are taken for others."""
     once = counts_of_classes(audit.outside, 0, 0, {}, 1, 0.0)
     return once * (parameters.OUTSIDE_SHARE.value * cut.lanes / cut.weights)
 

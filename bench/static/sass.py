@@ -61,7 +61,7 @@ LEAVES = ("EXIT", "RET", "BRX", "JMX")
 # SHF). "int" is the ALU pipe: comparisons, minima and choices of fp32 are made there too. Integer products run
 # on the FMA pipe, beside fp32; the compiler also moves (IMAD.MOV) and shifts (IMAD.SHL) with them. "cvt" are
 # conversions, and what else needs the slow unit. Uniform instructions (one per warp, on a datapath of their
-# own), branches, barriers and NOPs are "other". Evidence: `stalls.py`, and the sources in profiles/specs/sm_*.toml.
+# own), branches, barriers and NOPs are "other". Evidence: `stalls.py`, and sources in profiles/specs/sm_*.toml.
 CLASSES = (
     ("exchange", ("SHFL", "LDS", "STS", "LDSM", "STSM")),
     (

@@ -8,8 +8,8 @@ means 128 / s results per clock and multiprocessor (four quarters of 32 lanes). 
 barrier runs on a unit of variable latency (the slow unit, XU); where the stall before the next is 1, nothing is
 said about its rate.
 
-Where copies of two operations take turns, the clocks from a pair to the next say whether they share a pipe: those
-of both where they do, those of the slower one where they do not.
+Where copies of two operations take turns, the clocks from a pair to the next say whether they share a pipe:
+those of both where they do, those of the slower one where they do not.
 
 No GPU is needed. It is the belief of a compiler, not a measurement; published rates differ in places.
 
@@ -66,7 +66,7 @@ OPERATIONS: dict[str, tuple[tuple[str, int], ...]] = {
     ),
 }
 FP32 = OPERATIONS["fp32"][0]  # a fused multiply-add
-# Operations that take turns: with FFMA, to see whether they share its pipe; IMAD also with LOP3, which it does not.
+# Operations that take turns: with FFMA, to see whether they share its pipe; IMAD also with LOP3.
 TURNS = {
     "imad": (OPERATIONS["imad"][0], FP32),
     "half2": (OPERATIONS["half2"][0], FP32),
