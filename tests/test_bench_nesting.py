@@ -156,6 +156,35 @@ def test_loops_three_deep_multiply() -> None:
     assert audit.instructions == 2 + 5 * (4 + 3 * 4)
 
 
+def test_a_block_that_was_moved_behind_is_no_loop() -> None:
+    """The middle of the hot loop, put at its end: it runs once, where its branch is taken."""
+    moved = code(
+        """
+        NOP
+        LDG.E.128 R8, [R2]
+        @P3 BRA 0x60
+        FFMA R5, R8, R5, R9
+        FFMA R5, R9, R5, R10
+        BRA 0x80
+        FADD R6, R6, R7
+        BRA 0x40
+        @P1 BRA 0x10
+        EXIT
+        """
+    )
+    assert sass.loops(moved) == ((4, 7), (1, 8))
+    assert nesting.inner_loops(moved) == ()
+    assert audit_code("k", 90, moved).instructions == 8
+
+
+def test_two_ways_back_are_not_two_loops() -> None:
+    twice = code(LISTING.replace("FFMA R5, R8, R5, R9", "@P4 BRA 0x50"))
+    (inner,) = nesting.inner_loops(twice)
+    assert (inner.first, inner.last, inner.passes) == (5, 9, None)
+    to_outer = code(LISTING.replace("UIADD3 UR8, UP0, UR8, 0x10, URZ", "@P4 BRA 0x10"))
+    assert [loop.passes for loop in nesting.inner_loops(to_outer)] == [12]
+
+
 PTX = """
 .version 8.0
 .target sm_80

@@ -39,7 +39,7 @@ SPECS = Path("profiles", "specs")
 FILE = ROOT / STATIC / "frozen.toml"
 PROGRAMS = (
     *("conformal", "cost", "device", "estimate", "limits", "model", "nesting", "occupancy", "ours"),
-    *("parameters", "peers", "published", "sass", "score"),
+    *("parameters", "peer_code", "peers", "published", "sass", "score"),
 )
 DEFINITIONS = {  # of other files: these names alone
     STATIC / "audit.py": (

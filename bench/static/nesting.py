@@ -8,7 +8,9 @@
 Start, step and end are read off the instructions and the counter is run through, so it does not matter which of
 change and test comes first. Everything else is not derived: a bound in a register, a second way out, a counter
 that another branch may have set. Such a loop counts once, and what is said of the kernel is a lower bound. A
-loop that waits (for a barrier, TRYWAIT) does its work once, however often it asks.
+loop that waits (for a barrier, TRYWAIT) does its work once, however often it asks. A block that was moved
+behind the code it belongs to, and that branches back there, is no loop: one gets to it without passing its
+target.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bench.static import sass
+from bench.static.peer_code import natural_loop
 
 MOST_PASSES = 1 << 16  # of nested loops together; more is taken for a misreading
 WAITS = re.compile(r"TRYWAIT|NANOSLEEP")
@@ -50,13 +53,20 @@ class Inner:
 def inner_loops(code: sass.Code) -> tuple[Inner, ...]:
     """Every loop within the hot loop of a function (`sass.hot_path`), from its first instruction on."""
     hot = {i.index for i in sass.hot_path(code)}
-    whole = (min(hot), max(hot)) if hot and sass.loops(code) else None
-    found = []
+    if not hot or not sass.loops(code):
+        return ()
+    ends: dict[int, list[int]] = {}
     for first, last in sass.loops(code):
-        if first in hot and last in hot and (first, last) != whole:
-            waits = any(WAITS.search(i.opcode) for i in code[first : last + 1])
-            found.append(Inner(first, last, 1 if waits else passes(code, first, last)))
-    return tuple(sorted(found, key=lambda loop: (loop.first, -loop.last)))
+        inside = first in hot and last in hot and first != min(hot)
+        if inside and natural_loop(code, first, last):
+            ends.setdefault(first, []).append(last)
+    found = []
+    for first, branches in sorted(ends.items()):
+        last = max(branches)
+        waits = any(WAITS.search(i.opcode) for i in code[first : last + 1])
+        known = passes(code, first, last) if len(branches) == 1 else None
+        found.append(Inner(first, last, 1 if waits else known))
+    return tuple(found)
 
 
 def executed(code: sass.Code, inner: Iterable[Inner]) -> sass.Code:
@@ -215,7 +225,7 @@ def _entered(code: sass.Code, first: int, last: int) -> bool:
     """Whether a branch from elsewhere leads into the loop."""
     return any(
         first <= target <= last
-        for i in code
+        for i in sass.hot_path(code)
         if not first <= i.index <= last
         for target in sass.successors(i)
         if target != i.index + 1
