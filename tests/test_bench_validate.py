@@ -222,7 +222,7 @@ def test_what_was_asked_of_the_model_is_met() -> None:
 
 def test_a_family_in_which_a_baseline_is_better_is_named() -> None:
     worse = [replace(s, predicted=9e9) if s.family == "exllamav2" else s for s in SCORED]
-    small, every, _ = validate.requirements(worse)
+    small, every, _, _ = validate.requirements(worse)
     assert (small.met, every.met) == (False, False)
     few = "; of fewer than 5 rows, not counted: awq, bitsandbytes"
     assert small.found == every.found == f"worse in: exllamav2{few}"
@@ -232,14 +232,15 @@ def test_a_family_in_which_a_baseline_is_better_is_named() -> None:
         replace(s, predicted=9e9) if s.family == "trtllm-int8" and not s.small else s
         for s in SCORED
     ]
-    assert [r.met for r in validate.requirements(large)] == [True, False, True]
+    assert [r.met for r in validate.requirements(large)] == [True, False, True, True]
 
 
 def test_goals_that_are_missed_are_said() -> None:
-    mape, boards, batches, sixteen = validate.goals(SCORED)
+    mape, boards, differences, batches, sixteen = validate.goals(SCORED)
     assert mape.met
     assert boards.met
     assert boards.found == "96.2% of 338 rows; 115 rows: no finite interval"
+    assert (differences.met, differences.found) == (True, "99.2% of 261 pairs")
     assert (batches.met, batches.found) == (False, "fewer: 84% at 64")
     assert (sixteen.met, sixteen.found) == (False, "worse on: l40s (11% against 6%)")
 
