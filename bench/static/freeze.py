@@ -48,7 +48,7 @@ DEFINITIONS = {  # of other files: these names alone
     ),
     STATIC / "modelled.py": (
         *("CONFIDENCE", "DIGITS", "CACHE_MULTIPLE", "_sum", "_quantity", "_bandwidth"),
-        *("difference", "ratio", "_beyond", "_compare"),
+        *("difference", "ratio", "_ratio_ends", "_beyond", "_compare"),
     ),
     Path("profiles", "specs.py"): ("SCHEDULERS",),
     Path("kernels", "kernel.py"): ("traffic_of", "output_shape", "traffic"),

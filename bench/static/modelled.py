@@ -342,12 +342,9 @@ def difference(a: Quantity, b: Quantity, batch: int) -> Quantity:
     """A - b, over the intervals of a / b and of b."""
     if a.value is None or b.value is None:
         return absent(a.reason or b.reason, "modelled")
-    found = ratio(a, b, batch)
-    assert found.low is not None
-    assert found.high is not None
     assert b.low is not None
     assert b.high is not None
-    ends = estimate.difference((found.low, found.high), (b.low, b.high))
+    ends = estimate.difference(_ratio_ends(a, b, batch), (b.low, b.high))
     return _quantity(a.value - b.value, *ends)
 
 
@@ -355,12 +352,17 @@ def ratio(a: Quantity, b: Quantity, batch: int, less: float = 0.0) -> Quantity:
     """A / b - less; wider where one of them is (a matrix that a cache may hold)."""
     if a.value is None or b.value is None:
         return absent(a.reason or b.reason, "modelled")
+    low, high = _ratio_ends(a, b, batch)
+    return _quantity(a.value / b.value - less, low - less, high - less)
+
+
+def _ratio_ends(a: Quantity, b: Quantity, batch: int) -> tuple[float, float]:
+    """Ends of the interval of a / b."""
+    assert a.value is not None
+    assert b.value is not None
     alone, width = parameters.interval_width(batch), parameters.ratio_width(batch)
-    down, up = _beyond(a, alone), _beyond(b, alone)
     value = a.value / b.value
-    return _quantity(
-        value - less, value * exp(-width - down) - less, value * exp(width + up) - less
-    )
+    return value * exp(-width - _beyond(a, alone)), value * exp(width + _beyond(b, alone))
 
 
 def _beyond(q: Quantity, width: float) -> float:
