@@ -33,6 +33,7 @@ from pydantic import ValidationError, model_validator
 from profiles.record import Record
 from profiles.schema import ProbeReport
 
+SCHEDULERS = 4  # of a multiprocessor, since 5.0; each issues for one warp at a time
 SPECS_FOLDER = Path(__file__).with_name("specs")
 MEASURED_FOLDER = SPECS_FOLDER / "measured"
 CAPABILITY_PREFIX = "sm_"
@@ -110,8 +111,11 @@ class Multiprocessor(Record):
     Attributes:
         capability: such as "8.0".
         issue_lanes: all instructions: four schedulers of 32 lanes.
-        integer_lanes: LOP3, SHF, PRMT, IADD3.
+        integer_lanes: LOP3, SHF, PRMT, IADD3; FSETP, FSEL and FMNMX too.
+        imad_lanes: IMAD and IDP, which run on the FMA pipe or on one half of it.
+        imad_slots: of fp32_lanes that one IMAD takes.
         half2_lanes: HFMA2 and its kin; one instruction gives two results.
+        half2_slots: of fp32_lanes that one HFMA2 takes; 0 where it has a pipe of its own.
         fp32_lanes: FFMA, FADD, FMUL.
         conversion_lanes: I2F and MUFU, the slow unit (XU).
         fast_conversion_lanes: I2FP and F2FP.
@@ -125,7 +129,10 @@ class Multiprocessor(Record):
     capability: str
     issue_lanes: Number
     integer_lanes: Number
+    imad_lanes: Number
+    imad_slots: Number
     half2_lanes: Number
+    half2_slots: Number
     fp32_lanes: Number
     conversion_lanes: Number
     fast_conversion_lanes: Number

@@ -80,6 +80,32 @@ def test_pipes_by_hand() -> None:
     assert predict(load_gpu("rtx4090"), PEERS["gemlite-gemv"], LARGE).limiter == "DRAM"
 
 
+@pytest.mark.parametrize(
+    ("gpu", "alone", "with_fp32", "with_half2"),
+    [
+        ("a100", 24 / 64, (24 + 40) / 64, (40 + 0) / 64),  # one pipe of 64; half2 has its own
+        ("a10", 24 / 64, (24 + 40) / 128, (40 + 2 * 16) / 128),  # two halves, half2 takes both
+        ("h100", 24 / 64, (24 + 40) / 128, (40 + 16) / 128),
+        ("b200", 24 / 64, (24 + 40) / 128, (40 + 2 * 16) / 128),
+    ],
+)
+def test_integer_products_run_on_the_pipe_of_fp32(
+    gpu: str, alone: float, with_fp32: float, with_half2: float
+) -> None:
+    """24 IMAD, 40 FFMA and 16 HFMA2 per weight: NVIDIA's engineers on GA100, GA10x and GH100."""
+    multiprocessor = load_gpu(gpu).multiprocessor
+    assert multiprocessor is not None
+
+    def cycles(**counts: float) -> dict[str, float]:
+        return pipe_cycles(KernelCost("k", "k", InstructionCounts(**counts)), multiprocessor, 1)
+
+    both = cycles(imad=24.0, fp32=40.0, integer=8.0)
+    assert both["imad"] == pytest.approx(alone)
+    assert both["fp32"] == pytest.approx(with_fp32)
+    assert both["integer"] == pytest.approx(8 / 64)  # none of it
+    assert cycles(half2=16.0, fp32=40.0)["fp32"] == pytest.approx(with_half2)
+
+
 def test_fast_conversions_take_the_slow_unit_where_there_is_no_such_instruction() -> None:
     assert A100.multiprocessor is not None
     assert A10.multiprocessor is not None
@@ -239,7 +265,7 @@ def test_counts_of_an_audit_are_divided_by_weights() -> None:
         "cvt": 6,
         "other": 83,
     }
-    found = counts_of_classes(classes, 2, {128: 8, 32: 4}, 256, 4.125 / 8)
+    found = counts_of_classes(classes, 2, 0, {128: 8, 32: 4}, 256, 4.125 / 8)
     assert found.total == pytest.approx(664 / 256)
     assert (found.tensor, found.half2) == (0.25, 1.0)
     assert (found.conversion, found.fast_conversion) == (2 / 256, 4 / 256)

@@ -368,6 +368,27 @@ def test_the_product_of_lowp_has_the_rate_of_its_operands(name: str, gpu: str, t
     assert found["triton"].parts_s["tensor"] == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "gpu", "bits"), [("int8-ch", "a100", 8), ("nvfp4", "b200", 4 + 8 / 16)]
+)
+def test_the_product_of_lowp_reads_x_as_it_reads_weights(name: str, gpu: str, bits: float) -> None:
+    """256 rows of 4096: in each of 4 x 64 tiles 64 of them once, and y in 16 bits; scales of rows are few."""
+    _, found = lowp(name, gpu)
+    board = load_gpu(gpu)
+    x, words = 256 * 4096 * bits / 8, 4096 * 4096 * bits / 8
+    clocks = board.sms.value * board.sm_clock_mhz.value * 1e6
+    parts = found["triton"].parts_s
+    job = next(j for j in jobs_of_layer(Layer((SQUARE,), (find_format(name),), (256,), "bf16"), [board])
+               if j.arm == "lowp")  # fmt: skip
+    cut = Cut.of(plan_for(job, 4096, 4096), find_format(name), Problem(4096, 4096, 256))
+    requested = cut.along_n * x + 256 / cut.rows_per_pass * words
+    assert parts["l2"] == pytest.approx(requested / (24 * clocks), rel=2e-3)
+    read = words + x + 2 * 256 * 4096
+    efficiency = (board.dram_efficiency or parameters.DRAM_EFFICIENCY).value
+    rate = board.memory_gb_per_s.value * 1e9 * efficiency
+    assert parts["dram"] == pytest.approx(read / rate, rel=2e-3)
+
+
 def test_quantizing_x_is_refused_so_lowp_has_a_product_and_no_speedup() -> None:
     model, found = lowp("int8-ch", "h100", 16)
     assert found["triton"].value_s is not None
@@ -435,22 +456,33 @@ def test_the_layer_is_the_sum_over_its_operators() -> None:
     assert step.fused_s.value == near(2 * layer["fused"].time_s.value)
 
 
-def test_a_difference_takes_the_far_ends_and_a_ratio_the_width_of_a_time() -> None:
+def test_a_difference_is_made_of_a_ratio_and_a_time() -> None:
     def around(value: float) -> Quantity:
         w = exp(parameters.WIDTH_SMALL_BATCH)
         return Quantity(value=value, low=value / w, high=value * w, kind="modelled")
 
     a, b, w = around(3.0), around(2.0), exp(parameters.WIDTH_SMALL_BATCH)
-    phi = difference(a, b)
-    assert (phi.value, phi.low, phi.high) == near((1.0, 3 / w - 2 * w, 3 * w - 2 / w))
+    r = exp(parameters.RATIO_WIDTH_SMALL_BATCH)
+    phi = difference(a, b, 1)  # 1.5 / r > 1: its sign is settled
+    assert (phi.value, phi.low, phi.high) == near(
+        (1.0, 2 / w * (1.5 / r - 1), 2 * w * (1.5 * r - 1))
+    )
+    assert phi.low > 0
+    less = difference(b, around(2.5), 1)  # 0.8 r > 1 > 0.8 / r: it is not
+    assert (less.low, less.high) == near((2.5 * w * (0.8 / r - 1), 2.5 * w * (0.8 * r - 1)))
+    assert less.low < 0 < less.high
+    never = difference(b, around(4.0), 1)
+    assert (never.low, never.high) == near((4 * w * (0.5 / r - 1), 4 / w * (0.5 * r - 1)))
     speedup = ratio(a, b, batch=1)
-    assert (speedup.value, speedup.low, speedup.high) == near((1.5, 1.5 / w, 1.5 * w))
+    assert (speedup.value, speedup.low, speedup.high) == near((1.5, 1.5 / r, 1.5 * r))
+    wide = exp(parameters.RATIO_WIDTH_LARGE_BATCH)
+    assert ratio(a, b, batch=128).high == near(1.5 * wide)
     overhead = ratio(a, b, 1, less=1.0)
-    assert (overhead.value, overhead.low) == near((0.5, 1.5 / w - 1))
+    assert (overhead.value, overhead.low) == near((0.5, 1.5 / r - 1))
     lower = a.model_copy(update={"low": 0.3})
-    assert ratio(lower, b, batch=1).low == near(0.15)
+    assert ratio(lower, b, batch=1).low == near(0.15 * w / r)
     absent = Quantity(value=None, reason="not modelled: spills", kind="modelled")
-    assert ratio(a, absent, 1).reason == difference(absent, a).reason == "not modelled: spills"
+    assert ratio(a, absent, 1).reason == difference(absent, a, 1).reason == "not modelled: spills"
 
 
 def test_r_falls_with_every_pass_over_the_weights() -> None:

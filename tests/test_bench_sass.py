@@ -146,6 +146,15 @@ def test_what_runs_once_and_what_a_branch_may_skip() -> None:
     assert audit_code("k", 90, code("MOV R1, 0x0\nEXIT")).outside == {}
 
 
+def test_wide_products_count_twice_and_only_for_their_pipe() -> None:
+    """ptxas leaves 4 clocks between two IMAD.WIDE or IMAD.HI, and 2 between two IMAD."""
+    lines = "IMAD R1, R2, R3, R4\nIMAD.WIDE.U32 R4, R2, R3, R4\nIMAD.HI.U32 R1, R2, R3, RZ\nEXIT"
+    audit = audit_code("k", 90, code(lines), weights=1)
+    assert (audit.classes["imad"], audit.wide_imad, audit.instructions) == (3, 2, 4)
+    found = counts_of(audit, 1.0)
+    assert (found.imad, found.integer, found.total) == (5.0, 0.0, 4.0)
+
+
 def test_fast_conversions_of_old_machine_code_are_fast() -> None:
     """On 8.0 there is F2FP and no I2FP: what is not slow there has the integer pipe's rate."""
     new, old = planted(FUSED), planted(replace(FUSED, capability=80))

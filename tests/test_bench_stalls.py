@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from bench import sass as command
 from bench.static import stalls
-from bench.static.stalls import Read, parse, probe, read
+from bench.static.stalls import Read, least_clocks, parse, probe, read
 from profiles.specs import load_gpus
 
 MULTIPROCESSORS = {
@@ -89,7 +89,51 @@ def test_what_is_stored_as_read_from_ptxas_is_what_it_says(capability: str) -> N
     assert compared >= 2
     integer = {r.lanes for r in found["integer"].values()}
     assert integer == {64.0}
-    assert len(found["integer"]) == 4
+    assert len(found["integer"]) == 3
+    assert {r.lanes for r in found["imad"].values()} == {64.0}
+    assert len(found["imad"]) == 2
+
+
+def test_operations_that_take_turns_by_hand() -> None:
+    """Two on one pipe of half rate wait 2 clocks each; on two pipes 1 each, so each still comes every 2."""
+    one, two = [("IMAD", 2), ("FFMA", 2)] * 4, [("IMAD", 1), ("LOP3.LUT", 1)] * 4
+    assert (least_clocks(code(*one)), least_clocks(code(*two))) == (4.0, 2.0)
+    three = [("HFMA2", 2), ("FFMA", 1), ("HFMA2.MMA", 1), ("FFMA", 1)] * 3
+    assert least_clocks(code(*three)) == 2.5
+    late = [
+        ("IMAD", 5),
+        ("FFMA", 4),
+        ("IMAD", 2),
+        ("FFMA", 1),
+        ("IMAD", 6),
+        ("STG", 1),
+        ("FFMA", 1),
+    ]
+    assert least_clocks(code(*late)) == 3.0
+    waiting = code(*one)
+    waiting[4:4] = [("IMAD", word(1)), ("FFMA", word(1) | 1 << 52), ("IMAD", word(1) | 1 << 52)]
+    assert least_clocks(waiting) == 4.0  # how long it waits for an operand, the stall does not say
+    with pytest.raises(ValueError, match="should take turns"):
+        least_clocks(code(*[("IMAD", 2)] * 8))
+
+
+@pytest.mark.parametrize("capability", MULTIPROCESSORS)
+def test_products_of_integers_share_a_pipe_with_fp32_and_none_with_logic(capability: str) -> None:
+    """What ptxas says of a pair with FFMA is stored as the lanes of fp32 that the other one takes.
+
+    LOP3 every other clock leaves as many for IMAD, and for FFMA where that has half of the lanes.
+    """
+    tenfold = round(float(capability) * 10)
+    if stalls.assembler_version(tenfold) != VERSIONS[tenfold >= stalls.BLACKWELL]:
+        pytest.skip("the data is not of this ptxas")
+    clocks, multiprocessor = stalls.turns(tenfold), MULTIPROCESSORS[capability]
+    assert clocks["imad and integer"] == clocks["integer"] == 2.0
+    for pipe in ("imad", "half2"):
+        number = getattr(multiprocessor, f"{pipe}_slots")
+        stored = {x.value for x in (number, *number.others) if x.sort == "toolchain"}
+        said = clocks[pipe] / 4 * multiprocessor.fp32_lanes.value / 32 - 1
+        assert stored <= {said}, (pipe, clocks)
+        assert number.low <= said <= number.high
 
 
 def test_the_table_shows_where_sources_differ() -> None:

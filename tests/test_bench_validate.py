@@ -12,8 +12,18 @@ from typer.testing import CliRunner
 from bench import validate
 from bench.static import parameters
 from bench.static.cost import Problem
-from bench.static.published import SOURCES, Row, load_rows
-from bench.static.score import Scored, by_board, errors, held_out, predict_row, widths
+from bench.static.published import SOURCES, Row, Source, load_rows
+from bench.static.score import (
+    VENDOR_FAMILY,
+    Scored,
+    by_board,
+    differences_covered,
+    errors,
+    held_out,
+    predict_row,
+    ratios,
+    widths,
+)
 
 ROWS = load_rows(validate.PUBLISHED)
 SCORED = validate.score()
@@ -124,9 +134,9 @@ def test_a_row_without_a_finite_interval_is_neither_covered_nor_missed() -> None
     scored = validate.weight_only(SCORED)
     assert (errors(scored).rows, errors(scored).bounded) == (453, 393)
     assert errors(held_out(scored, by_board)).bounded == 338
-    coverage = validate.requirements(SCORED)[-1]
+    coverage = validate.requirements(SCORED)[-2]
     assert coverage.found == "96.2% of 393 rows; 60 rows: no finite interval"
-    unknown = validate.requirements([replace(s, width=None) for s in SCORED])[-1]
+    unknown = validate.requirements([replace(s, width=None) for s in SCORED])[-2]
     assert (unknown.met, unknown.found) == (False, "453 rows: no finite interval")
 
 
@@ -156,6 +166,53 @@ def test_the_committed_widths_are_those_of_the_rows() -> None:
     found = widths(SCORED)
     assert found[True] <= parameters.WIDTH_SMALL_BATCH <= found[True] + 0.001
     assert found[False] <= parameters.WIDTH_LARGE_BATCH <= found[False] + 0.001
+    found = widths(ratios(SCORED))
+    assert found[True] <= parameters.RATIO_WIDTH_SMALL_BATCH <= found[True] + 0.001
+    assert found[False] <= parameters.RATIO_WIDTH_LARGE_BATCH <= found[False] + 0.001
+
+
+def planted_times(fused_us: float, sixteen_us: float, batch: int = 1) -> list[Scored]:
+    """A kernel of 4 bits, modelled at 30 us, and a 16-bit one at 100 us, both of one source."""
+    source = Source("s", "time_us", cold=True, graph=True)
+    problem = Problem(8192, 8192, batch)
+    return [
+        Scored(Row(source, "a10", kernel, problem, value), family, "f", "scored", predicted=said,
+               residual=log(value / said), width=0.2)
+        for kernel, family, value, said in (
+            ("marlin", "marlin", fused_us, 30.0), ("vendor16", VENDOR_FAMILY, sixteen_us, 100.0))
+    ]  # fmt: skip
+
+
+def test_a_ratio_is_free_of_what_both_times_have_in_common() -> None:
+    """Both 20 % slower than modelled: each time is off by ln 1.2, and their ratio is right."""
+    rows = planted_times(36.0, 120.0)
+    (ratio,) = ratios(rows)
+    assert ratio.residual == pytest.approx(0.0)
+    assert ratio.width is None
+    (other,) = ratios(planted_times(36.0, 100.0))
+    assert other.residual == pytest.approx(log(1.2))
+    assert ratios(rows[:1]) == []  # no 16-bit time beside it
+    apart = [rows[0], replace(rows[1], standing="apart")]
+    assert ratios(apart)[0].standing == "apart"
+    speedups = [s for s in SCORED if s.row.source.key == "marlin" and s.predicted is not None]
+    assert ratios(speedups) == [s for s in speedups if s.family != VENDOR_FAMILY]
+
+
+@pytest.mark.parametrize(
+    ("fused_us", "sixteen_us", "held"),
+    [(30.0, 100.0, True), (36.0, 120.0, True), (24.0, 120.0, False), (60.0, 95.0, False)],
+)
+def test_a_difference_is_held_over_both_intervals(
+    fused_us: float, sixteen_us: float, held: bool
+) -> None:
+    """0.3 times and over exp 0.1 is 0.271 to 0.332; 100 us times and over exp 0.2 are 81.9 to 122.1.
+
+    So the difference lies between -0.729 x 122.1 = -89 and -0.668 x 81.9 = -55; here it is -70, -84, -96, -35.
+    """
+    rows = planted_times(fused_us, sixteen_us)
+    paired = [replace(s, width=0.1) for s in ratios(rows)]
+    assert differences_covered(rows, paired) == [held]
+    assert differences_covered(rows, [replace(s, width=None) for s in paired]) == []
 
 
 def test_what_was_asked_of_the_model_is_met() -> None:
@@ -165,7 +222,7 @@ def test_what_was_asked_of_the_model_is_met() -> None:
 
 def test_a_family_in_which_a_baseline_is_better_is_named() -> None:
     worse = [replace(s, predicted=9e9) if s.family == "exllamav2" else s for s in SCORED]
-    small, every, _ = validate.requirements(worse)
+    small, every, _, _ = validate.requirements(worse)
     assert (small.met, every.met) == (False, False)
     few = "; of fewer than 5 rows, not counted: awq, bitsandbytes"
     assert small.found == every.found == f"worse in: exllamav2{few}"
@@ -175,14 +232,15 @@ def test_a_family_in_which_a_baseline_is_better_is_named() -> None:
         replace(s, predicted=9e9) if s.family == "trtllm-int8" and not s.small else s
         for s in SCORED
     ]
-    assert [r.met for r in validate.requirements(large)] == [True, False, True]
+    assert [r.met for r in validate.requirements(large)] == [True, False, True, True]
 
 
 def test_goals_that_are_missed_are_said() -> None:
-    mape, boards, batches, sixteen = validate.goals(SCORED)
+    mape, boards, differences, batches, sixteen = validate.goals(SCORED)
     assert mape.met
     assert boards.met
     assert boards.found == "96.2% of 338 rows; 115 rows: no finite interval"
+    assert (differences.met, differences.found) == (True, "99.2% of 261 pairs")
     assert (batches.met, batches.found) == (False, "fewer: 84% at 64")
     assert (sixteen.met, sixteen.found) == (False, "worse on: l40s (11% against 6%)")
 
@@ -219,7 +277,7 @@ def test_most_rows_stand_apart_and_the_command_says_so() -> None:
     assert (len(apart), len(apart) + len(scored)) == (2222, 2675)
     output = CliRunner().invoke(validate_app(), [], env={"COLUMNS": "300"}).output
     assert "Of weight-only kernels 2222 of 2675 stand apart" in output
-    assert "14/10%" in output  # mean and median of all rows
+    assert "14/11%" in output  # mean and median of all rows
 
 
 def test_the_command_prints_json_with_every_row_and_exits_0() -> None:

@@ -90,8 +90,10 @@ def test_without_a_loop_the_whole_function_counts_but_not_its_padding() -> None:
 @pytest.mark.parametrize(
     ("opcode", "name"),
     [
-        ("LOP3.LUT", "int"), ("IMAD.MOV.U32", "int"), ("PRMT", "int"), ("UIADD3", "other"),
+        ("LOP3.LUT", "int"), ("IMAD.MOV.U32", "imad"), ("PRMT", "int"), ("UIADD3", "other"),
         ("HFMA2.MMA", "half2"), ("HADD2.F32", "half2"), ("HFMA2.BF16_V2", "half2"),
+        ("IMAD.WIDE.U32", "imad"), ("IDP.4A.U8.S8", "imad"), ("UIMAD.WIDE", "other"),
+        ("FSETP.GT.AND", "int"), ("FSEL", "int"), ("FMNMX", "int"), ("POPC", "cvt"), ("FLO.U32", "cvt"),
         ("FFMA2", "fp32"), ("I2FP.F32.U32", "cvt"), ("F2FP.F16.E4M3.UNPACK_B", "cvt"),
         ("HMMA.16816.F32", "mma"), ("HGMMA.64x16x16.F32", "mma"),
         ("IMMA.16832.S8.S8.SAT", "mma"), ("QMMA.16832.F32.E4M3.E4M3", "mma"),

@@ -120,7 +120,8 @@ def test_fused_less_bypass_is_the_dequantization(source: str, name: str, arch: s
     """A bypass that moved registers would hide as much of it; uniform instructions are not counted."""
     fused, bypass = (compiled(source, name, arm, arch).audit.classes for arm in ("fused", "bypass"))
     for kind in ("int", "half2", "fp32", "cvt", "mma", "exchange", "load"):
-        difference = fused.get(kind, 0) - bypass.get(kind, 0)
+        kinds = ("int", "imad") if kind == "int" else (kind,)  # either pipe can shift
+        difference = sum(fused.get(k, 0) - bypass.get(k, 0) for k in kinds)
         assert difference == pytest.approx(DEQUANTIZATION[source].get(kind, 0), abs=6), kind
 
 

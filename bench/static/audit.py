@@ -7,8 +7,9 @@ two arms are one kernel with one launch configuration, so what is left is the de
     audit = audit_job(Job("fused", "gemv-ptx", "int4-g128", "fp16", 1, 90))
     row_of(audit).value("total")      thread-instructions per weight
 
-Counts are of the hot path (`bench.static.sass`). Where nobody knows how many weights a lane handles in one
-pass of it, they are per pass.
+Counts are of the hot path (`bench.static.sass`), of a loop within it as often as it runs (`nesting.py`); where
+the code does not say how often, it counts once, and the counts are lower bounds that give no R. Where nobody
+knows how many weights a lane handles in one pass of the hot path, they are per pass.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from bench.static import sass
+from bench.static import nesting, sass
 from bench.static.compile import WARP_LANES, CompiledKernel, compile_kernel
 from bench.static.cost import InstructionCounts, KernelCost, counts_of_classes
 from bench.static.occupancy import MULTIPROCESSORS, resident_programs
@@ -35,6 +36,7 @@ FAST_CAPABILITY = 86  # from here on an instruction turns integers into floats o
 ACTIVATION_BITS = 16
 DIFFERENCE = "fused-bypass"
 UNFUSED = "unfused"
+LOWER_BOUND = "at least"  # an inner loop of unknown length
 RESOURCES = ("registers", "spills", "shared_bytes")
 MEASURES = ("total", *sass.CLASS_NAMES, *RESOURCES)
 
@@ -76,6 +78,7 @@ class Audit:
         capability: compute capability times ten.
         classes: instructions of one pass of the hot path, by class of `sass.CLASS_NAMES`.
         slow_conversions: those of class "cvt" that run on the slow unit.
+        wide_imad: those of class "imad" that take their pipe twice as long.
         loads: loads from global memory in one pass, by width in bits.
         looped: whether the hot path is a loop; otherwise the whole kernel was counted.
         weights: that one lane handles in one pass; None: unknown.
@@ -88,6 +91,8 @@ class Audit:
         outside: instructions that run once, around the loop, by class; none without a loop.
         guarded: instructions of the hot path that a branch may skip.
         warp_mma: those of class "mma" that belong to one warp, which newer boards run slowly.
+        inner_loops: loops within the hot path, each of whose passes counts.
+        unknown_loops: those of them that count once because nobody knows how often they run.
     """
 
     name: str
@@ -96,6 +101,7 @@ class Audit:
     slow_conversions: int
     loads: Mapping[int, int]
     looped: bool
+    wide_imad: int = 0
     weights: int | None = None
     registers: int | None = None
     spill_instructions: int = 0
@@ -106,6 +112,8 @@ class Audit:
     outside: Mapping[str, int] = field(default_factory=dict)
     guarded: int = 0
     warp_mma: int = 0
+    inner_loops: int = 0
+    unknown_loops: int = 0
 
     @property
     def instructions(self) -> int:
@@ -156,7 +164,7 @@ def weights_per_pass(plan: Plan, weight_format: WeightFormat, num_warps: int) ->
 def audit_code(
     name: str, capability: int, code: sass.Code, weights: int | None = None, **found: Any
 ) -> Audit:
-    """Count the hot path of one function.
+    """Count the hot path of one function, each instruction as often as one pass runs it.
 
     Args:
         name: of the kernel.
@@ -165,7 +173,8 @@ def audit_code(
         weights: that one lane handles in one pass.
         **found: registers, stack_bytes and other attributes of `Audit`.
     """
-    hot = sass.hot_path(code)
+    inner = nesting.inner_loops(code)
+    hot = nesting.executed(code, inner)
     converting = [i for i in hot if sass.class_of(i) == "cvt"]
     return Audit(
         name=name,
@@ -173,12 +182,15 @@ def audit_code(
         classes=dict(sass.per_class(hot)),
         slow_conversions=len(converting) - sass.count(converting, FAST_CONVERSIONS),
         loads=dict(sass.load_widths(hot)),
+        wide_imad=sass.count(hot, sass.WIDE_IMAD),
         looped=bool(sass.loops(code)),
         weights=weights,
         spill_instructions=sass.count(code, sass.SPILLS),
         outside=dict(sass.per_class(sass.outside(code))),
         guarded=sass.guarded(code),
         warp_mma=sass.count(hot, sass.WARP_MMA),
+        inner_loops=len(inner),
+        unknown_loops=sum(loop.passes is None for loop in inner),
         **found,
     )
 
@@ -312,7 +324,12 @@ def counts_of(audit: Audit, bytes_per_weight: float) -> InstructionCounts:
     """
     weights = audit.weights or 1
     counts = counts_of_classes(
-        audit.classes, audit.slow_conversions, audit.loads, weights, bytes_per_weight
+        audit.classes,
+        audit.slow_conversions,
+        audit.wide_imad,
+        audit.loads,
+        weights,
+        bytes_per_weight,
     )
     if audit.capability >= FAST_CAPABILITY:
         return counts
@@ -331,7 +348,7 @@ def cost_of(row: Row, bytes_per_weight: float, batch: int) -> KernelCost | None:
         source="compiled and counted, not run",
         tensor_cores=audit.classes.get("mma", 0) > 0,
         rows_per_pass=batch,
-        unmodelled="spills" if audit.spills else "",
+        unmodelled="spills" if audit.spills else LOWER_BOUND if audit.unknown_loops else "",
     )
 
 

@@ -23,7 +23,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bench.static.audit import MEASURES, Row
+from bench.static.audit import MEASURES, RESOURCES, Row
 
 ROUNDING = 1e-9  # of a quotient that should equal its limit
 
@@ -119,6 +119,13 @@ def breaches(limits: Sequence[Limit], rows: Sequence[Row]) -> list[Breach]:
             known = [(row, value) for row in chosen if (value := row.value(measure)) is not None]
             if not known:
                 raise GateError(_applies_to_nothing(limit, measure, bool(chosen)))
+            if any(row.audit and row.audit.unknown_loops for row, _ in known) and (
+                measure not in RESOURCES
+            ):
+                raise GateError(
+                    f"the limit on {measure} of {limit.kernel!r} on {limit.arch!r} cannot be held against a "
+                    "lower bound: a loop within the hot loop runs as often as a value at run time says."
+                )
             found += [
                 Breach(row.name, f"sm_{row.capability}", measure, value, most)
                 for row, value in known

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.static.audit import K, N, Row, bytes_moved, cost_of
+from bench.static.audit import LOWER_BOUND, K, N, Row, bytes_moved, cost_of
 from bench.static.limits import STYLES, Ratio, supply_demand
 from bench.static.model import rate
 from bench.static.occupancy import MULTIPROCESSORS
@@ -36,10 +36,14 @@ PER_PASS_NOTE = (
     "Nobody said how many weights a lane handles in one pass of the loop, so instructions are per pass, and "
     "there is no R. Give --weights N."
 )
-PIPES = {"issue": "issue", "integer": "int", "half2": "half2", "fp32": "fp32", "conversion": "XU",
-         "shared": "shfl"}  # fmt: skip
-HEADS = {"total": "total", "int": "int", "half2": "half2", "fp32": "fp32", "cvt": "cvt", "mma": "mma",
-         "exchange": "shfl", "load": "load", "other": "other"}  # fmt: skip
+LOWER_NOTE = (
+    "≥ a lower bound: a loop within the hot loop runs as often as a value at run time says; it is counted "
+    "once, and there is no R."
+)
+PIPES = {"issue": "issue", "integer": "int", "imad": "imad", "half2": "half2", "fp32": "fp32",
+         "conversion": "XU", "shared": "shfl"}  # fmt: skip
+HEADS = {"total": "total", "int": "int", "imad": "imad", "half2": "half2", "fp32": "fp32", "cvt": "cvt",
+         "mma": "mma", "exchange": "shfl", "load": "load", "other": "other"}  # fmt: skip
 BOARDS_PER_TABLE = 5
 
 
@@ -123,6 +127,8 @@ def render(report: Report) -> RenderableType:
     parts.append(Text(f"{COUNTS_NOTE} {report.compiler}.", style="dim"))
     if any(not audit.looped for audit in audits):
         parts.append(Text(WHOLE_NOTE, style="dim"))
+    if any(audit.unknown_loops for audit in audits):
+        parts.append(Text(LOWER_NOTE, style="bold"))
     if any(audit.weights is None for audit in audits):
         parts.append(Text(PER_PASS_NOTE, style="bold"))
     parts += [
@@ -184,7 +190,10 @@ def _name(row: Row) -> str:
 
 
 def _label(row: Row) -> str:
-    return _name(row) + ("" if row.audit is None or row.audit.looped else " *")
+    if row.audit is None:
+        return _name(row)
+    bound = "≥ " if row.audit.unknown_loops else ""
+    return bound + _name(row) + ("" if row.audit.looped else " *")
 
 
 def _budget(gpu: Gpu, stored: str) -> dict[str, float]:
@@ -222,7 +231,7 @@ def _ratio_cell(ratio: Ratio | None) -> Text:
     if ratio is None:
         return Text("–", style="dim")
     if ratio.value is None or ratio.at_reached_issue is None:
-        return Text(ratio.reason if ratio.reason == "spills" else "–", style="dim")
+        return Text(ratio.reason if ratio.reason in ("spills", LOWER_BOUND) else "–", style="dim")
     values = (ratio.value, ratio.at_reached_issue)
     digits = 1 if max(values) >= 10 else 2
     text = f"{' '.join(f'{value:.{digits}f}' for value in values)}\n{ratio.limiter}"

@@ -26,7 +26,9 @@ class InstructionCounts:
 
     Attributes:
         total: all of them: what the schedulers issue.
-        integer: LOP3, SHF, PRMT, IADD3, IMAD and their kin.
+        integer: LOP3, SHF, PRMT, IADD3 and their kin. What was typed off other people's kernels (peers.toml)
+            has their IMAD here as well, since nobody counted it apart.
+        imad: IMAD and IDP, on the pipe of fp32; .WIDE and .HI, which take it twice as long, are two.
         half2: HADD2, HMUL2, HFMA2.
         fp32: FADD, FMUL, FFMA.
         conversion: I2F and MUFU, on the slow unit (XU).
@@ -41,6 +43,7 @@ class InstructionCounts:
 
     total: float = 0.0
     integer: float = 0.0
+    imad: float = 0.0
     half2: float = 0.0
     fp32: float = 0.0
     conversion: float = 0.0
@@ -69,6 +72,7 @@ class InstructionCounts:
 def counts_of_classes(
     classes: Mapping[str, int],
     integer_to_float: int,
+    wide_imad: int,
     load_widths: Mapping[int, int],
     weights: int,
     bytes_per_weight: float,
@@ -76,9 +80,10 @@ def counts_of_classes(
     """Counts per weight from an audit of machine code.
 
     Args:
-        classes: instructions of the hot path by class of `bench/static/sass.py`: "int", "half2", "fp32",
-            "cvt", "mma", "exchange", "load", "other".
+        classes: instructions of the hot path by class of `bench/static/sass.py`: "int", "imad", "half2",
+            "fp32", "cvt", "mma", "exchange", "load", "other".
         integer_to_float: those of class "cvt" that run on the slow unit.
+        wide_imad: those of class "imad" that count twice.
         load_widths: loads from global memory by width in bits.
         weights: weights that one lane handles on that path.
         bytes_per_weight: stored bytes, scales and zero points included.
@@ -87,6 +92,7 @@ def counts_of_classes(
     return InstructionCounts(
         total=sum(classes.values()) / weights,
         integer=classes.get("int", 0) / weights,
+        imad=(classes.get("imad", 0) + wide_imad) / weights,
         half2=classes.get("half2", 0) / weights,
         fp32=classes.get("fp32", 0) / weights,
         conversion=integer_to_float / weights,

@@ -110,5 +110,16 @@ def estimate_launches(gpu: Gpu, launches: Sequence[tuple[KernelCost, Problem]]) 
     )
 
 
+def difference(ratio: tuple[float, float], base: tuple[float, float]) -> tuple[float, float]:
+    """Ends of a - b from the ends of a / b and of b: the sign is that of the ratio against 1.
+
+    a - b = b (a / b - 1), taken over both intervals. Two times of one board err together (the same clocks,
+    bandwidth and launches), so the ends of each alone are further apart than both can be.
+    """
+    down, up = (end - 1 for end in ratio)
+    low, high = base
+    return down * (low if down > 0 else high), up * (high if up > 0 else low)
+
+
 def _total_s(predictions: Sequence[Prediction]) -> float:
     return sum(prediction.time_s for prediction in predictions)

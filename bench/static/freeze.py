@@ -38,8 +38,8 @@ TRITON = Path("kernels", "triton")
 SPECS = Path("profiles", "specs")
 FILE = ROOT / STATIC / "frozen.toml"
 PROGRAMS = (
-    *("conformal", "cost", "device", "estimate", "limits", "model", "occupancy", "ours"),
-    *("parameters", "peers", "published", "sass", "score"),
+    *("conformal", "cost", "device", "estimate", "limits", "model", "nesting", "occupancy", "ours"),
+    *("parameters", "peer_code", "peers", "published", "sass", "score"),
 )
 DEFINITIONS = {  # of other files: these names alone
     STATIC / "audit.py": (
@@ -48,12 +48,13 @@ DEFINITIONS = {  # of other files: these names alone
     ),
     STATIC / "modelled.py": (
         *("CONFIDENCE", "DIGITS", "CACHE_MULTIPLE", "_sum", "_quantity", "_bandwidth"),
-        *("difference", "ratio", "_beyond", "_compare"),
+        *("difference", "ratio", "_ratio_ends", "_beyond", "_compare"),
     ),
+    Path("profiles", "specs.py"): ("SCHEDULERS",),
     Path("kernels", "kernel.py"): ("traffic_of", "output_shape", "traffic"),
     TRITON / "__init__.py": ("plan_of",),
     TRITON / "gemv.py": ("STEP", "Config", "loads_per_segment", "default_config"),
-    TRITON / "gemm.py": ("SCHEDULERS", "Config", "cut_for", "default_config"),
+    TRITON / "gemm.py": ("Config", "cut_for", "default_config"),
     TRITON / "native.py": ("default_gemv_config", "default_gemm_config"),
     TRITON / "upcast.py": ("default_gemm_config",),
     TRITON / "lowp.py": ("least_rows", "default_config"),

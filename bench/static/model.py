@@ -1,12 +1,13 @@
 """The modelled GPU: how long a kernel takes, from its instructions and the board's published rates.
 
-    T = t0 + pnorm(t_dram, t_l2, t_issue, t_integer, t_half2, t_fp32, t_xu, t_shared, t_tensor, t_latency)
+    T = t0 + pnorm(t_dram, t_l2, t_<pipe>, t_tensor, t_latency)
 
     t0          launch, and the steps of a reduction that wait for each other
     t_dram      bytes / (bandwidth x efficiency)
     t_l2        bytes requested / (bytes per clock of a multiprocessor x multiprocessors x clock), where the
                 kernel says how many its tiles request
-    t_<pipe>    instructions of that class / (lanes x multiprocessors x clock x efficiency) x unevenness
+    t_<pipe>    instructions of that class / (lanes x multiprocessors x clock x efficiency) x unevenness;
+                pipes: issue, integer, imad, half2, fp32, xu, shared
     t_tensor    2 x padded rows x n x k / (tensor rate x efficiency) x unevenness
     t_latency   rounds of requests x latency of memory (Little's law), where the kernel says how many bytes
                 it has in flight
@@ -35,6 +36,7 @@ LIMITERS: dict[str, Limiter] = {
     "l2": "L2",
     "issue": "issue",
     "integer": "ALU",
+    "imad": "ALU",
     "half2": "ALU",
     "fp32": "ALU",
     "xu": "XU",
@@ -45,7 +47,7 @@ LIMITERS: dict[str, Limiter] = {
 }
 ENDS: tuple[End, ...] = ("value", "better", "worse")
 SLOW_WARP_MMA = ("9.0", "10.0")  # their full rate needs another instruction
-PIPES = ("issue", "integer", "half2", "fp32", "xu", "shared")
+PIPES = ("issue", "integer", "imad", "half2", "fp32", "xu", "shared")
 
 
 class NotModelledError(ValueError):
@@ -106,14 +108,19 @@ def pipe_cycles(
 ) -> dict[str, float]:
     """Clocks of one multiprocessor per weight that each pipe needs, at 100 % of its lanes.
 
+    "fp32" is the whole FMA pipe, of which IMAD and, on most boards, HFMA2 take their share (`imad_slots` and
+    `half2_slots` of its lanes each); on boards with two halves of it IMAD has one of them, "imad", alone.
+
     Conversions that have no fast instruction (I2FP) run on the slow unit, otherwise on the integer pipe; where
     that is disputed, the worse end has them on both, for either may be the one that runs out.
     """
     counts = kernel.instructions(batch)
     lanes = {
         name: rate(getattr(multiprocessor, f"{name}_lanes"), end)
-        for name in ("issue", "integer", "half2", "fp32", "conversion", "shared")
+        for name in ("issue", "integer", "imad", "half2", "fp32", "conversion", "shared")
     }
+    imad_slots = delay(multiprocessor.imad_slots, end)
+    half2_slots = delay(multiprocessor.half2_slots, end)
     fast_lanes = rate(multiprocessor.fast_conversion_lanes, end)
     has_fast = fast_lanes > lanes["conversion"]
     usual = multiprocessor.fast_conversion_lanes.value > multiprocessor.conversion_lanes.value
@@ -123,8 +130,10 @@ def pipe_cycles(
         "issue": counts.total / lanes["issue"],
         "integer": (counts.integer + (counts.fast_conversion if on_integer else 0))
         / lanes["integer"],
+        "imad": counts.imad / lanes["imad"],
         "half2": counts.half2 / lanes["half2"],
-        "fp32": counts.fp32 / lanes["fp32"],
+        "fp32": (counts.fp32 + imad_slots * counts.imad + half2_slots * counts.half2)
+        / lanes["fp32"],
         "xu": slow / lanes["conversion"],
         "shared": counts.load_store / lanes["shared"],
     }

@@ -2,10 +2,11 @@
 
     profile = modelled_profile(model, shape, sources(), argv, created)
 
-Intervals are at 90 %. That of a time comes from the residuals of published times; most of those are speed-ups
-over a modelled 16-bit kernel, so a ratio of two kernels of one board has the same width. Nobody has published
-a difference of two kernels: it takes the far ends of both times, so its sign is often open. There are no
-joules: no trustworthy constants of energy per byte or instruction exist.
+Intervals are at 90 %. That of a time comes from the residuals of published times; that of a ratio of two
+kernels on one board from published ratios of weight-only to 16-bit kernels. A difference is made of both: its
+sign is settled where that of the ratio against 1 is. Nobody has published two arms of one kernel (fused and
+bypass), which should agree better. There are no joules: no trustworthy constants of energy per byte or
+instruction exist.
 
 Which kernel plays which part is decided as for measured times (`bench/analysis/arms.py`).
 """
@@ -32,7 +33,7 @@ from bench.analysis.arms import (
     pick_roles,
 )
 from bench.analysis.decompose import ARM_ORDER
-from bench.static import parameters
+from bench.static import estimate, parameters
 from bench.static.audit_cache import compiler
 from bench.static.device import QUANTIZES, Arm, Model
 from bench.static.freeze import frozen
@@ -80,7 +81,8 @@ NO_JOULES = "modelled: no trustworthy constants of energy per byte or instructio
 NO_BLOCKS = "modelled: nothing was repeated, so there is nothing to converge"
 INTERVALS = (
     "90 %, from the residuals of published times of other people's kernels, each source held out "
-    "(python -m bench.validate); a ratio has the width of a time, a difference the far ends of both"
+    "(python -m bench.validate); those of ratios from published ratios to 16 bits on one board; a difference "
+    "is made of a ratio and a time"
 )
 
 
@@ -336,27 +338,31 @@ def _bandwidth(
     return scaled(ratio(own[stream].time_s, own[kernel].time_s, batch), share)
 
 
-def difference(a: Quantity, b: Quantity) -> Quantity:
-    """A - b, between the far ends of both intervals."""
+def difference(a: Quantity, b: Quantity, batch: int) -> Quantity:
+    """A - b, over the intervals of a / b and of b."""
     if a.value is None or b.value is None:
         return absent(a.reason or b.reason, "modelled")
-    assert a.low is not None
-    assert a.high is not None
     assert b.low is not None
     assert b.high is not None
-    return _quantity(a.value - b.value, a.low - b.high, a.high - b.low)
+    ends = estimate.difference(_ratio_ends(a, b, batch), (b.low, b.high))
+    return _quantity(a.value - b.value, *ends)
 
 
 def ratio(a: Quantity, b: Quantity, batch: int, less: float = 0.0) -> Quantity:
-    """A / b - less, as wide as a time; wider where one of them is (a matrix that a cache may hold)."""
+    """A / b - less; wider where one of them is (a matrix that a cache may hold)."""
     if a.value is None or b.value is None:
         return absent(a.reason or b.reason, "modelled")
-    width = parameters.interval_width(batch)
-    down, up = _beyond(a, width), _beyond(b, width)
+    low, high = _ratio_ends(a, b, batch)
+    return _quantity(a.value / b.value - less, low - less, high - less)
+
+
+def _ratio_ends(a: Quantity, b: Quantity, batch: int) -> tuple[float, float]:
+    """Ends of the interval of a / b."""
+    assert a.value is not None
+    assert b.value is not None
+    alone, width = parameters.interval_width(batch), parameters.ratio_width(batch)
     value = a.value / b.value
-    return _quantity(
-        value - less, value * exp(-width - down) - less, value * exp(width + up) - less
-    )
+    return value * exp(-width - _beyond(a, alone)), value * exp(width + _beyond(b, alone))
 
 
 def _beyond(q: Quantity, width: float) -> float:
@@ -398,9 +404,9 @@ def _compare(
             "library": roles.library,
             "upcast": roles.upcast,
             "lowp_product": product,
-            "phi_exposed_s": difference(fused, bypass),
-            "phi_unfused_s": difference(unfused, best),
-            "non_stream_time_s": difference(fused, time_s(roles.stream)),
+            "phi_exposed_s": difference(fused, bypass, batch),
+            "phi_unfused_s": difference(unfused, best, batch),
+            "non_stream_time_s": difference(fused, time_s(roles.stream), batch),
             "cor_exposed": ratio(fused, bypass, batch, 1.0),
             "cor_unfused": ratio(unfused, best, batch, 1.0),
             "speedup_fused": ratio(best, fused, batch),

@@ -1,7 +1,7 @@
 """How many programs of a kernel fit on one multiprocessor at a time.
 
-Registers are handed out per warp in blocks of 256, each quarter of a multiprocessor from its own; shared
-memory in steps of 1 KiB with 1 KiB kept by the driver per program (cuda_occupancy.h). Limits: CUDA C++
+Registers are handed out per warp in blocks of 256, each scheduler of a multiprocessor from its own quarter;
+shared memory in steps of 1 KiB with 1 KiB kept by the driver per program (cuda_occupancy.h). Limits: CUDA C++
 Programming Guide, table "Technical Specifications per Compute Capability"; an architecture that is not in
 the table has no answer here.
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from profiles.specs import SCHEDULERS
+
 REGISTERS = 65536
-QUARTERS = 4  # of a multiprocessor, with as many of the registers each
 REGISTERS_PER_BLOCK = 256
 RESERVED_SHARED_BYTES = 1024
 
@@ -57,7 +58,7 @@ def resident_programs(capability: int, registers: int, shared_bytes: int, num_wa
     """
     limits = MULTIPROCESSORS[capability]
     per_warp = -(-registers * 32 // REGISTERS_PER_BLOCK) * REGISTERS_PER_BLOCK
-    by_registers = REGISTERS // QUARTERS // per_warp * QUARTERS // num_warps
+    by_registers = REGISTERS // SCHEDULERS // per_warp * SCHEDULERS // num_warps
     shared = -(-shared_bytes // 1024) * 1024 + RESERVED_SHARED_BYTES
     by_shared = limits.shared_bytes // shared
     return min(by_registers, by_shared, limits.warps // num_warps, limits.programs)

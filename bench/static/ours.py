@@ -5,7 +5,8 @@
 The loop is counted once, on W[4096, 14336] (`audit.py`); how an operator is cut into programs, what the last
 step along k wastes and how many passes a batch takes come from the plan that would be launched on it. Bytes
 are those of `kernels.kernel.traffic`, each once; every further pass reads the weights again. What tiles
-request from the L2 cache is more: x once for every tile along n, weights once for every tile of the batch.
+request from the L2 cache is more: x once for every tile along n, weights once for every tile of the batch. The
+product of `lowp` reads x in the format of the weights.
 Kernels without tiles read x through the L1 cache, and how much of it that holds is not modelled.
 
 Bytes in flight, for Little's law: one pass of the loop of every warp that runs, and of a pipelined loop as many
@@ -36,7 +37,7 @@ from bench.static.limits import Ratio, supply_demand
 from bench.static.peers import load_peers
 from kernels.formats import WeightFormat, find_format
 from kernels.kernel import PRODUCTS, Kernel, traffic
-from profiles.specs import Gpu
+from profiles.specs import SCHEDULERS, Gpu
 
 if TYPE_CHECKING:
     from kernels.kernel import Arm
@@ -51,7 +52,6 @@ OPERANDS: dict[str, Operands] = {
     "e4m3": "fp8",
     "e2m1": "fp4",
 }  # of lowp, by encoding
-SCHEDULERS = 4  # of a multiprocessor
 LIBRARY_SIXTEEN = "vendor16"  # cuBLAS and its like in peers.toml: bytes and tensor rate only
 
 
@@ -158,15 +158,17 @@ def plan_on(
     cut = Cut.of(plan, weight_format, problem)
     shape = (weight_format, problem.n, problem.k, problem.batch)
     moved, words = traffic(cast("Arm", job.arm), *shape), traffic("stream", *shape).bytes_read
-    stored = words / problem.weights
-    problem = replace(problem, other_bytes=moved.bytes_read + moved.bytes_written - words)
+    stored, x = words / problem.weights, moved.bytes_read - words
+    if job.arm == "lowp":  # its product takes x as it takes the weights, from another kernel
+        x = traffic("stream", weight_format, problem.batch, problem.k, problem.batch).bytes_read
+    problem = replace(problem, other_bytes=x + moved.bytes_written)
     reason = unmodelled(audit)
     if cut.tiled and job.arm in PRODUCTS and job.capability < TENSOR_CAPABILITY:
         reason = reason or NO_TENSOR_CORES
     if reason or audit.weights is None:
         bare = InstructionCounts(bytes=stored)
         return KernelCost(job.name, job.arm, bare, unmodelled=reason), problem
-    passes, x = ceil(problem.batch / cut.rows_per_pass), moved.bytes_read - words
+    passes = ceil(problem.batch / cut.rows_per_pass)
     loop = counts_of(audit, stored)
     cost = KernelCost(
         name=job.name,
@@ -218,14 +220,16 @@ def unmodelled(audit: Audit) -> str:
         return "spills: values go through local memory, which is not counted"
     if audit.guarded > parameters.GUARDED_SHARE * audit.instructions:
         return "guarded loop: most of it may be skipped, and how often is not known"
+    if audit.unknown_loops:
+        return "a loop within the loop: how often it runs is not in the code"
     if audit.weights is None:
         return "nobody knows how many weights one pass of the loop handles"
     return ""
 
 
 def around(audit: Audit, cut: Cut) -> InstructionCounts:
-    """What runs once in a program, per weight; slow conversions there are taken for fast ones."""
-    once = counts_of_classes(audit.outside, 0, {}, 1, 0.0)
+    """What runs once in a program, per weight; slow conversions and wide products are taken for others."""
+    once = counts_of_classes(audit.outside, 0, 0, {}, 1, 0.0)
     return once * (parameters.OUTSIDE_SHARE.value * cut.lanes / cut.weights)
 
 

@@ -86,6 +86,10 @@ GUARDED_SHARE = (
 SMALL_BATCH = 64
 WIDTH_SMALL_BATCH = 0.367
 WIDTH_LARGE_BATCH = 0.617
+# The same of a ratio of two times on one board, from residuals of weight-only over 16-bit kernels at one shape
+# and batch: what both have in common (clocks, bandwidth, launches) is not in it.
+RATIO_WIDTH_SMALL_BATCH = 0.356
+RATIO_WIDTH_LARGE_BATCH = 0.488
 CHECKED_BOARDS = ("a10", "a100-80", "l40s", "rtx3090")
 UNCHECKED = "no published time of this board was compared: the interval is that of other boards"
 
@@ -93,3 +97,8 @@ UNCHECKED = "no published time of this board was compared: the interval is that 
 def interval_width(batch: int) -> float:
     """Half-width of the 90 % interval of a time, as a logarithm: exp(-w) to exp(w) times the value."""
     return WIDTH_SMALL_BATCH if batch <= SMALL_BATCH else WIDTH_LARGE_BATCH
+
+
+def ratio_width(batch: int) -> float:
+    """Half-width of the 90 % interval of a ratio of two times on one board, as a logarithm."""
+    return RATIO_WIDTH_SMALL_BATCH if batch <= SMALL_BATCH else RATIO_WIDTH_LARGE_BATCH

@@ -58,21 +58,25 @@ DIVERGENCE = ("BRA.DIV", "BRA.CONV")
 LEAVES = ("EXIT", "RET", "BRX", "JMX")
 
 # What an instruction occupies, by the prefix of its opcode; the first that fits (SHFL before
-# SHF). Uniform instructions (one per warp, on a datapath of their own), branches, barriers and NOPs
-# are "other".
+# SHF). "int" is the ALU pipe: comparisons, minima and choices of fp32 are made there too. Integer products run
+# on the FMA pipe, beside fp32; the compiler also moves (IMAD.MOV) and shifts (IMAD.SHL) with them. "cvt" are
+# conversions, and what else needs the slow unit. Uniform instructions (one per warp, on a datapath of their
+# own), branches, barriers and NOPs are "other". Evidence: `stalls.py`, and sources in profiles/specs/sm_*.toml.
 CLASSES = (
     ("exchange", ("SHFL", "LDS", "STS", "LDSM", "STSM")),
     (
         "int",
-        ("LOP3", "PRMT", "SHF", "SGXT", "SEL", "IADD", "VIADD", "LEA", "IMAD", "IMNMX", "VIMNMX"),
+        ("LOP3", "PRMT", "SHF", "SGXT", "SEL", "IADD", "VIADD", "LEA", "IMNMX", "VIMNMX", "ISETP"),
     ),
-    ("int", ("ISETP", "PLOP3", "POPC", "MOV", "BFI", "BMSK", "IABS", "IDP")),
+    ("int", ("PLOP3", "MOV", "BFI", "BMSK", "IABS", "FSEL", "FSETP", "FMNMX")),
+    ("imad", ("IMAD", "IDP")),
     ("half2", ("HADD2", "HMUL2", "HFMA2", "HSET", "HMNMX2")),
-    ("fp32", ("FADD", "FMUL", "FFMA", "FSEL", "FSETP", "FMNMX")),
-    ("cvt", ("I2F", "I2IP", "F2F", "F2I", "F2FP", "MUFU")),
+    ("fp32", ("FADD", "FMUL", "FFMA")),
+    ("cvt", ("I2F", "I2IP", "F2F", "F2I", "F2FP", "FRND", "MUFU", "POPC", "FLO", "BREV")),
     ("mma", TENSOR_CORE),
     ("load", ("LDG",)),
 )
+WIDE_IMAD = ("IMAD.WIDE", "IMAD.HI")  # 64 bits of a product: the pipe is busy twice as long
 CLASS_NAMES = (*dict.fromkeys(name for name, _ in CLASSES), "other")
 
 
@@ -236,7 +240,7 @@ def per_class(code: Iterable[Instruction]) -> Counter[str]:
 
 
 def class_of(instruction: Instruction) -> str:
-    """The class of one instruction: "int", "half2", "fp32", "cvt", "mma", "exchange", "load", "other"."""
+    """The class of one instruction, one of CLASS_NAMES."""
     return next((name for name, prefixes in CLASSES if instruction.is_any(prefixes)), "other")
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from bench.static import conformal
 from bench.static.cost import KernelCost
-from bench.static.estimate import refusal
+from bench.static.estimate import difference, refusal
 from bench.static.model import ENDS, Limiter, NotModelledError, predict
 from bench.static.parameters import SHORTEST_S, SMALL_BATCH
 from bench.static.peers import load_peers
@@ -164,6 +164,55 @@ def predict_row(row: Row) -> Scored:
         ideal=ideal * roofline_s(gpu, peer.cost, row) ** power,
         constant=constant * roofline_s(gpu, peer.cost, row, 0.8, 3e-6) ** power,
     )
+
+
+def ratios(scored: Sequence[Scored]) -> list[Scored]:
+    """Weight-only rows whose residuals are of the ratio to 16 bits on the same board, at one shape and batch.
+
+    A speed-up is such a ratio. Of a time the residual of the source's own 16-bit time is taken off; where there
+    is none, the row is left out, and where that one stands apart, it does too.
+    """
+    sixteen = {_place(s): s for s in scored if s.family == VENDOR_FAMILY}
+    found = []
+    for s in scored:
+        if s.family == VENDOR_FAMILY or s.predicted is None:
+            continue
+        if s.row.source.metric == "speedup":
+            found.append(s)
+        elif (base := sixteen.get(_place(s))) and base.predicted is not None:
+            standing = s.standing if base.standing == "scored" else base.standing
+            residual = s.residual - base.residual
+            found.append(replace(s, standing=standing, residual=residual, width=None))
+    return found
+
+
+def differences_covered(times: Sequence[Scored], paired: Sequence[Scored]) -> list[bool]:
+    """Of every scored pair of times: whether weight-only less 16-bit time is in its held-out interval.
+
+    Args:
+        times: rows with the held-out intervals of times.
+        paired: `ratios` of them, with their own.
+    """
+    by_row = {s.row: s for s in times}
+    sixteen = {_place(s): s for s in times if s.family == VENDOR_FAMILY}
+    found = []
+    for s in paired:
+        alone, base = by_row[s.row], sixteen.get(_place(s))
+        known = s.standing == "scored" and s.row.source.metric == "time_us" and base
+        if not known or base is None or base.predicted is None or s.predicted is None:
+            continue
+        if s.width is None or alone.width is None:
+            continue
+        ratio, around = s.predicted / base.predicted, (exp(-s.width), exp(s.width))
+        ends = (base.predicted * exp(-alone.width), base.predicted * exp(alone.width))
+        low, high = difference((ratio * around[0], ratio * around[1]), ends)
+        found.append(low <= s.row.value - base.row.value <= high)
+    return found
+
+
+def _place(s: Scored) -> Hashable:
+    """What a figure and the 16-bit one beside it have in common."""
+    return s.row.source.key, s.row.gpu, s.row.problem
 
 
 def widths(scored: Iterable[Scored]) -> dict[bool, float]:

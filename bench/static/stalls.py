@@ -8,12 +8,16 @@ means 128 / s results per clock and multiprocessor (four quarters of 32 lanes). 
 barrier runs on a unit of variable latency (the slow unit, XU); where the stall before the next is 1, nothing is
 said about its rate.
 
+Where copies of two operations take turns, the clocks from a pair to the next say whether they share a pipe:
+those of both where they do, those of the slower one where they do not.
+
 No GPU is needed. It is the belief of a compiler, not a measurement; published rates differ in places.
 
     probe(90)["integer"]      {"LOP3.LUT": Read(64.0, False), ...}
+    turns(80)["imad"]         4.0: IMAD and FFMA are on one pipe
 
 Layout of the control bits: bits 41 to 44 of an instruction's second 64-bit word are the stall, bits 46 to 48
-the write barrier (7: none).
+the write barrier (7: none), bits 52 to 57 the barriers it waits for.
 """
 
 from __future__ import annotations
@@ -22,15 +26,18 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
-from bench.static.compile import tool
+from bench.static.compile import WARP_LANES, tool
+from profiles.specs import SCHEDULERS
 
 COPIES = 24
-LANES = 128  # of a multiprocessor: four quarters of 32
+LANES = SCHEDULERS * WARP_LANES  # of a multiprocessor
 NO_BARRIER = 7
 ENOUGH = 2  # neighbours of one opcode
 OTHERS = ("LD", "ST", "ULD", "NOP", "BAR", "BMOV", "MOV", "BRA", "EXIT")  # not what is probed
@@ -45,8 +52,8 @@ OPERATIONS: dict[str, tuple[tuple[str, int], ...]] = {
         ("lop3.b32 {d}, {a}, {b}, {c}, 0x5a", 75),
         ("shf.l.wrap.b32 {d}, {a}, {b}, {c}", 75),
         ("prmt.b32 {d}, {a}, {b}, {c}", 75),
-        ("mad.lo.s32 {d}, {a}, {b}, {c}", 75),
     ),
+    "imad": (("mad.lo.s32 {d}, {a}, {b}, {c}", 75), ("dp4a.u32.u32 {d}, {a}, {b}, {c}", 75)),
     "half2": (
         ("fma.rn.f16x2 {d}, {a}, {b}, {c}", 75),
         ("fma.rn.bf16x2 {d}, {a}, {b}, {c}", 80),
@@ -58,6 +65,15 @@ OPERATIONS: dict[str, tuple[tuple[str, int], ...]] = {
         ("cvt.rn.f16x2.f32 {d}, {a}, {b}", 80),
     ),
 }
+FP32 = OPERATIONS["fp32"][0]  # a fused multiply-add
+# Operations that take turns: with FFMA, to see whether they share its pipe; IMAD also with LOP3.
+TURNS = {
+    "imad": (OPERATIONS["imad"][0], FP32),
+    "half2": (OPERATIONS["half2"][0], FP32),
+    "integer": (OPERATIONS["integer"][0], FP32),
+    "imad and integer": (OPERATIONS["imad"][0], OPERATIONS["integer"][0]),
+}
+RING = 8  # values from which operations that take turns draw their operands: no two have the same
 
 
 @dataclass(frozen=True)
@@ -89,8 +105,44 @@ def probe(capability: int) -> dict[str, dict[str, Read]]:
         found[pipe] = {}
         for index, (_, least) in enumerate(operations):
             if capability >= least:
-                found[pipe] |= read(code[f"{pipe}_{index}"])
+                found[pipe] |= read(code[_place(pipe, index)])
     return found
+
+
+@cache
+def turns(capability: int) -> dict[str, float]:
+    """Clocks of a quarter of a multiprocessor from a pair of operations to the next, by the name in TURNS.
+
+    Args:
+        capability: compute capability times ten.
+
+    Raises:
+        subprocess.CalledProcessError: the assembler refused the probe.
+        ValueError: it nowhere put the operations side by side.
+    """
+    code = disassembly(capability)
+    return {name: least_clocks(code[_place("turn", i)]) for i, name in enumerate(TURNS)}
+
+
+def least_clocks(code: list[tuple[str, int]]) -> float:
+    """The least clocks from one operation to the other and back, where the next waits for no operand.
+
+    Where an operation alternates between two opcodes the mean of both counts.
+
+    Raises:
+        ValueError: they are nowhere neighbours in both orders.
+    """
+    least: dict[str, dict[tuple[str, str], int]] = {}
+    for (name, word), (following, after) in pairwise(code):
+        one, other = name.partition(".")[0], following.partition(".")[0]
+        if one == other or name.startswith(OTHERS) or following.startswith(OTHERS):
+            continue
+        if not after >> 52 & 63:
+            ways, stall = least.setdefault(one, {}), word >> 41 & 15
+            ways[name, following] = min(stall, ways.get((name, following), stall))
+    if len(least) != 2:
+        raise ValueError("two operations should take turns")
+    return sum(fmean(ways.values()) for ways in least.values())
 
 
 def assembler(capability: int) -> Path:
@@ -108,15 +160,20 @@ def assembler_version(capability: int) -> str:
     return found[1] if found else "of unknown version"
 
 
+@cache
 def disassembly(capability: int) -> dict[str, list[tuple[str, int]]]:
     """Opcode and control word of every instruction, by the name of the probe."""
     arch = f"sm_{capability}"
     version = "8.6" if capability == BLACKWELL else "8.7" if capability > BLACKWELL else "8.0"
     probes = [
-        kernel(f"{pipe}_{index}", operation)
+        kernel(_place(pipe, index), (operation,))
         for pipe, operations in OPERATIONS.items()
         for index, (operation, least) in enumerate(operations)
         if capability >= least
+    ]
+    probes += [
+        kernel(_place("turn", index), [operation for operation, _ in pair])
+        for index, pair in enumerate(TURNS.values())
     ]
     text = f".version {version}\n.target {arch}\n.address_size 64\n" + "\n".join(probes)
     with tempfile.TemporaryDirectory(prefix="stalls-") as folder:
@@ -133,18 +190,27 @@ def disassembly(capability: int) -> dict[str, list[tuple[str, int]]]:
     return {name: parse(body) for name, body in zip(parts[::2], parts[1::2], strict=True)}
 
 
-def kernel(name: str, operation: str) -> str:
-    """PTX with copies of one operation that neither go away nor mix with anything else."""
+def _place(pipe: str, index: int) -> str:
+    """The name of the probe of an operation."""
+    return f"{pipe}_{index}"
+
+
+def kernel(name: str, operations: Sequence[str]) -> str:
+    """PTX with copies of operations, in turn, that neither go away nor mix with anything else.
+
+    One operation has its own operands in each copy. Several share few, so that loads do not come between them.
+    """
+    operands = [(3 * i, 3 * i + 1, 3 * i + 2) for i in range(COPIES)]
+    if len(operations) > 1:
+        operands = [(i % RING, (i + 4) % RING, (i + 1 + i // RING) % RING) for i in range(COPIES)]
+    loaded = 1 + max(map(max, operands))
     lines = [f".visible .entry {name}(.param .u64 p) {{", ".reg .b64 q;"]
-    lines += [f".reg .b32 {letter}<{COPIES}>;" for letter in "abcd"]
-    lines.append("ld.param.u64 q, [p];")
-    for i in range(COPIES):
-        lines += [
-            f"ld.volatile.global.b32 {x}{i}, [q+{4 * (3 * i + j)}];" for j, x in enumerate("abc")
-        ]
+    lines += [f".reg .b32 v<{loaded}>;", f".reg .b32 d<{COPIES}>;", "ld.param.u64 q, [p];"]
+    lines += [f"ld.volatile.global.b32 v{i}, [q+{4 * i}];" for i in range(loaded)]
     lines.append("bar.sync 0;")
     lines += [
-        operation.format(a=f"a{i}", b=f"b{i}", c=f"c{i}", d=f"d{i}") + ";" for i in range(COPIES)
+        operations[i % len(operations)].format(a=f"v{a}", b=f"v{b}", c=f"v{c}", d=f"d{i}") + ";"
+        for i, (a, b, c) in enumerate(operands)
     ]
     lines += [f"st.volatile.global.b32 [q+{4 * i}], d{i};" for i in range(COPIES)]
     return "\n".join([*lines, "ret;", "}"])

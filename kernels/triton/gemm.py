@@ -49,9 +49,9 @@ from kernels.triton.plan import (
     packed_signature,
 )
 from kernels.triton.tiles import INTERPRETED
+from profiles.specs import SCHEDULERS
 
 BATCHES = (16, 256)
-SCHEDULERS = 4  # of a multiprocessor; each issues for one warp at a time
 
 
 @triton.jit
