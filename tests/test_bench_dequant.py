@@ -71,7 +71,6 @@ def use(monkeypatch: pytest.MonkeyPatch, opener: object) -> None:
         (["--format", "bf16"], "bf16 has nothing to dequantize"),
         (["--format", "int8-ch", "--bits", "4"], "has 8 bits, but --bits 4 was given"),
         (["--gpu", "cpu", "--model", "GPT-9"], "GPT-9"),
-        (["--gpu", "cpu", "--activation", "fp16"], "the CPU kernels take bf16 activations"),
         (["--gpu", "cpu", "--launch", "graph"], "a CPU has no graphs"),
         (["--activation", "int2"], "--activation takes fp16 or bf16, not 'int2'."),
         (["--launch", "magic"], "--launch takes graph or eager, not 'magic'."),
