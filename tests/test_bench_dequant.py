@@ -282,6 +282,12 @@ def test_how_long_many_formats_take_is_said_first() -> None:
     assert said.endswith("For less: --format int8-ch, or --batches 1,16.")
 
 
+def test_a_cpu_takes_both_types() -> None:
+    for activation in ("fp16", "bf16", None):
+        asked = choose_formats(None, "nvfp4"), None, (1,), activation, None, 0
+        assert make_plan("cpu", *asked).activation == activation
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs use a device without hardware whose times vary."""

@@ -128,7 +128,7 @@ def kernel_of(name: str, arm: str, activation: Float16, batch: int) -> Kernel:
 # One kernel for each place that knows the type: x, scales (one, or several in a vector), weights, y.
 COVERING = (
     ("int4-g128", "fused", 1),
-    ("int4-g32-zp", "scale", 3),
+    ("int4-g32-zp", "bypass", 3),
     ("nf4-b64", "fused", 17),
     ("int8-g32", "dequantize", 1),
     ("int8-g32", "stream", 1),
@@ -147,14 +147,15 @@ def test_a_kernel_of_each_kind_is_right(name: str, arm: str, batch: int) -> None
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
-def test_the_library_multiplies_fp16(batch: int) -> None:
-    """Both its rows: 16-bit weights, which best16 is chosen from, and fp32."""
-    weights = packing.random_weights(48, 256, find_format("nf4-b64"), "fp16", seed=batch)
+def test_the_library_takes_fp16(batch: int) -> None:
+    """Its 16-bit linear, which best16 is chosen from, and fp32, int8 x int8 and LayerCast."""
+    weights = packing.random_weights(48, 256, find_format("int8-ch"), "fp16", seed=batch)
     x = packing.random_activations(batch, 256, "fp16", seed=batch)
     found = find_kernels("cpu", weights.format, "fp16", batch)
-    vendors = [k for k in found if k.arm == "vendor"]
-    assert [k.formats for k in vendors] == [("fp16",), ("fp32",)]
-    for kernel in vendors:
+    library = [k for k in found if k.implementation.startswith("torch")]
+    assert [k.arm for k in library] == ["vendor", "vendor", "lowp", "lowp", "upcast"]
+    assert [k.formats[0] for k in library] == ["fp16", "fp32", "int8-ch", "int8-ch", "fp16"]
+    for kernel in library:
         assert_right(kernel, weights, x)
 
 
