@@ -129,7 +129,6 @@ def kernel_of(name: str, arm: str, activation: Float16, batch: int) -> Kernel:
 COVERING = (
     ("int4-g128", "fused", 1),
     ("int4-g32-zp", "bypass", 3),
-    ("nf4-b64", "fused", 17),
     ("int8-g32", "dequantize", 1),
     ("int8-g32", "stream", 1),
     ("int8-ch", "native", 1),

@@ -2,8 +2,8 @@
 
 The weight-only operators allocate their result; launches return it, and the device keeps the allocator from
 giving such memory back to the kernel between calls (a fresh mapping page-faults for longer than it computes).
-They serve bf16 alone: for fp16 PyTorch 2.13 has but a scalar loop (int4, W[512, 1024], batch 16: 73 ms against
-0.2 ms), which nobody would use and which would be the longest part of a run.
+They serve bf16 alone: PyTorch 2.13 takes fp16 too but is far slower in it (int4, W[512, 1024], batch 16: 73 ms
+against 0.2 ms), which nobody would use and which would be the longest part of a run.
 """
 
 from __future__ import annotations
