@@ -165,8 +165,6 @@ def make_plan(
     from profiles.schema import Protocol
 
     kind = find_device(gpu)
-    if kind == "cpu" and activation == "fp16":
-        raise UsageError("the CPU kernels take bf16 activations; leave out --activation fp16.")
     if kind == "cpu" and mode == "graph":
         raise UsageError("a CPU has no graphs to launch; leave out --launch graph.")
     shape = choose_shape(model or (CPU_MODEL if kind == "cpu" else GPU_MODEL), formats)
@@ -496,7 +494,7 @@ def main(
         map(str, BATCHES)
     ),
     activation: Annotated[
-        str | None, typer.Option(help="fp16 or bf16; fp16 on a GPU, bf16 on a CPU.")
+        str | None, typer.Option(help="fp16 or bf16; by default fp16 on a GPU, bf16 on a CPU.")
     ] = None,
     launch: Annotated[
         str | None, typer.Option(help="graph or eager; graph on a GPU, eager on a CPU.")

@@ -119,7 +119,7 @@ def _kernels(device: Literal["cuda", "cpu"], name: str) -> tuple[Kernel, Kernel]
         implementation="torch",
         device=device,
         formats=(name,),
-        activations=("fp16", "bf16") if integer and device == "cuda" else ("bf16",),
+        activations=("fp16", "bf16") if integer else ("bf16",),
         batches=BATCHES,
         pack=lowp.pack,
         bind=partial(bind, quantizes=False),

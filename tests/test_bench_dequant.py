@@ -71,7 +71,6 @@ def use(monkeypatch: pytest.MonkeyPatch, opener: object) -> None:
         (["--format", "bf16"], "bf16 has nothing to dequantize"),
         (["--format", "int8-ch", "--bits", "4"], "has 8 bits, but --bits 4 was given"),
         (["--gpu", "cpu", "--model", "GPT-9"], "GPT-9"),
-        (["--gpu", "cpu", "--activation", "fp16"], "the CPU kernels take bf16 activations"),
         (["--gpu", "cpu", "--launch", "graph"], "a CPU has no graphs"),
         (["--activation", "int2"], "--activation takes fp16 or bf16, not 'int2'."),
         (["--launch", "magic"], "--launch takes graph or eager, not 'magic'."),
@@ -281,6 +280,12 @@ def test_how_long_many_formats_take_is_said_first() -> None:
     said = how_long(replace(plan, batches=(1, 4, 16)))
     assert said.startswith("2 formats x 3 batches: up to 2 min of timing;")
     assert said.endswith("For less: --format int8-ch, or --batches 1,16.")
+
+
+def test_a_cpu_takes_both_types() -> None:
+    for activation in ("fp16", "bf16", None):
+        asked = choose_formats(None, "nvfp4"), None, (1,), activation, None, 0
+        assert make_plan("cpu", *asked).activation == activation
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numba import njit
 from numpy.typing import NDArray
-from test_kernels_cpu import TOLERANCE, reference_of, run
+from test_kernels_cpu import DTYPES, assert_right
 
 from kernels import find_kernels, packing
 from kernels.codebooks import codebook
@@ -41,10 +41,8 @@ def fields_of(values: NDArray, bits: int) -> NDArray:
 
 
 def stored_as(weights: packing.Weights) -> tuple[Storage, tuple[NDArray, ...]]:
-    stored_format = weights.format
-    return stored(
-        pack_words(weights), weights.shape[1], stored_format.encoding, stored_format.scale_type
-    )
+    asked = weights.format.encoding, weights.format.scale_type, DTYPES[weights.activation]
+    return stored(pack_words(weights), weights.shape[1], *asked)
 
 
 def random_codes(bits: int, rows: int = 2, k: int = 384) -> NDArray[np.uint8]:
@@ -140,10 +138,18 @@ def test_every_code_becomes_its_number(
     np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))  # -0 as well
 
 
-@pytest.mark.parametrize("name", sorted(f.name for f in OF_SCALES.values()))
-def test_scales_of_every_type_and_group_reach_their_lanes(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [
+        *((f.name, "bf16") for f in OF_SCALES.values()),
+        *((f.name, "fp16") for (kind, _), f in OF_SCALES.items() if kind == "activation"),
+    ],
+)
+def test_scales_of_every_type_and_group_reach_their_lanes(
+    name: str, activation: packing.Float16
+) -> None:
     """Also their bits, each once: what the stages that do not multiply add up."""
-    weights = packing.random_weights(3, 512, find_format(name), "bf16", seed=3)
+    weights = packing.random_weights(3, 512, find_format(name), activation, seed=3)
     storage, (_, scales, second, _) = stored_as(weights)
     parts, scale_type = storage.parts, storage.scale_type
 
@@ -181,17 +187,14 @@ def test_kernels_of_other_formats_are_right(name: str, arm: str, batch: int) -> 
     weights = packing.random_weights(n, k, find_format(name), "bf16", seed=batch)
     x = packing.random_activations(batch, k, "bf16", seed=batch)
     (kernel,) = (k for k in find_kernels("cpu", weights.format, "bf16", batch) if k.arm == arm)
-    got, expected = run(kernel, weights, x), reference_of(kernel, weights, x)
-    if arm in ("stream", "unpack", "dequantize"):
-        np.testing.assert_array_equal(got, expected)
-    else:
-        assert np.abs(got - expected).max() / np.abs(expected).max() <= TOLERANCE
+    assert_right(kernel, weights, x)
 
 
-def test_every_quantized_format_has_every_arm() -> None:
+@pytest.mark.parametrize("activation", ["fp16", "bf16"])
+def test_every_quantized_format_has_every_arm(activation: str) -> None:
     for weight_format in QUANTIZED:
         for batch in (1, 256):
-            arms = [k.arm for k in find_kernels("cpu", weight_format, "bf16", batch)]
+            arms = [k.arm for k in find_kernels("cpu", weight_format, activation, batch)]
             ours = ["stream", "unpack", "scale", "bypass", "fused", "native", "dequantize"]
             beside = ("vendor", "lowp", "upcast")
             assert [arm for arm in arms if arm not in beside] == ours, weight_format.name

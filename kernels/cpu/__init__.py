@@ -33,5 +33,5 @@ KERNELS: tuple[Kernel, ...] = (
     *numba_kernels.KERNELS,
     *torch_ops.KERNELS,
     *lowp_vendor.CPU_KERNELS,
-    layercast("cpu", ("bf16",), torch_ops.pack_bf16),
+    layercast("cpu", torch_ops.ACTIVATIONS, torch_ops.pack_16bit),
 )

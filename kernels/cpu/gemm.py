@@ -28,10 +28,10 @@ from kernels.cpu.simd import (
     ROWS,
     add_f32,
     add_i32,
-    bf16_of_float,
     fma_tile,
-    load_bf16,
+    half_of_float,
     load_f32,
+    load_half,
     load_i32,
     load_tile,
     mul_f32,
@@ -113,11 +113,11 @@ def fill_row(
 
 
 @njit(inline="always")
-def copy_row(weights, row, k, chunk, buffer, at):
+def copy_row(weights, row, k, chunk, half, buffer, at):
     """Widen CHUNK 16-bit weights of one row into buffer[at:]: the native kernel's fill."""
     for i in range(CHUNK // LANES):
         first = row * k + chunk * CHUNK + i * LANES
-        store_f32(buffer, at + i * LANES, load_bf16(weights, first))
+        store_f32(buffer, at + i * LANES, load_half(weights, first, half))
     prefetch(weights, row * k + (chunk + 1) * CHUNK)
     prefetch(weights, row * k + (chunk + 1) * CHUNK + 32)
     prefetch(weights, row * k + (chunk + 1) * CHUNK + 64)
@@ -146,12 +146,12 @@ def multiply(buffer, x, padded, k, chunk, partial, at):
 
 
 @cache
-def build(storage: Storage, stage: int):
-    """The compiled kernel of one way of storing weights (bits 16: as bf16), and stage.
+def build(storage: Storage, stage: int, half: int):
+    """The compiled kernel of one way of storing weights (bits 16: in the type of y), stage, and type of y.
 
-    Its arguments: words int32 [n * words_per_row] (uint16 [n * k] for bf16 weights); scales, second, zeros as
+    Its arguments: words int32 [n * words_per_row] (uint16 [n * k] for 16-bit weights); scales, second, zeros as
     gemv.build; x float32 [k * padded] from to_columns; k; padded, the batch in whole vectors; sums float32 [n]
-    (scale) or int32 [n]; y uint16 (bf16) [batch, n].
+    (scale) or int32 [n]; y uint16 [batch, n], the bits of 16-bit floats.
     """
     bits, encoding, scale_type, parts, has_zero = storage
     fields, middle = weights_of_lane(bits), storage.zero
@@ -170,7 +170,7 @@ def build(storage: Storage, stage: int):
                     for r in range(min(ROWS, rows - block)):
                         row = first * PANEL + block + r
                         if bits == 16:
-                            copy_row(words, row, k, chunk, buffer, r * CHUNK)
+                            copy_row(words, row, k, chunk, half, buffer, r * CHUNK)
                         else:
                             fill_row(
                                 words, scales, second, zeros, row, chunk,
@@ -190,6 +190,6 @@ def build(storage: Storage, stage: int):
                     if stage == BYPASS and has_zero and count == -n:
                         partial[r * padded] = 0  # never so: keeps the zero points' load alive
                     for b in range(batch):
-                        y[b, row] = bf16_of_float(partial[r * padded + b])
+                        y[b, row] = half_of_float(partial[r * padded + b], half)
 
     return gemm

@@ -33,8 +33,8 @@ from kernels.cpu.simd import (
     LANES,
     add_f32,
     add_i32,
-    bf16_of_float,
     fma,
+    half_of_float,
     load_f32,
     or_i32,
     splat_f32,
@@ -50,12 +50,12 @@ PREFETCH_WORDS = (
 
 
 @cache
-def build(storage: Storage, stage: int):
-    """The compiled kernel of one way of storing weights, and stage.
+def build(storage: Storage, stage: int, half: int):
+    """The compiled kernel of one way of storing weights, stage, and type of y: BF16 or FP16.
 
     Its arguments: words int32 [n * words_per_row]; scales [n, groups] as in scale_of; second float32, the
     second level of scales, or [0]; zeros uint8 [n, groups], or [0, 0] without zero points; x float32 [k] from
-    to_fields; sums float32 [n] (scale) or int32 [n] (stream, unpack); y uint16 (bf16) [1, n].
+    to_fields; sums float32 [n] (scale) or int32 [n] (stream, unpack); y uint16 [1, n], bits of 16-bit floats.
     """
     bits, encoding, scale_type, parts, has_zero = storage
     fields, middle = weights_of_lane(bits), storage.zero
@@ -109,6 +109,6 @@ def build(storage: Storage, stage: int):
             else:
                 if stage == BYPASS and has_zero and sum_i32(count) == -n:
                     total = nothing  # never so: keeps the zero points' load alive
-                y[0, row] = bf16_of_float(sum_f32(total))
+                y[0, row] = half_of_float(sum_f32(total), half)
 
     return gemv

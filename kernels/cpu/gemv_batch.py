@@ -27,8 +27,8 @@ from kernels.cpu.simd import (
     LANES,
     add_f32,
     add_i32,
-    bf16_of_float,
     fma,
+    half_of_float,
     load_f32,
     or_i32,
     splat_f32,
@@ -42,8 +42,8 @@ BATCH_TILE = 4
 
 
 @cache
-def build(storage: Storage, stage: int):
-    """The compiled kernel of one storage and stage; arguments as gemv.build, x in tiles of four."""
+def build(storage: Storage, stage: int, half: int):
+    """The compiled kernel of one storage, stage and type; arguments as gemv.build, x in tiles of four."""
     bits, encoding, scale_type, parts, has_zero = storage
     fields, middle = weights_of_lane(bits), storage.zero
     words_per_vector = LANES * fields * bits // 32
@@ -131,16 +131,16 @@ def build(storage: Storage, stage: int):
                 else:
                     if stage == BYPASS and has_zero and sum_i32(count0) == -n:
                         t00 = nothing  # never so: keeps the zero points' load alive
-                    y[first, row0] = bf16_of_float(sum_f32(t00))
-                    y[first, row1] = bf16_of_float(sum_f32(t10))
+                    y[first, row0] = half_of_float(sum_f32(t00), half)
+                    y[first, row1] = half_of_float(sum_f32(t10), half)
                     if first + 1 < batch:
-                        y[first + 1, row0] = bf16_of_float(sum_f32(t01))
-                        y[first + 1, row1] = bf16_of_float(sum_f32(t11))
+                        y[first + 1, row0] = half_of_float(sum_f32(t01), half)
+                        y[first + 1, row1] = half_of_float(sum_f32(t11), half)
                     if first + 2 < batch:
-                        y[first + 2, row0] = bf16_of_float(sum_f32(t02))
-                        y[first + 2, row1] = bf16_of_float(sum_f32(t12))
+                        y[first + 2, row0] = half_of_float(sum_f32(t02), half)
+                        y[first + 2, row1] = half_of_float(sum_f32(t12), half)
                     if first + 3 < batch:
-                        y[first + 3, row0] = bf16_of_float(sum_f32(t03))
-                        y[first + 3, row1] = bf16_of_float(sum_f32(t13))
+                        y[first + 3, row0] = half_of_float(sum_f32(t03), half)
+                        y[first + 3, row1] = half_of_float(sum_f32(t13), half)
 
     return gemv_batch

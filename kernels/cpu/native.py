@@ -1,13 +1,15 @@
-"""Hand-written bf16 kernels on weights dequantized beforehand: the "dequantize at load" choice.
+"""Hand-written 16-bit kernels on weights dequantized beforehand: the "dequantize at load" choice.
 
     y[b, n] = sum over i of  w[n, i] * x[b, i]
 
-bf16 weights are widened in registers and multiplied in fp32, since Numba has no access to the bf16 dot
-product or tile units of a CPU; the library's kernel (torch_ops.py) has, and from batch 2 or so it wins.
+Weights are widened in registers and multiplied in fp32, since Numba has no access to the 16-bit dot product
+or tile units of a CPU; the library's kernel (torch_ops.py) has, where the CPU has them for the type.
 From batch 16 on, gemm.py with 16-bit weights takes over.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 from numba import njit, prange
@@ -15,10 +17,10 @@ from numba import njit, prange
 from kernels.cpu.simd import (
     LANES,
     add_f32,
-    bf16_of_float,
     fma,
-    load_bf16,
+    half_of_float,
     load_f32,
+    load_half,
     prefetch,
     splat_f32,
     sum_f32,
@@ -30,57 +32,67 @@ STRIDE = (
 PREFETCH = 2048  # 4 KiB ahead
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
-def gemv(weights, x, y):
-    """Weights uint16 (bf16) [n * k], x float32 [k], y uint16 (bf16) [1, n]."""
-    n = y.shape[1]
-    k = weights.shape[0] // n
-    for row in prange(n):
-        a = b = c = d = splat_f32(np.float32(0))
-        for i in range(0, k, STRIDE):
-            at = row * k + i
-            prefetch(weights, at + PREFETCH)
-            prefetch(weights, at + PREFETCH + 2 * LANES)
-            a = fma(load_bf16(weights, at), load_f32(x, i), a)
-            b = fma(load_bf16(weights, at + LANES), load_f32(x, i + LANES), b)
-            c = fma(load_bf16(weights, at + 2 * LANES), load_f32(x, i + 2 * LANES), c)
-            d = fma(load_bf16(weights, at + 3 * LANES), load_f32(x, i + 3 * LANES), d)
-        y[0, row] = bf16_of_float(sum_f32(add_f32(add_f32(a, b), add_f32(c, d))))
+@cache
+def build_gemv(half: int):
+    """The kernel of a type, BF16 or FP16: weights uint16 [n * k], x float32 [k], y uint16 [1, n]."""
+
+    @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+    def gemv(weights, x, y):
+        n = y.shape[1]
+        k = weights.shape[0] // n
+        for row in prange(n):
+            a = b = c = d = splat_f32(np.float32(0))
+            for i in range(0, k, STRIDE):
+                at = row * k + i
+                prefetch(weights, at + PREFETCH)
+                prefetch(weights, at + PREFETCH + 2 * LANES)
+                a = fma(load_half(weights, at, half), load_f32(x, i), a)
+                b = fma(load_half(weights, at + LANES, half), load_f32(x, i + LANES), b)
+                c = fma(load_half(weights, at + 2 * LANES, half), load_f32(x, i + 2 * LANES), c)
+                d = fma(load_half(weights, at + 3 * LANES, half), load_f32(x, i + 3 * LANES), d)
+            y[0, row] = half_of_float(sum_f32(add_f32(add_f32(a, b), add_f32(c, d))), half)
+
+    return gemv
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
-def gemv_batch(weights, x, y):
-    """Weights uint16 (bf16) [n * k], x float32 in tiles of four from to_fields, y uint16 [batch, n]."""
-    batch, n = y.shape
-    k = weights.shape[0] // n
-    for pair in prange((n + 1) // 2):
-        row0 = 2 * pair
-        row1 = min(row0 + 1, n - 1)  # an odd last row is computed twice
-        for first in range(0, batch, 4):
-            t00 = t01 = t02 = t03 = splat_f32(np.float32(0))
-            t10 = t11 = t12 = t13 = splat_f32(np.float32(0))
-            for i in range(0, k, LANES):
-                prefetch(weights, row0 * k + i + PREFETCH)
-                prefetch(weights, row1 * k + i + PREFETCH)
-                w0 = load_bf16(weights, row0 * k + i)
-                w1 = load_bf16(weights, row1 * k + i)
-                at = first * k + 4 * i
-                x0 = load_f32(x, at)
-                x1 = load_f32(x, at + LANES)
-                x2 = load_f32(x, at + 2 * LANES)
-                x3 = load_f32(x, at + 3 * LANES)
-                t00, t10 = fma(w0, x0, t00), fma(w1, x0, t10)
-                t01, t11 = fma(w0, x1, t01), fma(w1, x1, t11)
-                t02, t12 = fma(w0, x2, t02), fma(w1, x2, t12)
-                t03, t13 = fma(w0, x3, t03), fma(w1, x3, t13)
-            y[first, row0] = bf16_of_float(sum_f32(t00))
-            y[first, row1] = bf16_of_float(sum_f32(t10))
-            if first + 1 < batch:
-                y[first + 1, row0] = bf16_of_float(sum_f32(t01))
-                y[first + 1, row1] = bf16_of_float(sum_f32(t11))
-            if first + 2 < batch:
-                y[first + 2, row0] = bf16_of_float(sum_f32(t02))
-                y[first + 2, row1] = bf16_of_float(sum_f32(t12))
-            if first + 3 < batch:
-                y[first + 3, row0] = bf16_of_float(sum_f32(t03))
-                y[first + 3, row1] = bf16_of_float(sum_f32(t13))
+@cache
+def build_gemv_batch(half: int):
+    """The same: weights uint16 [n * k], x float32 in tiles of four from to_fields, y uint16 [batch, n]."""
+
+    @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+    def gemv_batch(weights, x, y):
+        batch, n = y.shape
+        k = weights.shape[0] // n
+        for pair in prange((n + 1) // 2):
+            row0 = 2 * pair
+            row1 = min(row0 + 1, n - 1)  # an odd last row is computed twice
+            for first in range(0, batch, 4):
+                t00 = t01 = t02 = t03 = splat_f32(np.float32(0))
+                t10 = t11 = t12 = t13 = splat_f32(np.float32(0))
+                for i in range(0, k, LANES):
+                    prefetch(weights, row0 * k + i + PREFETCH)
+                    prefetch(weights, row1 * k + i + PREFETCH)
+                    w0 = load_half(weights, row0 * k + i, half)
+                    w1 = load_half(weights, row1 * k + i, half)
+                    at = first * k + 4 * i
+                    x0 = load_f32(x, at)
+                    x1 = load_f32(x, at + LANES)
+                    x2 = load_f32(x, at + 2 * LANES)
+                    x3 = load_f32(x, at + 3 * LANES)
+                    t00, t10 = fma(w0, x0, t00), fma(w1, x0, t10)
+                    t01, t11 = fma(w0, x1, t01), fma(w1, x1, t11)
+                    t02, t12 = fma(w0, x2, t02), fma(w1, x2, t12)
+                    t03, t13 = fma(w0, x3, t03), fma(w1, x3, t13)
+                y[first, row0] = half_of_float(sum_f32(t00), half)
+                y[first, row1] = half_of_float(sum_f32(t10), half)
+                if first + 1 < batch:
+                    y[first + 1, row0] = half_of_float(sum_f32(t01), half)
+                    y[first + 1, row1] = half_of_float(sum_f32(t11), half)
+                if first + 2 < batch:
+                    y[first + 2, row0] = half_of_float(sum_f32(t02), half)
+                    y[first + 2, row1] = half_of_float(sum_f32(t12), half)
+                if first + 3 < batch:
+                    y[first + 3, row0] = half_of_float(sum_f32(t03), half)
+                    y[first + 3, row1] = half_of_float(sum_f32(t13), half)
+
+    return gemv_batch

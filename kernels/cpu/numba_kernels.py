@@ -1,7 +1,7 @@
 """The Numba kernels as records: layout of their weights, and launches without arguments.
 
-They accept bf16 activations, and k in multiples of 128: a vector of weights, and the gemm's buffer; every
-layer in profiles/shapes.toml has such k.
+They accept fp16 and bf16 activations, and k in multiples of 128: a vector of weights, and the gemm's buffer;
+every layer in profiles/shapes.toml has such k.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from kernels.codebooks import Encoding
 from kernels.cpu import dequantize, gemm, gemv, gemv_batch, native
-from kernels.cpu.activations import to_columns, to_fields
+from kernels.cpu.activations import build_to_columns, build_to_fields
 from kernels.cpu.planes import weights_of_lane
-from kernels.cpu.simd import LANES
-from kernels.cpu.torch_ops import pack_bf16
+from kernels.cpu.simd import BF16, FP16, LANES, converts_fp16
+from kernels.cpu.torch_ops import ACTIVATIONS, DTYPES, TOLERANCE, pack_16bit
 from kernels.cpu.weights import (
-    BF16,
     ENCODINGS,
     FUSED,
     INTEGER,
@@ -31,11 +30,11 @@ from kernels.cpu.weights import (
     Storage,
 )
 from kernels.formats import FORMATS
-from kernels.kernel import LADDER, Arm, Kernel, Launch, Tensors
-from kernels.packing import Weights
+from kernels.kernel import LADDER, Arm, Kernel, Launch, Tensors, UnsupportedError
+from kernels.packing import Float16, Weights
 from kernels.scales import ScaleType
 
-_BF16_WEIGHTS = Storage(16, INTEGER, BF16, 1, False)
+_HALVES = {torch.bfloat16: BF16, torch.float16: FP16}
 _NO_ZEROS = np.zeros((0, 0), np.uint8)
 _NO_SUMS = np.zeros(0, np.int32)
 _NO_SECOND_LEVEL = np.zeros(0, np.float32)
@@ -54,7 +53,7 @@ def _pack(weights: Weights, words: NDArray[np.uint32]) -> Tensors:
     else:
         tensors["scales"] = torch.from_numpy(weights.scales)
         if weights.format.scale_bits == 16:
-            tensors["scales"] = tensors["scales"].to(torch.bfloat16)
+            tensors["scales"] = tensors["scales"].to(DTYPES[weights.activation])
     if weights.second_level is not None:
         tensors["second_level"] = torch.from_numpy(weights.second_level)
     if weights.zeros is not None:
@@ -65,8 +64,8 @@ def _pack(weights: Weights, words: NDArray[np.uint32]) -> Tensors:
 def pack_words(weights: Weights) -> Tensors:
     """What is stored of weights.
 
-    {"words": int32 [n, words], "scales": bf16, fp32 or uint8 [n, groups], "second_level": fp32 and "zeros":
-    uint8 [n, groups] where the format has them}
+    {"words": int32 [n, words], "scales": fp16, bf16, fp32 or uint8 [n, groups], "second_level": fp32 and
+    "zeros": uint8 [n, groups] where the format has them}
     """
     return _pack(weights, weights.words)
 
@@ -76,8 +75,8 @@ def _pack_bypass(weights: Weights) -> Tensors:
 
 
 def _bits(tensor: torch.Tensor) -> NDArray[Any]:
-    """The bits of a bf16, fp32 or uint8 tensor as a NumPy array of the same shape, sharing its memory."""
-    if tensor.dtype == torch.bfloat16:
+    """The bits of a 16-bit, fp32 or uint8 tensor as a NumPy array of the same shape, sharing its memory."""
+    if tensor.dtype in _HALVES:
         return tensor.view(torch.int16).numpy().view(np.uint16)
     return tensor.numpy().view({4: np.uint32, 1: np.uint8}[tensor.itemsize])
 
@@ -88,7 +87,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def stored(
-    tensors: Tensors, k: int, encoding: Encoding, scale_type: ScaleType
+    tensors: Tensors, k: int, encoding: Encoding, scale_type: ScaleType, activation: torch.dtype
 ) -> tuple[Storage, tuple[NDArray[Any], ...]]:
     """How the weights are stored, and the kernels' first arguments: flat words, scales, second level, zeros.
 
@@ -100,7 +99,7 @@ def stored(
         k % gemm.CHUNK == 0,
         f"the CPU kernels take k in multiples of {gemm.CHUNK}, but k is {k}; choose another model.",
     )
-    stored_as = {"activation": torch.bfloat16, "fp32": torch.float32}.get(scale_type, torch.uint8)
+    stored_as = {"activation": activation, "fp32": torch.float32}.get(scale_type, torch.uint8)
     _require(
         words.is_contiguous() and scales.is_contiguous() and scales.dtype == stored_as,
         f"words and scales must be contiguous and scales {stored_as}, but they are {scales.dtype}.",
@@ -108,17 +107,27 @@ def stored(
     bits = 32 * words.shape[1] // k
     parts = max(1, scales.shape[1] * LANES * weights_of_lane(bits) // k)
     has_zero = "zeros" in tensors
-    storage = Storage(bits, ENCODINGS[encoding], SCALE_TYPES[scale_type], parts, has_zero)
+    kind = _HALVES[activation] if scale_type == "activation" else SCALE_TYPES[scale_type]
+    storage = Storage(bits, ENCODINGS[encoding], kind, parts, has_zero)
     second = tensors["second_level"].numpy() if "second_level" in tensors else _NO_SECOND_LEVEL
     zeros = tensors["zeros"].numpy() if has_zero else _NO_ZEROS
     return storage, (words.numpy().reshape(-1), _bits(scales), second, zeros)
 
 
-def _check_activations(x: torch.Tensor) -> None:
+def checked(x: torch.Tensor) -> int:
+    """Which 16-bit float the activations are: BF16 or FP16.
+
+    Raises:
+        ValueError: neither, or not contiguous.
+        UnsupportedError: fp16, which this processor cannot convert.
+    """
     _require(
-        x.dtype == torch.bfloat16 and x.is_contiguous(),
-        f"the CPU kernels take contiguous bf16 activations, but x is {x.dtype}; use --activation bf16.",
+        x.dtype in _HALVES and x.is_contiguous(),
+        f"the CPU kernels take contiguous fp16 or bf16 activations, but x is {x.dtype}.",
     )
+    if x.dtype == torch.float16 and not converts_fp16():
+        raise UnsupportedError("fp16 on a CPU needs its F16C instructions; use --activation bf16")
+    return _HALVES[x.dtype]
 
 
 def padded_batch(batch: int) -> int:
@@ -135,9 +144,9 @@ def _bind_stage(
     out: torch.Tensor,
 ) -> Launch:
     """Checks once, reserves the reordered activations, and returns the launch."""
-    _check_activations(x)
+    half = checked(x)
     batch, k = x.shape
-    storage, weights = stored(tensors, k, encoding, scale_type)
+    storage, weights = stored(tensors, k, encoding, scale_type, x.dtype)
     lane_bits = 32 // weights_of_lane(storage.bits)
     x_bits = _bits(x)
     multiplies = stage > SCALE
@@ -148,7 +157,7 @@ def _bind_stage(
     if batch >= 16:
         padded = padded_batch(batch)
         columns = _scratch(k * padded)
-        kernel = gemm.build(storage, stage)
+        kernel, to_columns = gemm.build(storage, stage, half), build_to_columns(half)
 
         def launch_gemm() -> None:
             if multiplies:
@@ -158,7 +167,8 @@ def _bind_stage(
         return launch_gemm
     tile = 1 if batch == 1 else gemv_batch.BATCH_TILE
     fields = _scratch(-(-batch // tile) * tile * k)
-    kernel = (gemv if batch == 1 else gemv_batch).build(storage, stage)
+    kernel = (gemv if batch == 1 else gemv_batch).build(storage, stage, half)
+    to_fields = build_to_fields(half)
 
     def launch() -> None:
         if multiplies:
@@ -169,7 +179,7 @@ def _bind_stage(
 
 
 def _bind_native(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
-    _check_activations(x)
+    half = checked(x)
     batch, k = x.shape
     _require(k % gemm.CHUNK == 0, f"the CPU kernels take k in multiples of {gemm.CHUNK}, not {k}.")
     x_bits, y = _bits(x), _bits(out)
@@ -177,7 +187,8 @@ def _bind_native(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch
     if batch >= 16:
         padded = padded_batch(batch)
         columns = _scratch(k * padded)
-        kernel = gemm.build(_BF16_WEIGHTS, FUSED)
+        kernel = gemm.build(Storage(16, INTEGER, half, 1, False), FUSED, half)
+        to_columns = build_to_columns(half)
         no_scales = np.zeros((0, 0), np.uint16)
 
         def launch_gemm() -> None:
@@ -187,7 +198,8 @@ def _bind_native(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch
         return launch_gemm
     tile = 1 if batch == 1 else gemv_batch.BATCH_TILE
     fields = _scratch(-(-batch // tile) * tile * k)
-    kernel = native.gemv if batch == 1 else native.gemv_batch
+    kernel = (native.build_gemv if batch == 1 else native.build_gemv_batch)(half)
+    to_fields = build_to_fields(half)
 
     def launch() -> None:
         to_fields(x_bits, 16, tile, fields)
@@ -203,33 +215,50 @@ def _bind_dequantize(
     x: torch.Tensor,
     out: torch.Tensor,
 ) -> Launch:
-    storage, weights = stored(tensors, x.shape[1], encoding, scale_type)
+    half = checked(x)
+    storage, weights = stored(tensors, x.shape[1], encoding, scale_type, x.dtype)
     matrix = _bits(out).reshape(-1).view(np.int32)
-    kernel = dequantize.build(storage)
+    kernel = dequantize.build(storage, half)
     return lambda: kernel(*weights, matrix)
 
 
-def _kernels_of(encoding: Encoding, scale_type: ScaleType) -> tuple[Kernel, ...]:
+def _kernel(
+    arm: Arm,
+    formats: tuple[str, ...],
+    activation: Float16,
+    pack: Callable[[Weights], Tensors],
+    bind: Callable[..., Launch],
+) -> Kernel:
+    return Kernel(
+        *(arm, "numba", "cpu", formats, (activation,), (1, 256), pack, bind),
+        tolerance=TOLERANCE[activation],
+    )
+
+
+def _kernels_of(
+    encoding: Encoding, scale_type: ScaleType, activation: Float16
+) -> tuple[Kernel, ...]:
     """The ladder, and dequantize, of the formats with such codes and scales; the tensors tell the rest."""
     formats = tuple(
         f.name
         for f in FORMATS
         if f.quantized and (f.encoding, f.scale_type) == (encoding, scale_type)
     )
-
-    def kernel(arm: Arm, pack: Callable[[Weights], Tensors], bind: Callable[..., Launch]) -> Kernel:
-        return Kernel(arm, "numba", "cpu", formats, ("bf16",), (1, 256), pack, bind)
-
     return (
         *(
-            kernel(
+            _kernel(
                 arm,
+                formats,
+                activation,
                 _pack_bypass if arm == "bypass" else pack_words,
                 partial(_bind_stage, STAGES[arm], encoding, scale_type),
             )
             for arm in LADDER
         ),
-        kernel("dequantize", pack_words, partial(_bind_dequantize, encoding, scale_type)),
+        _kernel(
+            *("dequantize", formats, activation, pack_words),
+            partial(_bind_dequantize, encoding, scale_type),
+        ),
     )
 
 
@@ -238,10 +267,11 @@ _LADDERS = tuple(
     for encoding, scale_type in dict.fromkeys(
         (f.encoding, f.scale_type) for f in FORMATS if f.quantized
     )
-    for kernel in _kernels_of(encoding, scale_type)
+    for activation in ACTIVATIONS
+    for kernel in _kernels_of(encoding, scale_type, activation)
 )
 KERNELS = (
     *(kernel for kernel in _LADDERS if kernel.arm != "dequantize"),
-    Kernel("native", "numba", "cpu", ("bf16",), ("bf16",), (1, 256), pack_bf16, _bind_native),
+    *(_kernel("native", (x,), x, pack_16bit, _bind_native) for x in ACTIVATIONS),
     *(kernel for kernel in _LADDERS if kernel.arm == "dequantize"),
 )

@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.codebooks import codebook
-from kernels.cpu.simd import _F32, _I32, LANES, _constant, _pointer, f32x16, i32x16
+from kernels.cpu.simd import _F32, _I32, LANES, _constant, _pointer, f32x16, i32x16, widened
 from kernels.formats import PLANES
 from kernels.packing import words_of_pairs
 
@@ -85,6 +85,26 @@ def load_spread(typingctx, array, index, count, left):
         return _spread(builder, loaded, some)
 
     return i32x16(array, types.intp, count, left), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load_halves(typingctx, array, index, count, half):
+    """load_halves(uint16 array, index, count, half) -> f32x16: 16-bit floats, 16 / count lanes each.
+
+    One is widened as a scalar, before it reaches a vector register.
+    """
+    some = count.literal_value
+
+    def codegen(context, builder, signature, args):
+        kind = ir.IntType(16) if some == 1 else ir.VectorType(ir.IntType(16), some)
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], kind)
+        numbers = widened(builder, builder.load(pointer, align=2), half.literal_value)
+        if some == 1:
+            one = ir.Constant(ir.VectorType(ir.FloatType(), 1), ir.Undefined)
+            numbers = builder.insert_element(one, numbers, ir.IntType(32)(0))
+        return _spread(builder, numbers, some)
+
+    return f32x16(array, types.intp, count, half), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from kernels import find_kernels
+from kernels.cpu.torch_ops import DTYPES
+from kernels.kernel import UnsupportedError
 from kernels.packing import Weights, round_to
 
 Product = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -22,7 +24,7 @@ def fused_product(weights: Weights, batch: int) -> tuple[Product, str]:
     same rounding: x and y in the activation dtype, sums in float32.
 
     Args:
-        weights: W [n, k]; the activation dtype is bf16 for a kernel of the CPU to take it.
+        weights: W [n, k].
         batch: rows of every x.
 
     Returns:
@@ -32,11 +34,11 @@ def fused_product(weights: Weights, batch: int) -> tuple[Product, str]:
     fused = next((kernel for kernel in kernels if kernel.arm == "fused"), None)
     n, k = weights.shape
     if fused is not None:
-        x_in = torch.zeros((batch, k), dtype=torch.bfloat16)
-        out = torch.zeros((batch, n), dtype=torch.bfloat16)
+        dtype = DTYPES[weights.activation]
+        x_in, out = torch.zeros((batch, k), dtype=dtype), torch.zeros((batch, n), dtype=dtype)
         try:
             launch = fused.bind(fused.pack(weights), x_in, out)
-        except ValueError:  # widths that this kernel does not take
+        except (ValueError, UnsupportedError):  # widths or a dtype that it does not take here
             fused = None
         else:
 

@@ -10,17 +10,28 @@ LLVM also uses 512-bit registers where its own cost model would prefer 256 bits.
     total = fma(to_f32(codes), load_f32(x, j), total)
 
 Array indices are in elements and are not bounds-checked: the launchers check shapes once.
+
+Numba has no 16-bit floats on a CPU, so they lie in uint16 arrays, and a compile-time constant, BF16 or FP16,
+says which they are. bf16 is widened by a shift, fp16 by LLVM's `fpext`: an instruction on Arm, and with F16C,
+which x86 processors have had since 2012. Without F16C LLVM would call a function that nobody links: fp16 rows
+then say "not on this device" (`converts_fp16`). Both are rounded to nearest even; fp16 becomes infinite from
+65520 on, half a step past 65504, the largest, as IEEE 754 and PyTorch have it.
 """
 
 from __future__ import annotations
 
+import platform
+
+import numba
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
 LANES = 16
+BF16, FP16 = range(2)
 
 _F32 = ir.VectorType(ir.FloatType(), LANES)
 _I32 = ir.VectorType(ir.IntType(32), LANES)
@@ -44,6 +55,15 @@ class _VectorModel(models.PrimitiveModel):
 
 f32x16 = _Vector("f32x16", _F32)
 i32x16 = _Vector("i32x16", _I32)
+
+
+def converts_fp16() -> bool:
+    """Whether the processor that Numba compiles for has instructions between fp16 and float32."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    if numba.config.CPU_FEATURES is not None:  # NUMBA_CPU_FEATURES; "" for NUMBA_CPU_NAME=generic
+        return "+f16c" in numba.config.CPU_FEATURES
+    return bool(get_host_cpu_features().get("f16c"))
 
 
 def _pointer(context, builder, array_type, array, index, element):
@@ -81,16 +101,46 @@ load_i32 = _loader(_I32, i32x16)
 load_i32.__doc__ = "load_i32(array, index) -> i32x16 from a contiguous 32-bit integer array."
 
 
-@intrinsic
-def load_bf16(typingctx, array, index):
-    """load_bf16(array, index) -> f32x16: sixteen bf16 values of a uint16 array, widened."""
+def _like(value, element):
+    """The type of `element`, in as many lanes as a value has."""
+    vector = isinstance(value.type, ir.VectorType)
+    return ir.VectorType(element, value.type.count) if vector else element
+
+
+def _all(kind, number):
+    """That number in every lane of a type."""
+    return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
+
+
+def widened(builder, bits, half):
+    """float32 of 16-bit floats, a number or a vector of them, whose bits are given."""
+    wide = _like(bits, ir.FloatType())
+    if half == FP16:
+        return builder.fpext(builder.bitcast(bits, _like(bits, ir.HalfType())), wide)
+    integer = _like(bits, ir.IntType(32))
+    return builder.bitcast(builder.shl(builder.zext(bits, integer), _all(integer, 16)), wide)
+
+
+def _narrowed(builder, value, half):
+    """Bits of 16-bit floats, of float32 rounded to nearest even; of bf16 of finite ones only."""
+    narrow, integer = _like(value, ir.IntType(16)), _like(value, ir.IntType(32))
+    if half == FP16:
+        return builder.bitcast(builder.fptrunc(value, _like(value, ir.HalfType())), narrow)
+    bits, sixteen = builder.bitcast(value, integer), _all(integer, 16)
+    odd = builder.and_(builder.lshr(bits, sixteen), _all(integer, 1))
+    rounded = builder.add(builder.add(bits, odd), _all(integer, 0x7FFF))
+    return builder.trunc(builder.lshr(rounded, sixteen), narrow)
+
+
+@intrinsic(prefer_literal=True)
+def load_half(typingctx, array, index, half):
+    """load_half(uint16 array, index, half) -> f32x16: sixteen 16-bit floats, widened."""
 
     def codegen(context, builder, signature, args):
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1], _I16)
-        wide = builder.zext(builder.load(pointer, align=2), _I32)
-        return builder.bitcast(builder.shl(wide, _constant(16)), _F32)
+        return widened(builder, builder.load(pointer, align=2), half.literal_value)
 
-    return f32x16(array, types.intp), codegen
+    return f32x16(array, types.intp, half), codegen
 
 
 @intrinsic
@@ -117,18 +167,14 @@ def store_i32(typingctx, array, index, vector):
     return types.void(array, types.intp, i32x16), codegen
 
 
-@intrinsic
-def bf16_bits(typingctx, vector):
-    """bf16_bits(f32x16) -> i32x16: finite float32 rounded to nearest even bf16, in the low 16 bits."""
+@intrinsic(prefer_literal=True)
+def half_bits(typingctx, vector, half):
+    """half_bits(f32x16, half) -> i32x16: float32 rounded to 16-bit floats, in the low 16 bits."""
 
     def codegen(context, builder, signature, args):
-        bits = builder.bitcast(args[0], _I32)
-        sixteen = _constant(16)
-        odd = builder.and_(builder.lshr(bits, sixteen), _constant(1))
-        rounded = builder.add(builder.add(bits, odd), _constant(0x7FFF))
-        return builder.lshr(rounded, sixteen)
+        return builder.zext(_narrowed(builder, args[0], half.literal_value), _I32)
 
-    return i32x16(f32x16), codegen
+    return i32x16(f32x16, half), codegen
 
 
 @intrinsic
@@ -296,31 +342,24 @@ def prefetch(typingctx, array, index):
     return types.void(array, types.intp), codegen
 
 
-@intrinsic
-def float_of_bits(typingctx, bits):
-    """float_of_bits(uint16 or uint32) -> float32: the number that bf16 or float32 bits stand for."""
+@intrinsic(prefer_literal=True)
+def float_of_half(typingctx, bits, half):
+    """float_of_half(uint16, half) -> float32: the number that the bits of a 16-bit float stand for."""
 
     def codegen(context, builder, signature, args):
-        wide = args[0]
-        if signature.args[0] == types.uint16:
-            wide = builder.shl(builder.zext(wide, ir.IntType(32)), ir.IntType(32)(16))
-        return builder.bitcast(wide, ir.FloatType())
+        return widened(builder, args[0], half.literal_value)
 
-    return types.float32(bits), codegen
+    return types.float32(types.uint16, half), codegen
 
 
-@intrinsic
-def bf16_of_float(typingctx, value):
-    """bf16_of_float(float32) -> uint16, finite values rounded to nearest even."""
+@intrinsic(prefer_literal=True)
+def half_of_float(typingctx, value, half):
+    """half_of_float(float32, half) -> uint16: the bits of the number rounded to a 16-bit float."""
 
     def codegen(context, builder, signature, args):
-        i32 = ir.IntType(32)
-        bits = builder.bitcast(args[0], i32)
-        odd = builder.and_(builder.lshr(bits, i32(16)), i32(1))
-        rounded = builder.add(builder.add(bits, odd), i32(0x7FFF))
-        return builder.trunc(builder.lshr(rounded, i32(16)), ir.IntType(16))
+        return _narrowed(builder, args[0], half.literal_value)
 
-    return types.uint16(types.float32), codegen
+    return types.uint16(types.float32, half), codegen
 
 
 # ---- register tiles: ROWS vectors held as one value ---------------------------------------------------

@@ -21,11 +21,14 @@ from kernels.cpu.planes import (
     e2m3_magnitudes,
     e3m2_magnitudes,
     fp4_levels,
+    load_halves,
     load_numbers,
     load_spread,
     nf4_levels,
 )
 from kernels.cpu.simd import (
+    BF16,
+    FP16,
     add_f32,
     and_,
     as_f32,
@@ -55,9 +58,8 @@ ENCODINGS: dict[Encoding, int] = {
     "e2m3": E2M3,
     "e3m2": E3M2,
 }
-BF16, FP32, E8M0, E4M3_SCALE, NESTED = range(5)
+FP32, E8M0, E4M3_SCALE, NESTED = range(2, 6)  # and BF16, FP16, where scales have the type of x
 SCALE_TYPES: dict[ScaleType, int] = {
-    "activation": BF16,
     "fp32": FP32,
     "e8m0": E8M0,
     "e4m3": E4M3_SCALE,
@@ -73,7 +75,7 @@ class Storage(NamedTuple):
     Attributes:
         bits: of a code, 1 to 8.
         encoding: of ENCODINGS.
-        scale_type: of SCALE_TYPES.
+        scale_type: BF16, FP16, or of SCALE_TYPES.
         parts: groups in a vector of weights; 1 also where a group spans several.
         has_zero: whether zero points are stored.
     """
@@ -136,19 +138,19 @@ def scale_of(scales, second, at, parts, scale_type):
     """A vector of the scales of `parts` neighbouring groups, from the stored ones at scales.flat[at].
 
     Args:
-        scales: uint16 (bf16), uint32 (fp32) or uint8 (codes) [n, groups].
+        scales: uint16 (bf16, fp16), uint32 (fp32) or uint8 (codes) [n, groups].
         second: the second level, float32, empty where there is none (scales.py).
         at: place of the first.
         parts: how many.
-        scale_type: of SCALE_TYPES.
+        scale_type: BF16, FP16, or of SCALE_TYPES.
     """
     if scale_type == NESTED:
         shared = splat_f32(second[OFFSET + 1 + (at >> 8)])  # neighbours share it: 256 is a multiple
         return add_f32(
             mul_f32(load_numbers(second, scales, at, parts), shared), splat_f32(second[OFFSET])
         )
-    if scale_type == BF16:
-        return as_f32(load_spread(scales, at, parts, 16))
+    if scale_type in (BF16, FP16):
+        return load_halves(scales, at, parts, scale_type)
     if scale_type == E8M0:
         return as_f32(load_spread(scales, at, parts, 23))
     stored = load_spread(scales, at, parts, 0)

@@ -12,8 +12,8 @@
     torchao        CPU, GPU   unfused: int8 per row, which its eager linear casts and then multiplies
                               vendor, on a GPU: int4 in groups (tinygemm; bf16 only)
 
-PyTorch's own int4 and int8 products are part of every run on a CPU (kernels/cpu/torch_ops.py); torchao's int4
-tensor for a CPU, a prototype, calls that same operator. All take the weights that ours take, re-packed and
+PyTorch's own int4 and int8 products are part of a run in bf16 on a CPU (kernels/cpu/torch_ops.py); torchao's
+int4 tensor for a CPU, a prototype, calls that same operator. All take the weights that ours take, re-packed and
 never quantized again, and are held against the same reference before they are timed. The variant of a row is
 the version of the package. x is brought into a peer's dtype once, when it is bound.
 """
