@@ -117,9 +117,9 @@ def test_counts_of_an_operator_by_hand() -> None:
 
 def test_a_last_step_that_is_not_whole_is_work_too() -> None:
     """6144 columns are three steps of 2048, and 5120 columns are two and a half."""
-    cut = Cut.of(plan_for(FUSED, 4096, 6144), INT4, Problem(4096, 6144, 1))
+    cut = Cut.of(plan_for(FUSED, 4096, 6144), Problem(4096, 6144, 1))
     assert (cut.padding, cut.lanes) == (1.0, 64)
-    odd = Cut.of(plan_for(FUSED, 4098, 5120), INT4, Problem(4098, 5120, 1))
+    odd = Cut.of(plan_for(FUSED, 4098, 5120), Problem(4098, 5120, 1))
     assert odd.padding == pytest.approx(6144 / 5120 * 4100 / 4098)
     cost, _ = launch_on(kernel_of(FUSED), FUSED, planted(FUSED), H100, Problem(4098, 5120, 1))
     assert cost.counts.half2 == pytest.approx(odd.padding)  # 128 of 128
