@@ -143,23 +143,28 @@ def test_dequantize_has_one_choice_for_all_batches_and_unfused_names_both(folder
         k for k in KERNELS if (k.arm, k.variant, k.implementation) == ("native", "gemm", "triton")
     )
     problem = (int4, "fp16", 4096, 14336, 64)
-    assert first.configuration(*problem).text == "untuned, block_n=8 block_k=1024 num_warps=4"
+    assert (
+        first.configuration(*problem).text
+        == "untuned, block_n=8 block_k=1024 num_warps=4 num_stages=1"
+    )
     unfused = compose(first, native)
     assert unfused.configuration(*problem) == Configuration(
         None,
-        "untuned, block_n=8 block_k=1024 num_warps=4 (dequantize); "
+        "untuned, block_n=8 block_k=1024 num_warps=4 num_stages=1 (dequantize); "
         "untuned, block_b=64 block_n=64 block_k=64 num_warps=4 num_stages=5 (native)",
     )
     fields = {"block_n": 2, "chunks": 4, "num_warps": 8}
     save_tuned(board_with(choice(arm="dequantize", variant="ptx", config=fields)), folder)
     best = dequantize.Config(**fields)
     assert first.configuration(*problem) == Configuration(
-        best, "tuned, block_n=2 block_k=8192 num_warps=8"
+        best, "tuned, block_n=2 block_k=8192 num_warps=8 num_stages=1"
     )
     found = unfused.configuration(*problem)
     assert found.config == (best, None)
     assert found.text.startswith("untuned, block_b=64 ")
-    assert found.text.endswith("; tuned, block_n=2 block_k=8192 num_warps=8 (dequantize)")
+    assert found.text.endswith(
+        "; tuned, block_n=2 block_k=8192 num_warps=8 num_stages=1 (dequantize)"
+    )
 
 
 def test_unfused_hands_each_launch_its_configuration() -> None:

@@ -133,7 +133,7 @@ def test_a_lane_of_dequantize_writes_16_bytes_of_each_row() -> None:
     config = dequantize.Config(block_n=4, chunks=1, num_warps=2)
     plan = plan_of("dequantize", "ptx", INT4, "fp16", 4098, 14336, 1, 90, config)
     assert (config.block_k, plan.grid) == (8 * 64, (1025, 28))
-    assert configs.words(plan) == "block_n=4 block_k=512 num_warps=2"
+    assert configs.words(plan) == "block_n=4 block_k=512 num_warps=2 num_stages=1"
     wide = plan_of("dequantize", "ptx", INT4, "fp16", 4096, 14336, 1, 90, replace(config, chunks=4))
     assert wide.grid == (1024, 7)
 

@@ -70,6 +70,7 @@ def dequantize_kernel(
     WHOLE: tl.constexpr = N % BLOCK_N == 0 and K % BLOCK_K == 0
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     row = tl.program_id(0) * BLOCK_N
+    first_row = tl.full([1, 1], row, tl.int32)  # a tile: interpreted, a scalar makes no mask
     unit = tl.program_id(1) * UNITS + tl.arange(0, UNITS)[None, :]
     column = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     # One scale and zero point for chunks that certainly lie in one group.
@@ -90,7 +91,7 @@ def dequantize_kernel(
     # Load everything first: for all the compiler knows, a row that is written is the next one to read.
     words, scales, zeros = (), (), ()
     for r in tl.static_range(BLOCK_N):
-        known = row + r < N
+        known = first_row + r < N
         row_words = ()
         for plane in tl.static_range(tiles.planes(BITS)):
             tile = load(planes[plane] + r * ROW_WORDS, inside[plane] & known, 0, WHOLE)
@@ -123,7 +124,7 @@ def dequantize_kernel(
         if WHOLE:
             tl.store(address + r * K, weights)
         else:
-            tl.store(address + r * K, weights, mask=(column < K) & (row + r < N))
+            tl.store(address + r * K, weights, mask=(column < K) & (first_row + r < N))
 
 
 @triton.constexpr_function
