@@ -380,7 +380,7 @@ def test_the_product_of_lowp_reads_x_as_it_reads_weights(name: str, gpu: str, bi
     parts = found["triton"].parts_s
     job = next(j for j in jobs_of_layer(Layer((SQUARE,), (find_format(name),), (256,), "bf16"), [board])
                if j.arm == "lowp")  # fmt: skip
-    cut = Cut.of(plan_for(job, 4096, 4096), find_format(name), Problem(4096, 4096, 256))
+    cut = Cut.of(plan_for(job, 4096, 4096), Problem(4096, 4096, 256))
     requested = cut.along_n * x + 256 / cut.rows_per_pass * words
     assert parts["l2"] == pytest.approx(requested / (24 * clocks), rel=2e-3)
     read = words + x + 2 * 256 * 4096
