@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 GPU_MODEL = "Llama-3.1-8B"
 BATCHES = "1,2,4,8,16,32,64,128,256"
 LARGEST_BATCH = 256
+ARMS = ("fused", "native", "lowp", "upcast", "dequantize")
 US = 1e6
 
 
@@ -122,7 +123,8 @@ def measured(
                 problem = Problem(o.name, o.n, o.k, batch, weight_format, activation)
                 for kernel in tunable(device, problem, arms):
                     reads = kernel.reads(weight_format, activation)
-                    key = (kernel.arm, kernel.variant, reads.name, activation, o.n, o.k, batch)
+                    tuned_for = configs.batch_of(kernel.arm, batch)
+                    key = (kernel.arm, kernel.variant, reads.name, activation, o.n, o.k, tuned_for)
                     if key in done:
                         continue
                     done.add(key)
@@ -215,6 +217,7 @@ def modelled(
     from bench.static.cost import Problem
     from bench.static.tuning import rank
     from kernels.triton import KERNELS
+    from kernels.triton.configs import batch_of
     from profiles.specs import load_gpu
 
     try:
@@ -226,10 +229,9 @@ def modelled(
         f"MODELLED for {board.name}, nothing was timed: compiled, counted, and put through the model "
         f"of the board; W[{widest.n}, {widest.k}], {activation} activations."
     )
+    shown = set()
     for weight_format in formats:
         for batch in batches:
-            problem = Problem(widest.n, widest.k, batch)
-            shown = set()
             for kernel in KERNELS:
                 accepted = kernel.accepts(weight_format, activation, batch)
                 if kernel.arm not in arms or kernel.implementation != "triton" or not accepted:
@@ -238,10 +240,12 @@ def modelled(
                     typer.echo(f"\n{kernel.arm} {kernel.variant}: the {board.name} cannot run it.")
                     continue
                 reads = kernel.reads(weight_format, activation)
-                if (kernel.arm, kernel.variant) in shown:
+                problem = Problem(widest.n, widest.k, batch_of(kernel.arm, batch))
+                title = f"{kernel.arm} {kernel.variant}, {reads.name}, batch {problem.batch}"
+                if title in shown:
                     continue
-                shown.add((kernel.arm, kernel.variant))
-                typer.echo(f"\n{kernel.arm} {kernel.variant}, {reads.name}, batch {batch}")
+                shown.add(title)
+                typer.echo(f"\n{title}")
                 ranked = rank(board, kernel.arm, kernel.variant, reads, activation, problem)
                 print_ranking(ranked)
 
@@ -274,9 +278,7 @@ def main(
     batches: Annotated[str, typer.Option(help="Rows of x.")] = BATCHES,
     model: Annotated[str, typer.Option(help="Whose operators.")] = GPU_MODEL,
     activation: Annotated[Literal["fp16", "bf16"], typer.Option(help="Dtype of x.")] = "fp16",
-    arm: Annotated[
-        str, typer.Option(help="Arms with a grid; all by default.")
-    ] = "fused,native,lowp,upcast",
+    arm: Annotated[str, typer.Option(help="Arms with a grid; all by default.")] = ",".join(ARMS),
     seed: Annotated[int, typer.Option(help="Of the order within blocks.")] = 1,
     static: Annotated[
         bool, typer.Option("--static", help="Rank by the model, without a GPU.")
@@ -285,11 +287,10 @@ def main(
     """Tune launch configurations on the GPU that is here, or rank them without one."""
     from bench.measure.devices import DeviceError
 
-    known = ("fused", "native", "lowp", "upcast")
     with exit_codes(DeviceError, OSError):
         arms = [a.strip() for a in arm.split(",")]
-        if not set(arms) <= set(known):
-            raise UsageError(f"--arm takes {', '.join(known)}, not {arm!r}.")
+        if not set(arms) <= set(ARMS):
+            raise UsageError(f"--arm takes {', '.join(ARMS)}, not {arm!r}.")
         ask = (parse_formats(formats), parse_model(model), parse_batches(batches))
         if static:
             modelled("h100" if gpu == "auto" else gpu, *ask, activation, arms)

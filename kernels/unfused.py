@@ -6,6 +6,7 @@ Which 16-bit kernel is best depends on the machine and the batch, so the bench d
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import cast
 
 import torch
 
@@ -17,6 +18,11 @@ from kernels.kernel import Configuration, Kernel, Launch, Tensors
 def _scratch(n: int, k: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """One matrix per shape, shared by all copies of the weights: no allocation inside a launch."""
     return torch.empty((n, k), dtype=dtype, device=device)
+
+
+def _given(config: object | None) -> dict[str, object]:
+    """A configuration as an argument of `bind`, which kernels without any do not take."""
+    return {} if config is None else {"config": config}
 
 
 def compose(dequantize: Kernel, sixteen: Kernel) -> Kernel:
@@ -40,9 +46,9 @@ def compose(dequantize: Kernel, sixteen: Kernel) -> Kernel:
         tensors: Tensors, x: torch.Tensor, out: torch.Tensor, config: object | None = None
     ) -> Launch:
         matrix = _scratch(out.shape[1], x.shape[1], x.dtype, x.device)
-        expand = dequantize.bind(tensors, x, matrix)
-        options = {} if config is None else {"config": config}
-        multiply = sixteen.bind({"weights": matrix}, x, out, **options)
+        first, second = cast("tuple[object, object]", config or (None, None))
+        expand = dequantize.bind(tensors, x, matrix, **_given(first))
+        multiply = sixteen.bind({"weights": matrix}, x, out, **_given(second))
 
         def launch() -> object:
             expand()
@@ -53,8 +59,14 @@ def compose(dequantize: Kernel, sixteen: Kernel) -> Kernel:
     def configuration(
         weight_format: WeightFormat, activation: str, n: int, k: int, batch: int
     ) -> Configuration:
-        """That of the 16-bit kernel, which is tuned for its own weights."""
-        return sixteen.configuration(find_format(activation), activation, n, k, batch)
+        """Those of both launches; the 16-bit kernel's is that for its own weights."""
+        first = dequantize.configuration(weight_format, activation, n, k, batch)
+        second = sixteen.configuration(find_format(activation), activation, n, k, batch)
+        configs = (first.config, second.config)
+        named = ((first, "dequantize"), (second, sixteen.arm))
+        said = [f"{found.text} ({arm})" for found, arm in named if found.text]
+        said.sort(reverse=True)  # what is untuned first
+        return Configuration(None if configs == (None, None) else configs, "; ".join(said))
 
     return Kernel(
         arm="unfused",

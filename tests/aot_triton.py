@@ -107,13 +107,11 @@ def plan_of(job: Job) -> Plan:
 
 def compile_job(job: Job) -> tuple[CompiledKernel, int]:
     """The compiled kernel, and the weights per lane and step."""
-    from kernels.formats import find_format
-
-    weight_format, plan = find_format(job.format_name), plan_of(job)
+    plan = plan_of(job)
     compiled = compile_kernel(
         plan.fn, plan.signature, plan.constexprs, job.capability, **plan.options
     )
-    return compiled, weights_per_pass(plan, weight_format, compiled.num_warps)
+    return compiled, weights_per_pass(plan, compiled.num_warps)
 
 
 def report(job: Job) -> Report:

@@ -117,9 +117,9 @@ def test_counts_of_an_operator_by_hand() -> None:
 
 def test_a_last_step_that_is_not_whole_is_work_too() -> None:
     """6144 columns are three steps of 2048, and 5120 columns are two and a half."""
-    cut = Cut.of(plan_for(FUSED, 4096, 6144), INT4, Problem(4096, 6144, 1))
+    cut = Cut.of(plan_for(FUSED, 4096, 6144), Problem(4096, 6144, 1))
     assert (cut.padding, cut.lanes) == (1.0, 64)
-    odd = Cut.of(plan_for(FUSED, 4098, 5120), INT4, Problem(4098, 5120, 1))
+    odd = Cut.of(plan_for(FUSED, 4098, 5120), Problem(4098, 5120, 1))
     assert odd.padding == pytest.approx(6144 / 5120 * 4100 / 4098)
     cost, _ = launch_on(kernel_of(FUSED), FUSED, planted(FUSED), H100, Problem(4098, 5120, 1))
     assert cost.counts.half2 == pytest.approx(odd.padding)  # 128 of 128
@@ -380,7 +380,7 @@ def test_the_product_of_lowp_reads_x_as_it_reads_weights(name: str, gpu: str, bi
     parts = found["triton"].parts_s
     job = next(j for j in jobs_of_layer(Layer((SQUARE,), (find_format(name),), (256,), "bf16"), [board])
                if j.arm == "lowp")  # fmt: skip
-    cut = Cut.of(plan_for(job, 4096, 4096), find_format(name), Problem(4096, 4096, 256))
+    cut = Cut.of(plan_for(job, 4096, 4096), Problem(4096, 4096, 256))
     requested = cut.along_n * x + 256 / cut.rows_per_pass * words
     assert parts["l2"] == pytest.approx(requested / (24 * clocks), rel=2e-3)
     read = words + x + 2 * 256 * 4096

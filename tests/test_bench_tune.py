@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import triton
 from typer.testing import CliRunner
@@ -17,12 +21,15 @@ from bench.measure.tuning import FRESH_BLOCKS, Outcome, tune
 from bench.static.audit import Audit, Job, plan_for
 from bench.static.cost import Problem as Shape
 from bench.static.tuning import modelled
+from kernels import packing
 from kernels.formats import find_format
-from kernels.kernel import Kernel
-from kernels.triton import KERNELS, configs, gemv, lowp
+from kernels.kernel import Configuration, Kernel, Launch
+from kernels.triton import KERNELS, configs, dequantize, gemv, lowp
+from kernels.unfused import compose
 from profiles import tuned
 from profiles.specs import load_gpu
 from profiles.tuned import Tuned, TunedBoard, load_tuned, save_tuned
+from tests.triton_cases import run
 
 PROBLEM = Problem("up", 14336, 4096, 1, find_format("int4-g128"), "fp16")
 CANDIDATES = tuple(gemv.Config(n, w) for n in (1, 2, 4) for w in (2, 4))
@@ -125,6 +132,68 @@ def test_untuned_problems_and_boards_say_so(folder: Path) -> None:
     assert (config, text[:9]) == (None, "untuned, ")
 
 
+def test_dequantize_has_one_choice_for_all_batches_and_unfused_names_both(folder: Path) -> None:
+    int4 = find_format("int4-g128")
+    first = next(
+        k
+        for k in KERNELS
+        if (k.arm, k.variant) == ("dequantize", "ptx") and k.accepts(int4, "fp16", 1)
+    )
+    native = next(
+        k for k in KERNELS if (k.arm, k.variant, k.implementation) == ("native", "gemm", "triton")
+    )
+    problem = (int4, "fp16", 4096, 14336, 64)
+    assert (
+        first.configuration(*problem).text
+        == "untuned, block_n=8 block_k=1024 num_warps=4 num_stages=1"
+    )
+    unfused = compose(first, native)
+    assert unfused.configuration(*problem) == Configuration(
+        None,
+        "untuned, block_n=8 block_k=1024 num_warps=4 num_stages=1 (dequantize); "
+        "untuned, block_b=64 block_n=64 block_k=64 num_warps=4 num_stages=5 (native)",
+    )
+    fields = {"block_n": 2, "chunks": 4, "num_warps": 8}
+    save_tuned(board_with(choice(arm="dequantize", variant="ptx", config=fields)), folder)
+    best = dequantize.Config(**fields)
+    assert first.configuration(*problem) == Configuration(
+        best, "tuned, block_n=2 block_k=8192 num_warps=8 num_stages=1"
+    )
+    found = unfused.configuration(*problem)
+    assert found.config == (best, None)
+    assert found.text.startswith("untuned, block_b=64 ")
+    assert found.text.endswith(
+        "; tuned, block_n=2 block_k=8192 num_warps=8 num_stages=1 (dequantize)"
+    )
+
+
+def test_unfused_hands_each_launch_its_configuration() -> None:
+    """Interpreted: a tile of 2 rows and 1024 columns, and the product right."""
+    weights = packing.random_weights(5, 384, find_format("int4-g128"), "fp16", seed=7)
+    x = packing.random_activations(3, 384, "fp16", seed=7)
+    given: list[object] = []
+
+    def kernel(arm: str, variant: str) -> Kernel:
+        found = next(
+            k for k in KERNELS
+            if (k.arm, k.variant, k.implementation) == (arm, variant, "triton")
+            and k.accepts(weights.format if arm == "dequantize" else find_format("fp16"), "fp16", 3)
+        )  # fmt: skip
+
+        def bind(*arguments: Any, config: object | None = None) -> Launch:
+            given.append(config)
+            return found.bind(*arguments, config=config)
+
+        return replace(found, bind=bind)
+
+    config = (dequantize.Config(2, 1, 4), gemv.Config(1, 4))
+    unfused = compose(kernel("dequantize", "default"), kernel("native", "gemv"))
+    out = run(replace(unfused, bind=partial(unfused.bind, config=config)), weights, x, "cpu")
+    assert given == list(config)
+    expected = packing.reference("unfused", weights, x, unfused.reading)
+    assert np.abs(out - expected).max() <= 2e-3 * np.abs(expected).max()
+
+
 def test_a_default_that_won_is_tuned(folder: Path) -> None:
     save_tuned(board_with(choice(config={})), folder)
     config, text = asked("fused")
@@ -160,6 +229,10 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
     path.write_text("board = [")
     with pytest.raises(ValueError, match=r"nvidia-planted-100\.toml is damaged .* delete it"):
         asked("fused")
+
+
+def test_the_command_tunes_every_arm_with_a_grid() -> None:
+    assert bench.tune.ARMS == configs.TUNABLE
 
 
 def test_every_grid_holds_what_its_kernel_takes() -> None:
@@ -204,7 +277,10 @@ def test_a_spilling_kernel_has_no_modelled_time_and_a_crowded_one_a_longer() -> 
     [
         (["--gpu", "cpu"], "bench.tune times kernels on an NVIDIA GPU, and --gpu cpu is none here"),
         (["--static", "--gpu", "gpu9000"], "nothing is known of a GPU named 'gpu9000'"),
-        (["--static", "--arm", "stream"], "--arm takes fused, native, lowp, upcast, not 'stream'"),
+        (
+            ["--static", "--arm", "stream"],
+            "--arm takes fused, native, lowp, upcast, dequantize, not 'stream'",
+        ),
         (["--batches", "0"], "--batches takes numbers from 1 to 256, not '0'"),
         (["--format", "int9"], "there is no weight format named 'int9'"),
         (["--model", "nobody"], "nobody"),

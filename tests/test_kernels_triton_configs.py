@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from kernels.formats import FORMATS, find_format
+from kernels.formats import FORMATS, WeightFormat, find_format
 from kernels.kernel import LADDER
-from kernels.triton import configs, gemm, gemv, native, plan_of
+from kernels.triton import configs, dequantize, gemm, gemv, native, plan_of
 from profiles.specs import load_gpu, load_gpus
 
 INT4 = find_format("int4-g128")
@@ -125,3 +127,20 @@ def test_a_board_is_named_only_where_it_matters(
 )
 def test_a_step_of_gemv_is_2048_weights(name: str, k: int, warps: int) -> None:
     assert gemv.default_config(find_format(name), k, 1).num_warps == warps
+
+
+def test_a_lane_of_dequantize_writes_16_bytes_of_each_row() -> None:
+    config = dequantize.Config(block_n=4, chunks=1, num_warps=2)
+    plan = plan_of("dequantize", "ptx", INT4, "fp16", 4098, 14336, 1, 90, config)
+    assert (config.block_k, plan.grid) == (8 * 64, (1025, 28))
+    assert configs.words(plan) == "block_n=4 block_k=512 num_warps=2 num_stages=1"
+    wide = plan_of("dequantize", "ptx", INT4, "fp16", 4096, 14336, 1, 90, replace(config, chunks=4))
+    assert wide.grid == (1024, 7)
+
+
+@pytest.mark.parametrize("weight_format", [f for f in FORMATS if f.quantized], ids=lambda f: f.name)
+def test_the_grid_of_dequantize_holds_its_default(weight_format: WeightFormat) -> None:
+    """So that a ranking shows it among the others."""
+    grid = configs.grid("dequantize", "ptx", weight_format, 1, 90)
+    assert dequantize.default_config(weight_format) in grid
+    assert len(set(grid)) == len(grid) == 18

@@ -58,7 +58,6 @@ CUT = [
 FORMATS = tuple(dict.fromkeys(job.format_name for job in product_jobs()))
 SPILLS: dict[Spilling, int] = {  # see spilling: bytes of the stack
     ("fused", "gemv", "int4-ch", "fp16", 4096, 1, 100): 8,
-    ("fused", "gemv", "int5-g128", "fp16", 4096, 1, 100): 16,
     ("fused", "gemv", "int2-g128", "fp16", 4096, 1, 100): 16,
     ("fused", "gemv", "mxfp6_e2m3", "fp16", 4096, 1, 100): 16,
     ("fused", "gemv", "mxfp6_e3m2", "bf16", 4096, 1, 100): 16,

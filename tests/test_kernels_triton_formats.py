@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,13 @@ N, K = 64, 512
 IN_PTX = (
     ("int1-g128", "fp16", 80),
     ("int7-g128", "fp16", 90),
+    ("int6-g128", "fp16", 80),
+    ("int5-g128", "bf16", 90),
+    ("int3-g128", "fp16", 80),
+    ("int2-g128", "fp16", 90),
+    ("int4-g128-zp", "fp16", 80),
+    ("int8-g128-zp", "fp16", 90),
+    ("nf4-b64", "fp16", 80),
     ("mxfp6_e3m2", "bf16", 120),
     ("nvfp4", "fp16", 90),
     ("fp4-b64-dq", "fp16", 100),
@@ -93,17 +101,48 @@ def test_every_code_in_every_place_in_ptx(job: Job, compiled: dict[Job, Ptx]) ->
     codes = np.arange(N * K // 32, dtype=np.uint32)[:, None] + np.zeros(32, np.uint32)
     codes = np.random.default_rng(1).permuted(codes % (1 << weight_format.bits), axis=0)
     weights = replace(made, codes=codes.astype(np.uint8).reshape(N, K))
-    stored = packing.scale_dtype(weight_format, job.activation)
+    np.testing.assert_array_equal(dequantized(compiled[job], weights), weights.values16)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [job for job in JOBS if job.format_name.startswith("int") and job.activation == "fp16"],
+    ids=lambda job: f"{job.format_name}-{job.capability}",
+)
+def test_scales_may_be_as_large_as_fp16_allows(job: Job, compiled: dict[Job, Ptx]) -> None:
+    """Two weights at a time are numbers as they are, not a fraction whose scale would have to be larger."""
+    made = packing.random_weights(N, K, find_format(job.format_name), job.activation, seed=7)
+    zeros = int(np.ceil(made.format.zero)) if made.zeros is None else made.per_weight(made.zeros)
+    codes = np.random.default_rng(2).integers(-1, 1, (N, K)) + zeros
+    scales = np.full_like(made.scales, 60000)
+    weights = replace(made, codes=codes.clip(0).astype(np.uint8), scales=scales)
+    assert np.abs(weights.values).max() == 30000 if made.format.bits == 1 else 60000
+    np.testing.assert_array_equal(dequantized(compiled[job], weights), weights.values16)
+
+
+def test_what_a_lane_reads_it_writes(compiled: dict[Job, Ptx]) -> None:
+    """16 bytes at a time, and nothing passes through shared memory, where levels are not looked up."""
+    for job, ptx in compiled.items():
+        stores = set(re.findall(r"st\.global\.(\S+)", ptx.text))
+        assert stores == {"v4.b32"}, job
+        moved = find_format(job.format_name).encoding in ("nf4", "fp4")
+        assert (ptx.shared_bytes > 0, "st.shared" in ptx.text) == (moved, moved), job
+
+
+def dequantized(ptx: Ptx, weights: packing.Weights) -> np.ndarray:
+    """What the compiled kernel writes, executed in our emulator: [N, K]."""
+    stored = packing.scale_dtype(weights.format, weights.activation)
     scales = weights.scale_codes
-    out = float_bits(np.full((N, K), np.nan), job.activation)
+    out = float_bits(np.full((N, K), np.nan), weights.activation)
     arguments = [
         weights.words.copy(),
         float_bits(weights.scales, stored) if scales is None else scales.copy(),
+        *([] if weights.zeros is None else [weights.zeros.copy()]),
         *([] if weights.second_level is None else [weights.second_level.copy()]),
         out,
     ]
-    execute(compiled[job], arguments)
-    np.testing.assert_array_equal(from_bits(out, "activation"), weights.values16)
+    execute(ptx, arguments)
+    return from_bits(out, "activation")
 
 
 @pytest.mark.parametrize("format_name", INTERPRETED)

@@ -153,11 +153,9 @@ class Row:
         return self.per_weight.get(measure) if self.weights else None
 
 
-def weights_per_pass(plan: Plan, weight_format: WeightFormat, num_warps: int) -> int:
+def weights_per_pass(plan: Plan, num_warps: int) -> int:
     """Weights that one lane handles in one pass of the loop (dequantize: in all)."""
-    block_k = cast("int | None", plan.constexprs.get("BLOCK_K"))
-    if block_k is None:
-        block_k = cast("int", plan.constexprs["BLOCK_W"]) * weight_format.weights_per_word
+    block_k = cast("int", plan.constexprs["BLOCK_K"])
     return cast("int", plan.constexprs["BLOCK_N"]) * block_k // (WARP_LANES * num_warps)
 
 
@@ -244,7 +242,7 @@ def audit_job(job: Job) -> Audit:
     compiled = compile_kernel(
         plan.fn, plan.signature, plan.constexprs, job.capability, **plan.options
     )
-    weights = weights_per_pass(plan, find_format(job.format), compiled.num_warps)
+    weights = weights_per_pass(plan, compiled.num_warps)
     return audit_kernel(job.name, compiled, weights)
 
 

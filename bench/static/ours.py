@@ -35,7 +35,7 @@ from bench.static.cost import (
 )
 from bench.static.limits import Ratio, supply_demand
 from bench.static.peers import load_peers
-from kernels.formats import WeightFormat, find_format
+from kernels.formats import find_format
 from kernels.kernel import PRODUCTS, Kernel, traffic
 from profiles.specs import SCHEDULERS, Gpu
 
@@ -85,16 +85,12 @@ class Cut:
         return self.lanes // WARP_LANES
 
     @classmethod
-    def of(cls, plan: Plan, weight_format: WeightFormat, problem: Problem) -> Cut:
+    def of(cls, plan: Plan, problem: Problem) -> Cut:
         """Read off a plan, whose constants are those of `kernels/triton`."""
         constants = cast("dict[str, int]", plan.constexprs)
         block_n, tiled = constants["BLOCK_N"], len(plan.grid) > 1 and "BLOCK_B" in constants
-        looped = "BLOCK_K" in constants  # along k, by one program
-        block_k = (
-            constants["BLOCK_K"]
-            if looped
-            else constants["BLOCK_W"] * weight_format.weights_per_word
-        )
+        looped = "k_end" in plan.signature  # along k, by one program
+        block_k = constants["BLOCK_K"]
         return cls(
             rows_per_pass=constants["BLOCK_B"] if tiled else problem.batch,
             padding=_whole(problem.k, block_k) * _whole(problem.n, block_n) / problem.weights,
@@ -155,7 +151,7 @@ def plan_on(
 ) -> tuple[KernelCost, Problem]:
     """The same for any plan of a kernel of the job, and the audit of that plan."""
     weight_format = find_format(job.format)
-    cut = Cut.of(plan, weight_format, problem)
+    cut = Cut.of(plan, problem)
     shape = (weight_format, problem.n, problem.k, problem.batch)
     moved, words = traffic(cast("Arm", job.arm), *shape), traffic("stream", *shape).bytes_read
     stored, x = words / problem.weights, moved.bytes_read - words
@@ -203,7 +199,7 @@ def ratio_of(gpu: Gpu, job: Job, audit: Audit) -> Ratio:
     cost = cost_of(row_of(audit, job), bytes_moved(job.arm, weight_format), job.batch)
     if cost is None:
         return Ratio(None, reason="nobody knows how many weights one pass of the loop handles")
-    cut = Cut.of(plan_for(job), weight_format, Problem(N, K, job.batch))
+    cut = Cut.of(plan_for(job), Problem(N, K, job.batch))
     return supply_demand(gpu, replace(cost, rows_per_pass=cut.rows_per_pass), job.batch)
 
 

@@ -73,7 +73,6 @@ def rank(
 
 def _ranked(gpu: Gpu, job: Job, problem: Problem, config: Config | None) -> Ranked:
     from bench.static.build import complaint
-    from kernels.formats import find_format
     from kernels.triton.configs import words
 
     try:
@@ -83,7 +82,7 @@ def _ranked(gpu: Gpu, job: Job, problem: Problem, config: Config | None) -> Rank
         )
     except Exception as error:  # whatever a compiler may raise
         return Ranked(config, str(job.config), None, None, None, complaint(error))
-    weights = weights_per_pass(plan, find_format(job.format), compiled.num_warps)
+    weights = weights_per_pass(plan, compiled.num_warps)
     audit = audit_kernel(words(plan), compiled, weights)
     time_s, unevenness, reason = modelled(gpu, job, plan, audit, problem)
     return Ranked(config, words(plan), audit, unevenness, time_s, reason)

@@ -87,7 +87,7 @@ def plan_of(
     """What the kernel of an arm and variant launches, by default or in a configuration of its own kind."""
     if arm == "dequantize":
         tuning = (variant == "ptx", capability)
-        return dequantize.plan(weight_format, activation, n, k, None, *tuning)
+        return dequantize.plan(weight_format, activation, n, k, config, *tuning)
     if arm == "native":
         if variant == "gemv":
             return native.plan_gemv(activation, n, k, batch, config)

@@ -25,7 +25,7 @@ import triton
 
 from kernels.formats import WeightFormat
 from kernels.kernel import LADDER, Configuration, Kernel, UnsupportedError
-from kernels.triton import gemm, gemv, lowp, native
+from kernels.triton import dequantize, gemm, gemv, lowp, native
 from profiles.tuned import load_tuned
 
 if TYPE_CHECKING:
@@ -34,15 +34,20 @@ if TYPE_CHECKING:
     from kernels.triton.plan import Plan
     from profiles.tuned import TunedBoard
 
-Config = gemv.Config | gemm.Config
+Config = gemv.Config | gemm.Config | dequantize.Config
 ROOT = Path(__file__).resolve().parent.parent
-TUNABLE: tuple[Arm, ...] = ("fused", "native", "lowp", "upcast")
+TUNABLE: tuple[Arm, ...] = ("fused", "native", "lowp", "upcast", "dequantize")
 NO_CAP = 255  # registers per thread
 
 
 def arm_of(arm: str) -> str:
     """Whose configuration an arm takes."""
     return "fused" if arm in LADDER else arm
+
+
+def batch_of(arm: str, batch: int) -> int:
+    """For which batch an arm is tuned: what reads no x takes one configuration at all of them."""
+    return 1 if arm == "dequantize" else batch
 
 
 def grid(
@@ -57,6 +62,8 @@ def grid(
         batch: rows of x.
         capability: compute capability times ten.
     """
+    if arm == "dequantize":
+        return tuple(dequantize.Config(*c) for c in product((2, 4, 8), (1, 4), (2, 4, 8)))
     if variant.startswith("gemv"):
         caps = (64, NO_CAP) if arm == "fused" else (None,)
         return tuple(gemv.Config(*c) for c in product((1, 2, 4, 8), (2, 4, 8), caps))
@@ -140,6 +147,8 @@ def config_from(arm: str, variant: str, fields: Mapping[str, int]) -> Config:
         TypeError: a field is missing or unknown.
     """
     kind: Any = gemv.Config if variant.startswith("gemv") else gemm.Config
+    if arm == "dequantize":
+        kind = dequantize.Config
     return cast("Config", kind(**fields))
 
 
@@ -172,7 +181,7 @@ def configuration(
     except UnsupportedError:  # what binds the kernel says so
         return Configuration()
     found = load_tuned(name) if name else None
-    key = (of_arm, variant, weight_format.name, activation, n, k, batch)
+    key = (of_arm, variant, weight_format.name, activation, n, k, batch_of(arm, batch))
     choices = [c for c in found.choices if c.key == key] if found else []
     if found is None or not choices:
         return Configuration(None, f"untuned, {default}")

@@ -323,6 +323,8 @@ def default_config(
         rows = 2  # there fp16 spills with more, under any cap
     if bits == 7 and not tuned and capability in (100, 103):
         cap, rows = 80, 2  # likewise, by a hundred bytes
+    if bits == 5 and not tuned and capability in (100, 103):
+        cap = 72  # likewise at k = 4096, by 16 bytes
     if not tuned and (weight_format.encoding == "nf4" or weight_format.scale_type == "nested"):
         cap, rows = 128, 2
     if bits == 1:

@@ -70,30 +70,45 @@ def select_level(encoding):
 
 
 @triton.jit
-def constants(zero, BITS: tl.constexpr, ENCODING: tl.constexpr, HAS_ZERO: tl.constexpr):
+def constants(
+    zero,
+    BITS: tl.constexpr,
+    ENCODING: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    UNIT: tl.constexpr = None,
+):
     """What `number` and `pair` need beside the words: sixteen levels, or what is subtracted."""
     if has_levels(ENCODING):
         return tl.inline_asm_elementwise(
             select_level(ENCODING), "=&r,r", [0], dtype=tl.int32, is_pure=True, pack=1
         )
+    elif BITS == 4 or BITS == 8:
+        return zero_pairs(zero, BITS, HAS_ZERO, place_value(BITS, ENCODING, UNIT))
     else:
-        return zero_pairs(zero, BITS, HAS_ZERO)
+        return 0, 0  # not asked for: see pair_of_integers
+
+
+@triton.constexpr_function
+def place_value(bits, encoding, asked):
+    """What 1 becomes in a pair: as asked, or `unit`."""
+    return unit(bits, encoding) if asked is None else asked
 
 
 @triton.jit
-def zero_pairs(zero, BITS: tl.constexpr, HAS_ZERO: tl.constexpr):
+def zero_pairs(zero, BITS: tl.constexpr, HAS_ZERO: tl.constexpr, UNIT: tl.constexpr):
     """What `pairs` subtracts, for the lower and the upper nibbles of bytes: int32 tiles of two fp16.
 
     Args:
         zero: uint8 tile of zero points; anything where HAS_ZERO is false, for the middle code.
         BITS: of a code.
         HAS_ZERO: whether there are stored zero points.
+        UNIT: what 1 becomes.
     """
     if HAS_ZERO:
         low = tl.inline_asm_elementwise(
             "prmt.b32 $0, $1, $2, 0x4040;",
             "=r,r,r",
-            [zero.to(tl.int32), 0x5858 if BITS == 4 else 0x4848],
+            [zero.to(tl.int32), twice_fp16(1024.0 * UNIT) >> 8],
             dtype=tl.int32,
             is_pure=True,
             pack=1,
@@ -101,19 +116,20 @@ def zero_pairs(zero, BITS: tl.constexpr, HAS_ZERO: tl.constexpr):
         high = tl.inline_asm_elementwise(
             "sub.rn.f16x2 $0, $1, $2;",
             "=r,r,r",
-            [low, 0x57805780],  # 120
+            [low, twice_fp16(960.0 * UNIT)],  # 1024 - 1024 / 16
             dtype=tl.int32,
             is_pure=True,
             pack=1,
         )
         return low, high
     else:
-        return 0x58085808 if BITS == 4 else 0x48804880, 0x48804880  # 129 or 9; 9
+        MIDDLE: tl.constexpr = tiles.middle(BITS)
+        return twice_fp16((1024 + MIDDLE) * UNIT), twice_fp16((64 + MIDDLE) * UNIT)
 
 
 @triton.jit
-def pairs4(words, low, high):
-    """The 8 weights of int4 words: 4 tiles of two fp16, weights (2i, 2i + 1), times 2^-3."""
+def pairs4(words, low, high, UNIT: tl.constexpr):
+    """The 8 weights of int4 words: 4 tiles of two fp16, weights (2i, 2i + 1), times UNIT."""
     return tl.inline_asm_elementwise(
         """{
         .reg .b32 upper, a, b, c, d;
@@ -129,7 +145,7 @@ def pairs4(words, low, high):
         fma.rn.f16x2 $3, d, $8, upper;
         }""",
         "=&r,=&r,=&r,=&r,r,r,r,r,r",
-        [words, 0x58005800, low, high, 0x2C002C00],  # magic; zero points; 1 / 16
+        [words, twice_fp16(1024.0 * UNIT), low, high, 0x2C002C00],  # magic; zero points; 1 / 16
         dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
         is_pure=True,
         pack=1,
@@ -137,8 +153,8 @@ def pairs4(words, low, high):
 
 
 @triton.jit
-def pairs8(words, low):
-    """The 4 weights of int8 words: 2 tiles of two fp16, times 2^-7."""
+def pairs8(words, low, UNIT: tl.constexpr):
+    """The 4 weights of int8 words: 2 tiles of two fp16, times UNIT."""
     return tl.inline_asm_elementwise(
         """{
         .reg .b32 a, b;
@@ -148,7 +164,7 @@ def pairs8(words, low):
         sub.rn.f16x2 $1, b, $4;
         }""",
         "=&r,=&r,r,r,r",
-        [words, 0x48484848, low],
+        [words, twice_fp16(1024.0 * UNIT) >> 8, low],
         dtype=(tl.int32, tl.int32),
         is_pure=True,
         pack=1,
@@ -285,11 +301,11 @@ def place_of_pair(i, bits):
 
 
 @triton.jit
-def pair_of_integers(words, i: tl.constexpr, BITS: tl.constexpr):
-    """Weights 2i and 2i + 1 of symmetric integers of less than 8 bits, times `unit`."""
+def pair_of_integers(words, i: tl.constexpr, BITS: tl.constexpr, UNIT: tl.constexpr):
+    """Weights 2i and 2i + 1 of symmetric integers of less than 8 bits, times UNIT."""
     PLACE: tl.constexpr = place_of_pair(i, BITS)
-    MAGIC: tl.constexpr = 2.0 ** (11 - BITS)  # its last place is `unit`
-    OFFSET: tl.constexpr = MAGIC * 2.0**-PLACE + tiles.middle(BITS) * 2.0 ** (1 - BITS)
+    MAGIC: tl.constexpr = 1024.0 * UNIT  # its last place is UNIT
+    OFFSET: tl.constexpr = MAGIC * 2.0**-PLACE + tiles.middle(BITS) * UNIT
     codes = twice_fp16(MAGIC)
     for plane in tl.static_range(tiles.planes(BITS)):
         codes = merge(
@@ -338,6 +354,7 @@ def pair(
     BITS: tl.constexpr,
     ENCODING: tl.constexpr,
     HAS_FP8: tl.constexpr,
+    UNIT: tl.constexpr = None,
 ):
     """Weights 2i and 2i + 1 of int32 words as a pair.
 
@@ -350,7 +367,9 @@ def pair(
         BITS: of a code.
         ENCODING: what a code stands for.
         HAS_FP8: whether the target converts FP8, as sm_89 and later do.
+        UNIT: of integers, what 1 becomes; None for `unit`.
     """
+    ONE: tl.constexpr = place_value(BITS, ENCODING, UNIT)
     if BITS == 8:
         word = words[i // 2]
         if ENCODING == "e4m3":
@@ -358,13 +377,13 @@ def pair(
         elif ENCODING == "e5m2":
             return pairs_e5m2(word)[i % 2]
         else:
-            return pairs8(word, known[0])[i % 2]
+            return pairs8(word, known[0], ONE)[i % 2]
     elif ENCODING != "int":
         return pair_of_floats(words, i, BITS, ENCODING)
     elif BITS == 4:
-        return pairs4(words[i // 4], known[0], known[1])[i % 4]
+        return pairs4(words[i // 4], known[0], known[1], ONE)[i % 4]
     else:
-        return pair_of_integers(words, i, BITS)
+        return pair_of_integers(words, i, BITS, ONE)
 
 
 @triton.jit
@@ -427,6 +446,27 @@ def numbers16(
         return tl.reshape(tiles.join(parts), shape)
     else:
         return numbers(words, known, BITS, ENCODING, HAS_FP8).to(dtype)
+
+
+@triton.jit
+def twice_of(number):
+    """A 16-bit number in both halves of a register."""
+    return tl.inline_asm_elementwise(
+        "mov.b32 $0, {$1, $1};", "=r,h", [number], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def multiply(pair, factor):
+    """`pair * factor` in each half, rounded to fp16: one instruction for two weights."""
+    return tl.inline_asm_elementwise(
+        "mul.rn.f16x2 $0, $1, $2;",
+        "=r,r,r",
+        [pair, factor],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
 
 
 @triton.jit
