@@ -24,7 +24,7 @@ import math
 import re
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain, groupby
@@ -194,14 +194,17 @@ def say_left_out(gpu: str) -> None:
             typer.echo(f"CUDA C++ kernels are left out: {why}.", err=True)
 
 
-def find_peers(gpu: str) -> list[str]:
-    """Names of the peers that have a row on a device; those that have none are named on stderr."""
+def find_peers(gpu: str, formats: tuple[WeightFormat, ...]) -> list[str]:
+    """Names of the peers that have a row on a device; on stderr, those that have none, and who has which."""
     from bench.measure.devices import find_device
-    from kernels.peers import left_out, names
+    from kernels.peers import left_out, names, rows_for
 
     device = find_device(gpu)
     for clause in left_out(device):
         typer.echo(f"peer left out: {clause}.", err=True)
+    for weight_format in formats:
+        found = ", ".join(rows_for(device, weight_format.name)) or "none"
+        typer.echo(f"peers for {weight_format.name}: {found}.", err=True)
     return names(device)
 
 
@@ -263,9 +266,11 @@ def how_to_resume(journal: Path) -> str:
     return f"python -m bench.dequant --resume {shlex.quote(str(journal))}"
 
 
-def nothing_measured(result: Result | None) -> int:
+def nothing_measured(result: Result | None, lost: Mapping[str, str]) -> int:
     """Says why there is no profile, and returns the exit code."""
     facts = result.facts if result is not None else {}
+    for name, reason in lost.items():
+        typer.echo(f"importing {name}: {reason}", err=True)
     for key, fact in facts.items():
         typer.echo(f"{key.arm} on {key.problem.operator}: {fact.failure}", err=True)
     typer.echo("error: no kernel could be timed; nothing was written.", err=True)
@@ -325,13 +330,13 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
             run.measure()
         except KeyboardInterrupt as error:
             interrupted = error
-    for reason in journal.ledger.unimportable.values():
-        say(f"FAILED {reason}.")
+    for name in journal.ledger.without_rows:
+        warn(f"{name} has no row: it takes none of these formats and batches.")
     code = 143 if isinstance(interrupted, Terminated) else 130
     if not any(row["phase"] == "fresh" for row in journal.rows):
         if not interrupted:
             journal.remove()
-            return nothing_measured(run.result)
+            return nothing_measured(run.result, journal.ledger.unimportable)
         typer.echo("Interrupted before the first finished block: no profile was written.", err=True)
         say_what_is_safe(journal.path if journal.rows else None)
         return code
@@ -363,9 +368,7 @@ def measure(plan: Plan, journal: Journal, output: Path) -> int:
     good, known = converged_share(profile)
     if failures(profile) or good < CONVERGED_SHARE * known or warm(profile):
         return 1
-    if ledger.failed_windows or ledger.unimportable:
-        return 1
-    return 0
+    return int(bool(ledger.failed_windows or profile.lost_kernels))
 
 
 def remove_part(path: Path, whole: Profile) -> None:
@@ -616,7 +619,7 @@ def run_command(
             with guarded(path, journal_of(path)):
                 return model_command(board, gpu, formats, shape, batches, dtype, path)
         plan = make_plan(gpu, formats, model, batches, activation, launch, seed, energy)  # type: ignore[arg-type]
-        others = (*map(check_name, kernels), *(find_peers(gpu) if peers else ()))
+        others = (*map(check_name, kernels), *(find_peers(gpu, formats) if peers else ()))
         plan = replace(plan, kernels=others, deadline_s=deadline_s)
     except (DeviceError, UserKernelError) as error:
         raise UsageError(str(error)) from None

@@ -9,7 +9,9 @@
 
 A wrong kernel fails its test and has no time. `extra_info` of the benchmark has the error, φ exposed (the
 median of paired differences to the bypass that is given, or to ours of the same implementation, with its 95 %
-interval) and, of our CUDA C++ kernels, instructions per weight; each null with a reason where there is none.
+interval) and, on a GPU, instructions per weight in the hot loop of what is launched: of our CUDA C++ and Triton
+kernels, and of your Triton kernel with `weights=`, which one lane handles in one pass of that loop. Each is
+null with a reason where there is none: a kernel for the CPU has no machine code of a GPU.
 Weights are those of the launch before, so they may come from a cache: `cache_state` is "warm". The timing plan
 of bench.dequant, whose weights are cold, is the thing to quote.
 """
@@ -36,7 +38,13 @@ def dequant_benchmark(benchmark: Any) -> Benchmark:
     """See the module."""
 
     def run(
-        kernel: Kernel, format: str, n: int, k: int, batch: int = 1, bypass: Kernel | None = None
+        kernel: Kernel,
+        format: str,
+        n: int,
+        k: int,
+        batch: int = 1,
+        bypass: Kernel | None = None,
+        weights: int | None = None,
     ) -> dict[str, object]:
         """Verify and time one kernel on one problem; returns what it adds to `extra_info`.
 
@@ -55,7 +63,7 @@ def dequant_benchmark(benchmark: Any) -> Benchmark:
         info: dict[str, object] = {
             "format": format, "n": n, "k": k, "batch": batch, "error": error, "kind": "measured",
             "cache_state": "warm", **phi_of(device, prepared, bypass),
-            **instructions_of(device, kernel, format, n, k, batch),
+            **instructions_of(device, prepared, weights),
         }  # fmt: skip
         benchmark.extra_info.update(info)
         benchmark(device.warm, prepared)
@@ -107,19 +115,68 @@ def phi_of(device: Device, prepared: Prepared, bypass: Kernel | None) -> dict[st
 
 
 def instructions_of(
-    device: Device, kernel: Kernel, format: str, n: int, k: int, batch: int
+    device: Device, prepared: Prepared, weights: int | None = None
 ) -> dict[str, object]:
-    """Instructions per weight of our CUDA C++ kernels as launched on this board, or why they are not known."""
-    if kernel.implementation != "cuda" or kernel.arm not in ("fused", "bypass"):
-        why = "counted for our CUDA C++ kernels; for Triton see python -m bench.sass --source"
-        return {"instructions_per_weight": None, "instructions_reason": why}
+    """Instructions per weight of what is launched, in its hot loop, or why they are not known.
+
+    Args:
+        device: that runs it.
+        prepared: a kernel that has run before.
+        weights: that one lane handles in one pass of the loop; of our kernels that is known.
+    """
+    kernel = prepared.kernel
+    if kernel.device != "cuda":
+        return _uncounted("it runs on a CPU, and machine code is counted of GPUs")
+    capability = device.describe().capability
+    assert capability is not None  # a GPU has one
+    if kernel.implementation == "cuda":
+        return _of_cuda(prepared, capability)
+
+    from bench.static.audit import audit_kernel, row_of, weights_per_pass
+    from bench.static.compile import read_kernel
+    from bench.static.launched import launched
+    from kernels.triton.plan import Plan
+
+    found = launched(lambda: device.warm(prepared))
+    if len(found) != 1:
+        return _uncounted(
+            f"it launches {len(found) or 'no'} Triton kernel{'s' if len(found) > 1 else ''}, and one "
+            f"can be counted"
+        )
+    [(binary, arguments)] = found
+    compiled = read_kernel(binary, round(10 * float(capability)))
+    if kernel.implementation == "triton":
+        stored = kernel.reads(prepared.problem.format, prepared.problem.activation)
+        plan = Plan(binary, {}, arguments, {}, ())
+        weights = weights_per_pass(plan, stored, compiled.num_warps)
+    audit = audit_kernel(binary.metadata.name, compiled, weights)
+    where = {"instructions_arch": f"sm_{compiled.capability}"}
+    if weights is None:
+        why = (
+            "how many weights one lane handles in one pass of its loop is not known; give weights="
+        )
+        return {**_uncounted(why), **where, "instructions_per_pass": audit.instructions}
+    return {"instructions_per_weight": row_of(audit).per_weight["total"], **where}
+
+
+def _of_cuda(prepared: Prepared, capability: str) -> dict[str, object]:
+    """Of one of our CUDA C++ kernels, compiled as the launch compiles it."""
     from bench.static.cuda_audit import audit_plan
     from kernels.cuda.launch import architecture
     from kernels.cuda.plan import gemv_plan
 
-    capability = device.describe().capability
-    assert capability is not None  # CUDA C++ kernels run on a GPU
+    kernel, problem = prepared.kernel, prepared.problem
+    if kernel.arm not in ("fused", "bypass"):
+        return _uncounted("of our CUDA C++ kernels, fused and bypass are counted")
     arch = architecture(*map(int, capability.split(".")))
-    plan = gemv_plan(kernel.variant, kernel.arm, find_format(format), n, k, batch)
+    shape = (problem.format, problem.n, problem.k, problem.batch)
+    plan = gemv_plan(kernel.variant, kernel.arm, *shape)
     audit = audit_plan(plan, arch)
-    return {"instructions_per_weight": audit.instructions / plan.weights_per_pass}
+    return {
+        "instructions_per_weight": audit.instructions / plan.weights_per_pass,
+        "instructions_arch": f"sm_{arch}",
+    }
+
+
+def _uncounted(why: str) -> dict[str, object]:
+    return {"instructions_per_weight": None, "instructions_reason": why}

@@ -40,6 +40,8 @@ from profiles.schema import (
 
 MS = 1e3
 MJ = 1e3
+MOST_KERNELS = 5  # beside best16 in a table: it fits into 80 columns
+LONGEST_HEAD = 12
 
 
 def render(profile: Profile, operator: str = LAYER) -> RenderableType:
@@ -94,9 +96,8 @@ def _ratios(profile: Profile, weight_format: str) -> Iterator[RenderableType]:
     variants = list(dict.fromkeys(r.kernel.variant for r in fused))
     if not fused:
         return
-    table = plain_table("", variants)
     words = f"{weight_format}: R, weights/s the pipes allow / weights/s memory delivers"
-    table.title = Text(words, no_wrap=True, overflow="ignore")  # wider than a table of two variants
+    table = plain_table(words, variants)
     for batch in dict.fromkeys(r.batch for r in fused):
         cells = {r.kernel.variant: r for r in fused if r.batch == batch}
         table.add_row(str(batch), *(_ratio_cell(cells.get(name)) for name in variants))
@@ -158,32 +159,60 @@ def _side_by_side(profile: Profile, chosen: list[Comparison]) -> Iterator[Render
         row
         for row in profile.rows
         if (row.operator, row.format, row.weight_format) == (where, stored, stored)
-        and row.arm in ("fused", "vendor", "unfused")
+        and (
+            row.arm in ("fused", "vendor", "unfused")
+            or (row.arm == "lowp" and "+" in row.implementation)
+        )
         and row.time_s.value is not None
     ]
     makers: dict[tuple[str, int], set[str]] = {}
     for row in rows:
-        makers.setdefault((row.arm, row.batch), set()).add(row.implementation)
+        makers.setdefault((row.arm, row.batch), set()).add(_maker(row))
     several = {arm for (arm, _), those in makers.items() if len(those) > 1}
     if not several:
         return
     rows = [row for row in rows if row.arm in ("fused", "vendor", *several)]
     fastest: dict[tuple[str, str, int], Quantity] = {}
     for row in sorted(rows, key=lambda r: r.time_s.value or 0.0):
-        fastest.setdefault((row.arm, row.implementation, row.batch), row.time_s)
-    heads = list(dict.fromkeys((row.arm, row.implementation) for row in rows))
-    table = plain_table(
-        f"{stored}: everybody's kernels for {_what(chosen[0])}, ms",
-        ("best16", *(f"{arm}\n{implementation}" for arm, implementation in heads)),
-    )
+        fastest.setdefault((row.arm, _maker(row), row.batch), row.time_s)
+    heads = list(dict.fromkeys((row.arm, _maker(row)) for row in rows))
     times = {(r.operator, r.batch, r.format, _identity(r)): r.time_s for r in profile.rows}
-    for c in chosen:
-        best = c.best16
-        identity = best and (best.arm, best.implementation, best.variant, best.weight_format)
-        best_s = times.get((where, c.batch, stored, identity)) if identity else None
-        cells = (cell_of(fastest.get((*head, c.batch)), MS) for head in heads)
-        table.add_row(str(c.batch), cell_of(best_s, MS), *cells)
-    yield from (table, Text())
+    for first in range(0, len(heads), MOST_KERNELS):
+        some = heads[first : first + MOST_KERNELS]
+        more = ", continued" if first else ""
+        table = plain_table(
+            f"{stored}: everybody's kernels for {_what(chosen[0])}, ms{more}",
+            ("best16", *("\n".join((arm, _short(maker))) for arm, maker in some)),
+        )
+        for c in chosen:
+            best = c.best16
+            identity = best and (best.arm, best.implementation, best.variant, best.weight_format)
+            best_s = times.get((where, c.batch, stored, identity)) if identity else None
+            cells = (cell_of(fastest.get((*head, c.batch)), MS) for head in some)
+            table.add_row(str(c.batch), cell_of(best_s, MS), *cells)
+        yield table
+    versions = {
+        f"{_maker(row).partition('-')[0]} {row.variant}": 0
+        for row in rows
+        if row.variant[:1].isdigit()
+    }
+    if versions:
+        yield Text(f"Versions: {', '.join(versions)}.", style="dim")
+    yield Text()
+
+
+def _maker(row: ArmRow) -> str:
+    """Who wrote a kernel; of two launches (unfused, lowp) the one that dequantizes, or multiplies low bits."""
+    first, _, last = row.implementation.partition("+")
+    if row.arm != "lowp":
+        return first
+    special = first.partition("-")[2]
+    return f"{last}-{special}" if special else last
+
+
+def _short(maker: str) -> str:
+    """On two lines where it is long."""
+    return maker.replace("-", "\n", 1) if len(maker) > LONGEST_HEAD else maker
 
 
 def _costs(chosen: list[Comparison]) -> Table:
@@ -371,6 +400,8 @@ def _notes(profile: Profile) -> Iterator[str]:
             f"FAILED {row.arm} ({row.implementation}, {row.weight_format}) on {row.operator} "
             f"at batch {row.batch}: {row.failure}."
         )
+    for lost in profile.lost_kernels:
+        yield f"FAILED importing {lost.name}: {lost.reason}."
     yield from _not_here(profile)
     yield from _own_references(profile)
     untuned = sum(row.configuration.startswith("untuned") for row in profile.rows)
@@ -475,9 +506,10 @@ def _arm_of(row: EnergyRow) -> tuple[str, str, int]:
 
 
 def plain_table(title: str, columns: Iterable[str]) -> Table:
-    """A table without lines whose first column is the batch."""
+    """A table without lines whose first column is the batch; the title may be wider than the table."""
+    words = Text(title, no_wrap=True, overflow="ignore")
     table = Table(
-        title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0)
+        title=words, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0)
     )
     table.add_column("B", no_wrap=True)
     for name in columns:

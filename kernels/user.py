@@ -17,16 +17,30 @@ import importlib
 import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
+from typing import get_args
 
-from kernels.kernel import Kernel
+from kernels.kernel import Arm, Kernel
 
 OURS = ("triton", "cuda", "numba", "torch")  # implementations that are taken
 GROUP = "dequant_bench.kernels"
 NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*|[\w-]+")
+LONGEST_WORD = 64  # of implementation and variant, which name the rows and stand in every sample
 
 
 class UserKernelError(ValueError):
-    """A kernel that cannot be had; one sentence says why."""
+    """There is no such kernel, or it is not one for this run; one sentence says why."""
+
+
+class LostOnImportError(RuntimeError):
+    """A module raised while it was imported, or left Python: what it holds is not known.
+
+    Attributes:
+        cause: what it raised.
+    """
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(repr(cause))
+        self.cause = cause
 
 
 def check_name(name: str) -> str:
@@ -64,12 +78,15 @@ def load_kernels(
         announce: told a name before its module is imported, which may be the last that is heard of it.
 
     Raises:
-        UserKernelError: a module cannot be imported, or what it holds is no kernel for this run.
+        UserKernelError: there is no such module, or what it holds is no kernel for this run.
+        LostOnImportError: the one announced last raised when it was imported.
     """
     found: list[Kernel] = []
     for name in names:
         announce(name)
         kernel = load(name)
+        if (fault := fault_of(kernel)) is not None:
+            raise UserKernelError(f"{name} is no kernel that can be run: {fault}.")
         if kernel.device != device:
             raise UserKernelError(
                 f"{name} is a kernel for {kernel.device!r}, but this run is on {device!r}."
@@ -92,20 +109,48 @@ def load(name: str) -> Kernel:
     """One record.
 
     Raises:
-        UserKernelError: it cannot be imported, or is something else.
+        UserKernelError: there is no such module or attribute, or it is something else.
+        LostOnImportError: whatever else its import raises.
     """
+    module, _, attribute = name.partition(":")
     try:
-        if ":" in name:
-            module, attribute = name.split(":")
+        if attribute:
             kernel = getattr(importlib.import_module(module), attribute)
         else:
             kernel = next(iter(entry_points(group=GROUP, name=name))).load()
-    except (Exception, SystemExit) as error:  # whatever somebody's module may raise
-        leaves = isinstance(error, SystemExit)
-        lines = [repr(error)] if leaves else str(error).strip().splitlines() or [repr(error)]
-        raise UserKernelError(f"{name} cannot be imported: {lines[0]}.") from None
+    except BaseException as error:  # whatever somebody's module may raise, SystemExit too
+        if not _is_absent(error, module):
+            raise LostOnImportError(error) from None
+        raise UserKernelError(f"{name} cannot be imported: {error}.") from None
     if not isinstance(kernel, Kernel):
         raise UserKernelError(
             f"{name} should be a kernels.kernel.Kernel, but it is a {type(kernel).__name__}."
         )
     return kernel
+
+
+def _is_absent(error: BaseException, module: str) -> bool:
+    """Whether a module or its attribute is not there; not what that module looks for in vain."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{module}.".startswith(f"{error.name}.")
+    return isinstance(error, AttributeError) and getattr(error.obj, "__name__", None) == module
+
+
+def fault_of(kernel: Kernel) -> str | None:
+    """What of a record is not as kernels/kernel.py says, as a clause; None where all is.
+
+    Only what is used before the kernel has a row of its own, which could say it.
+    """
+    if kernel.arm not in get_args(Arm):
+        return f"its arm should be one of {', '.join(get_args(Arm))}, not {kernel.arm!r}"
+    for what, word in (("implementation", kernel.implementation), ("variant", kernel.variant)):
+        fits = isinstance(word, str) and 0 < len(word) <= LONGEST_WORD and word.isprintable()
+        if not fits:
+            return f"its {what} should be up to {LONGEST_WORD} printable characters, not {word!r}"
+    for what, words in (("formats", kernel.formats), ("activations", kernel.activations)):
+        if not isinstance(words, tuple) or not words or {type(w) for w in words} != {str}:
+            return f"its {what} should be a tuple of names, not {words!r}"
+    batches: object = kernel.batches
+    if not isinstance(batches, tuple) or [type(b) for b in batches] != [int, int]:
+        return f"its batches should be the smallest and the largest, not {batches!r}"
+    return None

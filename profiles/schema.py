@@ -360,6 +360,16 @@ class Comparison(Record):
         return tuple(dict.fromkeys(self.quality_exposed.flags + self.quality_unfused.flags))
 
 
+class LostKernel(Record):
+    """A kernel that was asked for by name and is lost: nothing but its name is known, so it has no row.
+
+    Where it could be imported in an earlier process of the run, it has rows too, each with a failure.
+    """
+
+    name: str = Field(description="as it was asked for: my_module:my_kernel, or an entry point")
+    reason: str = Field(description="what became of the process that imported it, a clause")
+
+
 class Resumption(Record):
     """The run went on after an interruption."""
 
@@ -608,6 +618,9 @@ class Profile(Record):
     )
     resumed: tuple[Resumption, ...] = Field(
         default=(), description="one for each time the run went on after an interruption"
+    )
+    lost_kernels: tuple[LostKernel, ...] = Field(
+        default=(), description="whose import raised, exited, hung or took its process with it"
     )
     probes: tuple[ProbeRow, ...] = Field(
         default=(), description="what `python -m bench.probe` added, on the same board"

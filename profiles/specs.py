@@ -291,6 +291,8 @@ def _read_measured(gpu: Gpu) -> Gpu:
         return gpu
     try:
         report = ProbeReport.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
     except ValidationError as error:
         raise ValueError(
             f"{path} is no report of python -m bench.probe: {error.errors()[0]['msg']}."

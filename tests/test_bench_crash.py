@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import signal
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +15,9 @@ import pytest
 
 from bench.analysis.decompose import decompose
 from bench.measure import run, worker
+from bench.measure.assemble import assemble
 from bench.measure.devices import DeviceError, Prepared
-from bench.measure.journal import Journal
+from bench.measure.journal import Journal, read_journal
 from bench.measure.ledger import Ledger, samples_table
 from bench.measure.records import Plan
 from bench.measure.run import Run
@@ -133,3 +136,54 @@ def test_a_device_that_does_not_open_leaves_no_process() -> None:
     with pytest.raises(DeviceError, match="there is no such device"):
         Worker(setup, absent)  # type: ignore[arg-type]
     assert mp.active_children() == []
+
+
+class Forgetful(fake_device.InProcess):
+    """A worker, without a process, that can import a kernel of somebody else once; later it dies of that."""
+
+    imported = False
+
+    def __init__(self, setup: Setup, opener: Callable[[str], fake_device.FakeDevice]) -> None:
+        if setup.kernels and Forgetful.imported:
+            raise WorkerLostError("it crashed with SIGSEGV", None, "mine:kernel")
+        Forgetful.imported = True
+        super().__init__(setup, opener)
+        if setup.kernels:
+            self.session.users = [fake_device.fake_kernel("fused", "mine")]
+            self.opened = replace(self.opened, users={"mine:kernel": ("fused", "mine", "default")})
+
+
+def test_a_kernel_that_cannot_be_imported_any_more_costs_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second of three processes; what it was timed at in the first does not count."""
+    monkeypatch.setattr(run, "Worker", Forgetful)
+    protocol = Protocol(
+        pilot_blocks=10, fresh_blocks_minimum=21, fresh_blocks_maximum=30, processes=3,
+        target_half_width=0.05, confidence=0.95, sample_minimum_s=1e-3,
+    )  # fmt: skip
+    plan = Plan(
+        *("fake", "tiny", 2, OPERATORS, (find_format(INT4),), (1,), None, None, protocol),
+        kernels=("mine:kernel",),
+    )
+    said: list[str] = []
+    with Journal(tmp_path / "run.jsonl") as journal:
+        Run(plan, journal, lambda state: None, fake_device.healthy, say=said.append).measure()
+    ledger = read_journal(tmp_path / "run.jsonl")
+    assert ledger == journal.ledger
+    assert ledger.finished
+    assert said == [
+        "FAILED importing mine:kernel: it crashed with SIGSEGV; the run goes on without it."
+    ]
+    timed = {(row["process"], row["implementation"]) for row in ledger.rows}
+    assert timed == {(0, "mine"), *((process, "fake") for process in range(3))} | {
+        (process, "fake+fake") for process in range(3)
+    }
+    profile = assemble(ledger)
+    assert [(lost.name, lost.reason) for lost in profile.lost_kernels] == [
+        ("mine:kernel", "it crashed with SIGSEGV")
+    ]
+    rows = {(r.operator, r.arm): r for r in profile.rows if r.implementation == "mine"}
+    assert {r.failure for r in rows.values()} == {"importing mine:kernel: it crashed with SIGSEGV"}
+    assert {key for key in rows if key[0] != "layer"} == {("up", "fused"), ("down", "fused")}
+    assert {r.blocks for r in profile.rows if r.arm == "bypass"} == {21}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -219,6 +221,35 @@ def test_some_boards_leave_the_others_as_they_are(elsewhere: Path) -> None:
     assert run("--gpu", "h100").exit_code == 0
     assert run("--check").exit_code == 0  # the counts of both are there
     assert run("--gpu", "h9000").exit_code == 2
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_what_was_there(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+    before = {path.name: path.read_bytes() for path in elsewhere.iterdir()}
+    (elsewhere / "l4.json.gz").unlink()
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("profiles.reader.replace_file", full)
+    done = run()
+    path = elsewhere / "l4.json.gz"
+    assert (done.exit_code, done.exception.__class__) == (2, SystemExit)
+    assert done.stderr.endswith(f"error: {path} cannot be used: No space left on device.\n")
+    del before["l4.json.gz"]
+    assert before == {path.name: path.read_bytes() for path in elsewhere.iterdir()}
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (elsewhere.parent / "file").write_text("")
+    monkeypatch.setattr(command, "FOLDER", elsewhere.parent / "file" / "modelled")
+    done = run()
+    assert done.exit_code == 2
+    assert done.stderr.endswith("/file/modelled cannot be used: Not a directory.\n")
 
 
 def test_a_format_that_does_not_exist_is_one_sentence() -> None:

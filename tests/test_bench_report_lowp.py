@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from typing import Any
 
@@ -97,3 +98,62 @@ def test_untuned_rows_are_counted() -> None:
 
 def test_a_run_without_them_has_no_such_table() -> None:
     assert not any("beside the ladder" in line for line in lines_of(profile_of(sample_rows())))
+
+
+FIELD = {  # arm, implementation, variant: seconds at batch 1
+    ("vendor", "torch", "default"): 310e-6,
+    ("vendor", "onnxruntime", "1.32.0"): 320e-6,
+    ("vendor", "onnxruntime-int8", "1.32.0"): 330e-6,
+    ("unfused", "torchao+torch", "0.18.0"): 340e-6,
+    ("lowp", "torch+torch", "int_mm"): 350e-6,
+    ("lowp", "bitsandbytes", "0.50.2"): 90e-6,
+    ("lowp", "bitsandbytes+bitsandbytes", "0.50.2"): 360e-6,
+    ("lowp", "bitsandbytes-outliers6+bitsandbytes", "0.50.2"): 370e-6,
+}
+
+
+def test_everybody_s_kernels_fit_into_80_columns_each_by_its_name_and_version() -> None:
+    """A product alone (90 us) is no kernel that could take the place of another."""
+    rows = rows_with_others()
+    rows = [row for row in rows if row["arm"] != "lowp"]
+    native = [row for row in rows if row["arm"] == "native"]
+    for (arm, implementation, variant), time_s in FIELD.items():
+        other = {"arm": arm, "implementation": implementation, "variant": variant}
+        rows += [
+            row | other | {"weight_format": FORMAT, "time_s": time_s * row["batch"]}
+            for row in native
+        ]
+    workload = WORKLOAD.model_copy(update={"formats": (FORMAT,)})
+    console = Console(width=80, file=StringIO())
+    console.print(render(profile_of(rows, workload=workload)))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    begin = lines.index("int8-ch: everybody's kernels for one layer, ms")
+    end = lines.index("int8-ch: cost of dequantization in one layer")
+    text = "\n".join(lines[begin:end])
+    assert "…" not in text
+    found = dict(zip(*columns(lines[begin + 1 :]), strict=True))
+    again = lines.index("int8-ch: everybody's kernels for one layer, ms, continued")
+    found |= dict(zip(*columns(lines[again + 1 :]), strict=True))
+    told = {" ".join(head.split()): time for head, time in found.items()}
+    assert {name: told[name] for name in told if name.split()[0] in ("vendor", "lowp")} == {
+        "vendor torch": "0.310",
+        "vendor onnxruntime": "0.320",
+        "vendor onnxruntime int8": "0.330",
+        "lowp torch": "0.350",
+        "lowp bitsandbytes": "0.360",
+        "lowp bitsandbytes outliers6": "0.370",
+    }
+    assert told["unfused torchao"] == "0.340"
+    said = " ".join(text.split())
+    assert "Versions: onnxruntime 1.32.0, torchao 0.18.0, bitsandbytes 0.50.2." in said
+
+
+def columns(lines: list[str]) -> tuple[list[str], list[str]]:
+    """The heads of a table, their lines joined, and the cells of its first row."""
+    last = next(i for i, line in enumerate(lines) if line.startswith("B "))
+    cells = list(re.finditer(r"\S+", lines[last + 1]))[1:]
+    heads = []
+    for index, cell in enumerate(cells):
+        left = cells[index - 1].end() if index else 2
+        heads.append(" ".join(line[left : cell.end()].strip() for line in lines[: last + 1]))
+    return heads, [cell[0] for cell in cells]

@@ -30,6 +30,7 @@ from bench.static.audit_cache import Cache
 from bench.static.audit_gate import Breach, GateError, breaches, load_limits
 from bench.static.audit_report import Report, budget
 from kernels.formats import find_format
+from profiles import specs
 from profiles.specs import load_gpu
 
 FUSED = Job("fused", "gemv-ptx", "int4-g128", "fp16", 1, 90)
@@ -642,3 +643,32 @@ def test_limits_as_json_and_as_a_picture(compilations: list[Job], tmp_path: Path
         assert (failed.exit_code, said in failed.stderr) == (2, True)
     assert CliRunner().invoke(APP, ["--plot", str(path)]).exit_code == 2
     assert CliRunner().invoke(APP, [*BOARDS, "--format", "fp16"]).exit_code == 2
+
+
+@pytest.fixture
+def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in place of the one with reports of probes."""
+    monkeypatch.setattr(specs, "MEASURED_FOLDER", tmp_path)
+    specs.load_gpus.cache_clear()
+    yield tmp_path
+    specs.load_gpus.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"board": "NVIDIA H100', "is no report of python -m bench.probe: Invalid JSON: EOF"),
+        (b"{}", "is no report of python -m bench.probe: Field required"),
+        (b"\xff", "is no report of python -m bench.probe: Invalid JSON"),
+        (None, "cannot be read: Is a directory"),
+    ],
+)
+def test_measured_rates_that_cannot_be_read_are_a_sentence(
+    reports: Path, compilations: list[Job], content: bytes | None, says: str
+) -> None:
+    path = reports / "h100-sxm.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    done = CliRunner().invoke(APP, ["--limits", "--format", "int4-g128"])
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith(f"error: {path} {says}")
+    assert compilations == []

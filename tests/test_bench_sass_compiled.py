@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from bench import sass as command
-from bench.static import audit_pool
+from bench.static import audit_pool, foreign
 from bench.static.audit import Audit, Job, audit_code, rows_of
 from bench.static.audit_pool import Pool
 from bench.static.compile import tool
@@ -217,3 +217,30 @@ def test_help_loads_no_compiler() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+GARBLED = r"""#!/bin/sh
+case "$1" in
+--extract-elf) printf 'Extracting \377 k.1.sm_90.cubin\n'; : > k.1.sm_90.cubin ;;
+--dump-resource-usage) printf 'Function na\377me:\n  REG:8 STACK:0 SHARED:16\n' ;;
+--dump-sass)
+    printf 'code for sm_90\n\t\tFunction : na\377me\n'
+    printf '        /*0000*/                   FADD R1, R2, R3 ;\n'
+    printf '        /*0010*/                   EXIT ;\n' ;;
+esac
+"""
+
+
+def test_what_a_tool_prints_need_not_be_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name in a binary may have any bytes; each of the three calls of cuobjdump meets one."""
+    fake = tmp_path / "cuobjdump"
+    fake.write_text(GARBLED)
+    fake.chmod(0o755)
+    monkeypatch.setattr(foreign, "tool", lambda name: fake)
+    library = tmp_path / "library.so"
+    library.write_bytes(b"")
+    [found] = audit_binary(library, True, "^na", weights=2)
+    assert (found.name, found.capability, found.registers) == ("na\ufffdme", 90, 8)
+    assert (found.instructions, found.shared_bytes) == (2, 16)

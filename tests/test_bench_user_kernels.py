@@ -18,10 +18,12 @@ from test_bench_emulate import executed
 from typer.testing import Result
 
 import bench.measure.devices
+import kernels.cpu
 import kernels.cuda
 import kernels.peers
 from bench import dequant
 from bench.analysis.arms import Series, pick_roles
+from bench.check import check
 from bench.examples import my_format, my_kernel, my_triton_kernel
 from bench.measure import run
 from bench.measure.devices import Problem
@@ -32,7 +34,7 @@ from kernels import find_kernels, packing, user
 from kernels.formats import find_format
 from kernels.kernel import Kernel, traffic_of
 from kernels.packing import Float16
-from kernels.user import UserKernelError, check_name, load_kernels
+from kernels.user import LostOnImportError, UserKernelError, check_name, fault_of, load_kernels
 from profiles.reader import load_profile
 from profiles.schema import Implementation, Operator, Profile, Protocol, Traffic
 
@@ -55,10 +57,6 @@ def test_kernels_are_found_by_module_and_attribute() -> None:
             "user_kernels:absent cannot be imported: module 'user_kernels' has",
         ),
         (["no_such_module:kernel"], "cannot be imported: No module named 'no_such_module'"),
-        (
-            ["exits_on_import:kernel"],
-            r"exits_on_import:kernel cannot be imported: SystemExit\(3\)\.$",
-        ),
         (["user_kernels:not_a_kernel"], "should be a kernels.kernel.Kernel, but it is a int"),
         (["user_kernels:on_cuda"], "is a kernel for 'cuda', but this run is on 'cpu'"),
         (["user_kernels:ours"], r"calls itself fused \(numba, default\)"),
@@ -68,6 +66,52 @@ def test_kernels_are_found_by_module_and_attribute() -> None:
 def test_what_is_no_kernel_for_the_run_is_refused(names: list[str], says: str) -> None:
     with pytest.raises(UserKernelError, match=says):
         load_kernels(names, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("module", "cause"),
+    [
+        ("exits_on_import", SystemExit(3)),
+        ("raises_on_import", ModuleNotFoundError("No module named 'no_such_module'")),
+    ],
+)
+def test_what_a_module_raises_on_import_is_no_wrong_usage(
+    module: str, cause: BaseException
+) -> None:
+    """That another module is missing is the kernel's fault; that the kernel's own is, the user's."""
+    announced: list[str] = []
+    with pytest.raises(LostOnImportError) as lost:
+        load_kernels(["user_kernels:right", f"{module}:kernel"], "cpu", announced.append)
+    assert repr(lost.value.cause) == repr(cause)
+    assert announced[-1] == f"{module}:kernel"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("arm", "mine", "its arm should be one of stream, .*, not 'mine'"),
+        ("implementation", "a\tb", "its implementation should be up to 64 printable characters"),
+        ("variant", "v" * 65, "its variant should be up to 64 printable characters"),
+        ("formats", (), r"its formats should be a tuple of names, not \(\)"),
+        ("formats", "int4-g128", "its formats should be a tuple of names, not 'int4-g128'"),
+        ("activations", ["bf16"], "its activations should be a tuple of names"),
+        ("batches", (1,), r"its batches should be the smallest and the largest, not \(1,\)"),
+    ],
+)
+def test_a_record_that_no_run_could_have_a_row_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch, field: str, value: object, says: str
+) -> None:
+    broken = replace(user_kernels.right, **{field: value})  # type: ignore[arg-type]
+    monkeypatch.setattr(user_kernels, "right", broken)
+    with pytest.raises(UserKernelError, match=f"right is no kernel that can be run: {says}"):
+        load_kernels(["user_kernels:right"], "cpu")
+
+
+def test_every_record_of_ours_and_of_the_field_is_one_that_can_be_run() -> None:
+    peers = [getattr(kernels.peers, name.partition(":")[2]) for name in kernels.peers.names("cpu")]
+    assert [fault_of(kernel) for kernel in (*kernels.cpu.KERNELS, *peers, *EXAMPLES)] == [None] * (
+        len(kernels.cpu.KERNELS) + len(peers) + len(EXAMPLES)
+    )
 
 
 def test_an_installed_package_registers_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,13 +243,22 @@ def test_peers_that_are_not_installed_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(kernels.peers, "installed", lambda name: None)
-    assert dequant.find_peers("cpu") == []
+    assert dequant.find_peers("cpu", (INT4,)) == []
     said = capsys.readouterr().err.splitlines()
     assert said == [
         "peer left out: onnxruntime needs onnxruntime, onnx: pip install -e '.[peers]'.",
         "peer left out: bitsandbytes needs bitsandbytes: pip install -e '.[peers]'.",
         "peer left out: gemlite runs on an NVIDIA GPU only.",
         "peer left out: torchao needs torchao: pip install -e '.[peers]'.",
+        "peers for int4-g128: none.",
+    ]
+    monkeypatch.setattr(kernels.peers, "installed", lambda name: "1.32.0")
+    dequant.find_peers("cpu", (INT4, find_format("int8-ch"), find_format("mxfp4")))
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "peers for int4-g128: onnxruntime 1.32.0, onnxruntime-int8 1.32.0.",
+        "peers for int8-ch: onnxruntime 1.32.0, onnxruntime-int8 1.32.0, bitsandbytes+bitsandbytes 1.32.0, "
+        "bitsandbytes 1.32.0, bitsandbytes-outliers6+bitsandbytes 1.32.0, torchao+torch 1.32.0.",
+        "peers for mxfp4: none.",
     ]
 
 
@@ -287,28 +340,44 @@ def test_kernels_that_are_wrong_crash_or_hang_cost_their_rows_and_nothing_else(
     assert {row.reference_error for row in sound if row.implementation != "mine-shift"} == {None}
 
 
-def test_modules_that_die_or_hang_on_import_are_named_and_cost_the_run_nothing_else(
+def test_modules_that_are_lost_on_import_are_named_and_cost_the_run_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crashes, hangs = "crashes_on_import:kernel", "hangs_on_import:kernel"
-    result, profile = measured(tmp_path, monkeypatch, crashes, "right", hangs)
+    """In the profile, in the tables and at once on stderr; and `bench.check` does not overlook it."""
+    how = {
+        "crashes_on_import:kernel": "it crashed with SIGSEGV",
+        "hangs_on_import:kernel": "it did not finish within 5 s",
+        "unspeakable_on_import:kernel": r"it raised Unspeakable: out of \x1b[31mluck \ud800",
+    }
+    result, profile = measured(tmp_path, monkeypatch, *list(how)[:2], "right", *list(how)[2:])
     assert result.exit_code == 1
+    assert {lost.name: lost.reason for lost in profile.lost_kernels} == how
     said = [line for line in result.stderr.splitlines() if line.startswith("FAILED")]
     assert said == [
-        f"FAILED importing {crashes}: it crashed with SIGSEGV.",
-        f"FAILED importing {hangs}: it did not finish within 5 s.",
+        f"FAILED importing {name}: {why}; the run goes on without it." for name, why in how.items()
     ]
+    text = " ".join(result.stdout.split())
+    assert all(f"FAILED importing {name}: {why}." in text for name, why in how.items())
     assert profile.complete
     assert {row.blocks for row in profile.rows if row.implementation in ("mine", "torch")} == {21}
     assert not [row for row in profile.rows if row.failure]
+    _, findings = check(tmp_path / "profile.json")
+    (found,) = [f for f in findings if f.topic == "failed"]
+    assert (found.severity, found.affected) == ("caution", 3)
+    assert "3 kernels named on the command line could not be imported: crashes_on" in found.found
 
 
 def test_a_run_whose_kernels_are_all_right_ends_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result, profile = measured(tmp_path, monkeypatch, "right")
+    """One that has no row here is named, and no fault."""
+    result, profile = measured(tmp_path, monkeypatch, "right", "elsewhere")
     assert result.exit_code == 0, result.stdout
     assert not [row for row in profile.rows if row.failure]
+    warned = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert warned == [
+        "warning: user_kernels:elsewhere has no row: it takes none of these formats and batches."
+    ]
 
 
 def test_a_fused_kernel_without_bypass_is_no_headline() -> None:

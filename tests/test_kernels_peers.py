@@ -89,6 +89,47 @@ def test_rows_of_a_gpu_carry_arm_version_and_dtypes(monkeypatch: pytest.MonkeyPa
     assert (tinygemm.activations, tinygemm.least_capability) == (("bf16",), 80)
 
 
+# ---- once, and not in every launch --------------------------------------------------------------
+
+
+@pytest.mark.skipif(peers.installed("onnxruntime") is None, reason="it is not installed")
+def test_a_copy_of_the_weights_has_one_session_for_all_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A session holds the weights once more and packs them, which takes far longer than a product."""
+    import onnxruntime as package
+
+    made: list[object] = []
+    session = package.InferenceSession
+
+    def counted(*arguments: object) -> object:
+        made.append(arguments)
+        return session(*arguments)
+
+    monkeypatch.setattr(package, "InferenceSession", counted)
+    tensors = onnxruntime.pack(weights_in("int4-g128", 32, 256))
+    for batch in (1, 4, 1):
+        x, out = torch.zeros(batch, 256, dtype=torch.bfloat16), torch.empty(batch, 32)
+        assert onnxruntime.bind(0, tensors, x, out)().shape == (batch, 32)
+    assert len(made) == 1
+    onnxruntime.bind(4, tensors, x, out)
+    onnxruntime.bind(0, {**tensors, "words": tensors["words"].clone()}, x, out)
+    assert len(made) == 3  # another level, another copy
+
+
+@pytest.mark.skipif(peers.installed("bitsandbytes") is None, reason="it is not installed")
+@pytest.mark.filterwarnings("default")
+def test_weights_are_laid_out_when_they_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes does it in the first call, which would be within a sample for every copy."""
+    import bitsandbytes.nn.modules as modules
+
+    tensors = bitsandbytes.pack_nf4_for_cpu(weights_in("nf4-b64", 32, 128))
+    assert tensors["words"].shape == ((32, 64) if modules.has_avx512bf16() else (2048, 1))
+    monkeypatch.setattr(modules, "_convert_weight_packed_for_cpu", None)
+    x, out = torch.ones(1, 128, dtype=torch.bfloat16), torch.empty(1, 32)
+    assert bitsandbytes.bind_nf4(tensors, x, out)().shape == (1, 32)
+
+
 # ---- layouts ------------------------------------------------------------------------------------
 
 
@@ -106,6 +147,28 @@ def test_packed_bytes_are_those_of_onnx_and_of_bitsandbytes() -> None:
     nf4 = weights_in("nf4-b64")
     word = int(bitsandbytes.pack_nf4(nf4)["words"][64 + 3, 0])
     assert word == nf4.codes[1, 6] << 4 | nf4.codes[1, 7]
+
+
+def test_a_scale_per_row_is_that_of_all_groups_of_the_row_for_onnx() -> None:
+    weights = weights_in("int8-ch", 2, 384)
+    tensors = onnxruntime.pack(weights)
+    assert tensors["words"].shape == (2, 3, 128)
+    values = (tensors["words"].double() - 128) * tensors["scales"].double()[:, :, None]
+    np.testing.assert_array_equal(values.reshape(2, 384).numpy(), weights.values)
+    with pytest.raises(ValueError, match="in groups of 128, and k is 192"):
+        onnxruntime.pack(weights_in("int8-ch", 2, 192))
+
+
+def test_what_onnx_moves_is_counted_by_hand() -> None:
+    """W of 8 x 384, two rows of x: fp32 scales, x and y; three zero points of four bits take two bytes."""
+    x_and_y = (4 * 2 * 384, 4 * 2 * 8)
+    for name, words in (("int4-g128", 192), ("int4-g128-zp", 192 + 2), ("int8-ch", 384)):
+        moved = onnxruntime.traffic(find_format(name), 8, 384, 2)
+        assert moved.bytes_read == 8 * (words + 3 * 4) + x_and_y[0], name
+        assert moved.bytes_written == x_and_y[1]
+        assert moved.flops == 2 * 2 * 8 * 384
+        tensors = onnxruntime.pack(weights_in(name, 8, 384))
+        assert sum(t.nbytes for t in tensors.values()) == 8 * (words + 3 * 4), name
 
 
 @pytest.mark.parametrize("pack", [bitsandbytes.pack_int8, torchao.pack_int8])

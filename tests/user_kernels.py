@@ -25,6 +25,7 @@ unlucky = replace(right, implementation="unlucky", bind=bind_raise)
 uncounted = replace(right, implementation="uncounted", traffic=traffic_in_bits)
 own_format = my_format.kernel
 flat = replace(own_format, implementation="flat", reference=lambda weights, x: x.sum(axis=1))
+elsewhere = replace(right, implementation="elsewhere", formats=("nf4-b64",))
 on_cuda = replace(right, device="cuda")
 ours = replace(right, arm="fused", implementation="numba")
 not_a_kernel = 17

@@ -14,7 +14,8 @@ problem, however many rows have it.
     model                                                      caution: what a model takes for granted
     incomplete   the run was cut short: its number of blocks
                  is not the one that the pilot fixed
-    failed       an arm that a φ or best16 needs               caution: another arm
+    failed       an arm that a φ or best16 needs               caution: another arm, or a kernel that
+                                                               could not be imported
     stale        a bypass that may be another stage
     unverified   a timed kernel was never verified
     samples      of a measured profile: missing, not the       caution: the same of another kind
@@ -265,6 +266,17 @@ def _arms(profile: Profile) -> Iterator[Finding]:
             else "Leave these arms out of any claim.",
             len(failed),
             len(profile.rows),
+        )
+    if profile.lost_kernels:
+        lost = profile.lost_kernels
+        yield Finding(
+            "failed",
+            "caution",
+            f"{number(len(lost), 'kernel')} named on the command line could not be imported: "
+            f"{listed([k.name for k in lost])}. The first: {shortened(lost[0].reason)}.",
+            "It was asked for, and nothing here says how it compares.",
+            "Mend its module, and run again.",
+            len(lost),
         )
     timed = _timed(profile)
     unverified = [row for row in timed if row.error_vs_reference is None]

@@ -19,6 +19,7 @@ from profiles.schema import (
     Energy,
     EnergyProtocol,
     Kind,
+    LostKernel,
     Profile,
     Resumption,
     Samples,
@@ -85,6 +86,9 @@ def assemble(ledger: Ledger) -> Profile:
         rows=quantities,
         comparisons=comparisons,
         energy=energy,
+        lost_kernels=tuple(
+            LostKernel(name=name, reason=reason) for name, reason in ledger.unimportable.items()
+        ),
         resumed=tuple(Resumption(at=r.created, differences=r.differences) for r in ledger.resumed),
     )
 

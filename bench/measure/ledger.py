@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CRASHES_OF_ONE_KERNEL = 2  # after these it is not tried on further problems
+PEERS = "kernels.peers"  # the module of the field's kernels
 
 WHY_NULL = {
     "minor_faults": "a sample on this device is not timed by the host",
@@ -68,7 +69,8 @@ class Ledger:
         header: what was asked for; None before the first record.
         opened: the device, as its first worker described it.
         facts: per arm, what is known besides its samples.
-        unimportable: kernels of somebody else that took a worker with them when they were imported, and how.
+        unimportable: kernels of somebody else that were lost when they were imported, and how. Where one could
+            be imported before, its arms are skipped from then on.
         crashed: arms that took a worker with them, and how.
         skip: these, and arms whose kernel has crashed too often elsewhere; and why.
         timed: arms that have a sample.
@@ -189,6 +191,21 @@ class Ledger:
             if len(names) >= CRASHES_OF_ONE_KERNEL
         )
 
+    @property
+    def without_rows(self) -> list[str]:
+        """Kernels of users that take nothing of what a finished run is about, by the names they were asked for.
+
+        Those of the field (kernels/peers/) are all asked for, whatever the formats.
+        """
+        if self.opened is None or not self.finished:
+            return []
+        known = {(key.arm, key.implementation, key.variant) for key in self.facts}
+        return [
+            name
+            for name, called in self.opened.users.items()
+            if called not in known and not name.startswith(f"{PEERS}:")
+        ]
+
     def key(self, name: ArmName) -> ArmKey:
         """An arm as analysis names it."""
         assert self.opened is not None
@@ -226,7 +243,7 @@ class Ledger:
                 self.no_energy[record.format] = record.reason
             case DeathRecord():
                 if record.importing is not None:
-                    self.unimportable[record.importing] = record.reason
+                    self._lose(record.importing, record.reason)
                 if record.suspect is not None:
                     self.crashed[record.suspect] = record.reason
                     self._give_up(record.suspect, record.reason)
@@ -238,6 +255,14 @@ class Ledger:
                 self.resumed.append(record)
             case FinishedRecord():
                 self.finished = True
+
+    def _lose(self, user: str, reason: str) -> None:
+        """A kernel of somebody else cannot be imported any more, or never could."""
+        self.unimportable[user] = reason
+        called = self.opened.users.get(user) if self.opened is not None else None
+        for name in self.repeats.keys() - self.skip.keys():
+            if (name.arm, name.implementation, name.variant) == called:
+                self._give_up(name, f"importing {user}: {reason}")
 
     def _give_up(self, name: ArmName, reason: str) -> None:
         """The arm is not run again; samples that it has do not count."""

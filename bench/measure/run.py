@@ -108,7 +108,8 @@ class Run:
         report: told before every block what is done.
         opener: how a worker opens its device.
         warn: told in sentences what is different from before the interruption.
-        say: told in sentences what energy will be measured with, and how long that takes.
+        say: told in sentences what energy will be measured with, and how long that takes; and, when that
+            happens, that a kernel cannot be imported.
         open_meter: finds what measures the energy of a device.
 
     Raises:
@@ -198,10 +199,10 @@ class Run:
                 worker.close()
 
     def _start(self) -> Worker:
-        """A worker, without the kernels whose import takes it down.
+        """A worker, without the kernels whose import takes it down, now or in an earlier process.
 
         Raises:
-            WorkerLostError: it is something else, or a kernel that could be imported before.
+            WorkerLostError: it is something else.
         """
         plan, ledger = self.plan, self._ledger
         while True:
@@ -213,11 +214,12 @@ class Run:
             try:
                 return Worker(setup, self._opener)
             except WorkerLostError as death:
-                if death.importing not in kernels or ledger.opened is not None:
+                if death.importing not in kernels:
                     raise
                 self.journal.add(
-                    DeathRecord(suspect=None, reason=str(death), importing=death.importing)
+                    DeathRecord(suspect=None, reason=death.reason, importing=death.importing)
                 )
+                self._say(f"FAILED {death}; the run goes on without it.")
 
     def _open(self) -> Worker:
         """A worker on the device, once that is known to be the right one and in nobody's use."""

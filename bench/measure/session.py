@@ -28,6 +28,7 @@ from bench.measure.devices import Burst, Device, Float16, Mode, PoolKey, Prepare
 from kernels.formats import WeightFormat
 from kernels.kernel import Kernel, Traffic, UnsupportedError, traffic_of
 from kernels.unfused import compose
+from profiles.files import printable
 from profiles.schema import NOT_HERE, Operator
 
 SAMPLE_S = 1.2e-3  # planned length of a sample: METHOD asks for more than 1 ms
@@ -37,6 +38,7 @@ COMPARED_SAMPLE_S = (
 COMPARED = ("bypass", "fused", "native", "vendor", "unfused")
 BASELINES = ("native", "vendor")  # reading 16-bit weights: best16 is the faster of them
 CACHE_MULTIPLE = 2  # bytes touched between two uses of a copy, in last-level caches
+LONGEST_LINE = 300  # of what a kernel raises
 
 
 @dataclass(frozen=True)
@@ -362,8 +364,7 @@ class Session:
             return replace(state, failure=f"{NOT_HERE}{reason}")
         except Exception as reason:  # whatever a compiler or a driver may raise costs this row only
             self.device.check()
-            lines = str(reason).strip().splitlines() or [repr(reason)]
-            return replace(state, failure=f"could not run: {lines[0]}")
+            return replace(state, failure=f"could not run: {first_line(reason)}")
         compared = kernel.arm in COMPARED and name.weight_format in (
             problem.format.name,
             problem.activation,
@@ -464,3 +465,12 @@ def _unfused(arms: Sequence[_Arm], planned: Mapping[ArmName, int]) -> Kernel | N
         if (candidate.implementation, candidate.variant) in earlier:
             return candidate
     return candidates[min(candidates, key=lambda key: totals[key])]
+
+
+def first_line(error: BaseException) -> str:
+    """What somebody's kernel or module raised, in one line that fits into a profile."""
+    try:
+        lines = str(error).strip().splitlines() or [repr(error)]
+    except Exception:  # even to ask may fail
+        return type(error).__name__
+    return printable(lines[0], LONGEST_LINE)

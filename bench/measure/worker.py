@@ -26,16 +26,16 @@ from typing import Any
 
 from bench.analysis.traces import Load
 from bench.measure.devices import Burst, Device, DeviceError, Float16, Mode, open_device
-from bench.measure.session import ArmName, ArmState, Bar, Layer, Session, Timed
+from bench.measure.session import ArmName, ArmState, Bar, Layer, Session, Timed, first_line
 from kernels.formats import find_format
-from kernels.user import load_kernels
+from kernels.user import LostOnImportError, load_kernels
 from profiles.schema import DeviceInfo, Operator
 
 START_DEADLINE_S = 180.0  # importing and opening a device on a slow disk
 KERNEL_DEADLINE_S = 600.0  # compiling and verifying one kernel on one operator, or rotating weights
 SAMPLE_DEADLINE_S = 180.0  # one sample
 END_S = 10.0  # a process that was told to end, or whose pipe is closed
-_NAME_BYTES = 512
+_NAME_BYTES = 1024
 _PR_SET_PDEATHSIG = 1
 
 
@@ -55,7 +55,10 @@ class Setup:
 
 @dataclass(frozen=True)
 class Opened:
-    """What a worker says of itself once its device is open."""
+    """What a worker says of itself once its device is open, and other people's kernels are imported.
+
+    `users` has what these call themselves, by the names they were asked for: arm, implementation, variant.
+    """
 
     device: DeviceInfo
     cache_bytes: int
@@ -63,6 +66,7 @@ class Opened:
     mode: Mode
     software: Mapping[str, str]
     seeds: Mapping[str, int]
+    users: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,13 @@ class Begun:
 class WorkerLostError(RuntimeError):
     """The worker is gone; the message says how.
 
-    `suspect` is the arm it was running, None if none; `importing` the kernel whose module it was importing.
+    `suspect` is the arm it was running, None if none; `importing` the kernel whose module it was importing;
+    `reason` how it was lost, without that.
     """
 
     def __init__(self, reason: str, suspect: ArmName | None, importing: str | None = None) -> None:
         super().__init__(reason if importing is None else f"importing {importing}: {reason}")
+        self.reason = reason
         self.suspect = suspect
         self.importing = importing
 
@@ -297,18 +303,25 @@ def _serve(
         activation = setup.activation or device.default_activation
         mode = setup.mode or device.default_mode
         about = (device.describe(), device.cache_bytes, activation, mode)
-        opened = Opened(*about, device.software(), device.seeds())
+        software, seeds = device.software(), device.seeds()
         connection.send((True, None))
         kernels = load_kernels(setup.kernels, device.kind, announce)
         announce(None)
+        called = [(k.arm, k.implementation, k.variant) for k in kernels]
+        users = dict(zip(setup.kernels, called, strict=True))
+        opened = Opened(*about, software, seeds, users)
         session = Session(
             device, setup.operators, activation, mode, setup.skip, announce, setup.bars, kernels
         )
     except (DeviceError, ValueError) as error:
         connection.send((False, error))
         return
+    except LostOnImportError as error:
+        cause = error.cause
+        connection.send((False, f"it raised {type(cause).__name__}: {first_line(cause)}"))
+        return
     except Exception as error:
-        connection.send((False, f"the device could not be opened: {_first_line(error)}"))
+        connection.send((False, f"the device could not be opened: {first_line(error)}"))
         return
     try:
         connection.send((True, opened))
@@ -327,9 +340,4 @@ def _serve(
     except Exception as error:
         # the arm that was running is to blame, and the rest goes on without it
         with contextlib.suppress(OSError):
-            connection.send((False, f"it failed: {_first_line(error)}"))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [repr(error)]
-    return lines[0]
+            connection.send((False, f"it failed: {first_line(error)}"))

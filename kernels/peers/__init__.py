@@ -4,7 +4,8 @@
     python -m bench.dequant --gpu cpu --format int4-g128 --peers
 
     package        on         rows
-    onnxruntime    CPU        vendor: MatMulNBits on int4 and int8 in groups, in fp32 or with x in int8
+    onnxruntime    CPU        vendor: MatMulNBits on int4 in groups, int8 in groups and per row, in fp32 or
+                              with x in int8
     bitsandbytes   CPU, GPU   vendor: Linear4bit on NF4, fused where bitsandbytes fuses
                               unfused: dequantize_4bit, then the library's 16-bit linear
                               lowp: LLM.int8(), whole ("bitsandbytes+bitsandbytes"), and its product alone
@@ -38,7 +39,7 @@ class Package:
 
     Attributes:
         name: for pip, and in the rows.
-        least: the oldest release that has what is called here.
+        least: the oldest release that has been tried.
         devices: that it has a row on.
         needs: what else has to be installed for it.
     """
@@ -66,7 +67,7 @@ class Package:
 
 
 PACKAGES = (
-    Package("onnxruntime", (1, 20), ("cpu",), ("onnx",)),
+    Package("onnxruntime", (1, 32), ("cpu",), ("onnx",)),
     Package("bitsandbytes", (0, 46), ("cuda", "cpu")),
     Package("gemlite", (0, 6), ("cuda",)),
     Package("torchao", (0, 18), ("cuda", "cpu")),
@@ -89,6 +90,12 @@ def left_out(device: str) -> list[str]:
 def names(device: str) -> list[str]:
     """The peers that have a row on a device, by the names that kernels/user.py takes."""
     return [f"kernels.peers:{name}" for name in _records(device)]
+
+
+def rows_for(device: str, weight_format: str) -> list[str]:
+    """Whose kernels have rows of a format on a device, each with its version."""
+    found = [k for k in _records(device).values() if weight_format in k.formats]
+    return list(dict.fromkeys(f"{k.implementation} {k.variant}" for k in found))
 
 
 def __getattr__(name: str) -> Kernel:

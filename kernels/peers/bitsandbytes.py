@@ -2,15 +2,16 @@
 
     vendor   bitsandbytes                `Linear4bit` (`matmul_4bit`): by batch, shape and board it fuses, or
                                          dequantizes and calls the library; on a CPU it fuses, with scales in
-                                         bf16, where there is AVX512-BF16
+                                         bf16, where there is AVX512-BF16, by the kernel in its wheel (another
+                                         one, of Hugging Face's hub, would need their package `kernels`)
     unfused  bitsandbytes+torch          `dequantize_4bit`, then the library's 16-bit linear; the matrix between
                                          them is allocated in every call (a CPU has no other way)
     lowp     bitsandbytes+bitsandbytes   LLM.int8(): `matmul` on int8 weights, which quantizes x in every call
              bitsandbytes                its product alone: `int8_linear_matmul`, `int8_mm_dequant`
 
 LLM.int8() computes in fp16: it casts x in bf16 in every call. Columns of x beyond 6, which the paper keeps in
-16 bits, are looked for on a CPU only (variant "...-outliers6"): on a GPU that waits for the host, which no
-graph can capture.
+16 bits, are looked for on a CPU only ("bitsandbytes-outliers6+bitsandbytes"): on a GPU that waits for the host,
+which no graph can capture.
 """
 
 from __future__ import annotations
@@ -32,35 +33,36 @@ if TYPE_CHECKING:
 BATCHES = (1, 256)
 OUTLIERS = 6.0  # the threshold of the paper and of transformers
 INT8_LEVELS = 127.0
+LAID_OUT = "packing_format_for_cpu"  # of a quantization state: as `Linear4bit` marks it on a CPU
 
 
 def records(device: DeviceKind, release: str) -> dict[str, Kernel]:
     """Its rows on a device, by name."""
     activations = ("bf16",) if device == "cpu" else ("fp16", "bf16")
 
-    def nf4(arm: Arm, implementation: str, bind: Any) -> Kernel:
+    def nf4(arm: Arm, implementation: str, bind: Any, pack: Any = pack_nf4) -> Kernel:
         formats = ("nf4-b64",)
         return Kernel(
-            arm, implementation, device, formats, activations, BATCHES, pack_nf4, bind, release
+            arm, implementation, device, formats, activations, BATCHES, pack, bind, release
         )
 
-    def int8(implementation: str, bind: Any, variant: str = release) -> Kernel:
+    def int8(implementation: str, bind: Any) -> Kernel:
         formats = ("int8-ch",)
         return Kernel(
-            "lowp", implementation, device, formats, activations, BATCHES, pack_int8, bind, variant
+            "lowp", implementation, device, formats, activations, BATCHES, pack_int8, bind, release
         )
 
     found = {
-        "bitsandbytes": nf4("vendor", "bitsandbytes", bind_nf4),
+        "bitsandbytes": nf4(
+            *("vendor", "bitsandbytes", bind_nf4, pack_nf4_for_cpu if device == "cpu" else pack_nf4)
+        ),
         "bitsandbytes_unfused": nf4("unfused", "bitsandbytes+torch", bind_unfused),
         "bitsandbytes_int8": int8("bitsandbytes+bitsandbytes", partial(bind_int8, 0.0)),
         "bitsandbytes_int8_product": int8("bitsandbytes", bind_int8_product),
     }
     if device == "cpu":
         found["bitsandbytes_int8_outliers"] = int8(
-            "bitsandbytes+bitsandbytes",
-            partial(bind_int8, OUTLIERS),
-            f"{release}-outliers{OUTLIERS:g}",
+            f"bitsandbytes-outliers{OUTLIERS:g}+bitsandbytes", partial(bind_int8, OUTLIERS)
         )
     return found
 
@@ -84,29 +86,58 @@ def pack_nf4(weights: Weights) -> Tensors:
     }
 
 
+def pack_nf4_for_cpu(weights: Weights) -> Tensors:
+    """The same as its linear keeps it on a CPU: with AVX512-BF16 words [n, k / 2] and scales bf16 [k / 64, n].
+
+    `Linear4bit` lays weights out anew in its first call. Here that is done once, so that no copy of them
+    does it within a sample.
+    """
+    tensors, (n, k) = pack_nf4(weights), weights.shape
+    x = torch.zeros(1, k, dtype=torch.bfloat16)
+    linear = _linear(tensors, x, n)
+    linear(x)
+    if _laid_out(kept := linear.weight):
+        tensors |= {"words": kept.data, "scales": kept.quant_state.absmax}
+    return tensors
+
+
+def _laid_out(weight: Any) -> bool:
+    """Whether a weight is in the layout for CPUs; bitsandbytes marks its state so."""
+    return bool(getattr(weight.quant_state, LAID_OUT, False))
+
+
 def _state(tensors: Tensors, x: torch.Tensor, n: int) -> Any:
     """What bitsandbytes calls the quantization state of W[n, k]."""
-    k = x.shape[1]
-    return _package().functional.QuantState(
-        absmax=tensors["scales"].flatten(),
+    k, scales = x.shape[1], tensors["scales"]
+    laid_out = tensors["words"].shape[1] > 1
+    state = _package().functional.QuantState(
+        absmax=scales if laid_out else scales.flatten(),
         shape=torch.Size((n, k)),
         code=tensors["levels"],
-        blocksize=n * k // tensors["scales"].numel(),
+        blocksize=n * k // scales.numel(),
         quant_type="nf4",
         dtype=x.dtype,
     )
+    if laid_out:
+        setattr(state, LAID_OUT, True)
+    return state
 
 
-def bind_nf4(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
+def _linear(tensors: Tensors, x: torch.Tensor, n: int) -> Any:
     """A `Linear4bit` that holds these weights, as after loading a quantized model."""
-    (_, k), n, nn = x.shape, out.shape[1], _package().nn
+    k, nn = x.shape[1], _package().nn
     state = _state(tensors, x, n)
     linear = nn.Linear4bit(k, n, bias=False, compute_dtype=x.dtype, quant_type="nf4", device="meta")
     linear.weight = nn.Params4bit(
         tensors["words"], requires_grad=False, quant_state=state, blocksize=state.blocksize,
         quant_type="nf4", bnb_quantized=True,
     )  # fmt: skip
-    return partial(linear.eval(), x)
+    return linear.eval()
+
+
+def bind_nf4(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
+    """A call of `Linear4bit`."""
+    return partial(_linear(tensors, x, out.shape[1]), x)
 
 
 def bind_unfused(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:

@@ -12,6 +12,7 @@ Importing gemlite asks the driver for the board: without an NVIDIA GPU it fails.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +44,17 @@ def records(device: DeviceKind, release: str) -> dict[str, Kernel]:
     }
 
 
-def layer(weights: Weights) -> Any:
-    """The weights as a linear layer of gemlite, on the CPU."""
+def _package() -> Any:
+    """The package, without what it would print: which of its files of configurations it has loaded."""
+    logging.getLogger("gemlite").setLevel(logging.ERROR)
     import gemlite
 
+    return gemlite
+
+
+def layer(weights: Weights) -> Any:
+    """The weights as a linear layer of gemlite, on the CPU."""
+    gemlite = _package()
     dtype = DTYPES[weights.activation]
     codes = torch.from_numpy(weights.codes)
     scales = torch.from_numpy(weights.scales)
@@ -84,8 +92,7 @@ def pack(weights: Weights) -> Tensors:
 
 def bind(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch:
     """`gemlite.forward_functional` on these tensors; it allocates y."""
-    import gemlite
-
+    gemlite = _package()
     metadata = tensors["metadata"].tolist()
     words, *others = (tensors[name] for name in ARGUMENTS)
     contiguous = metadata[-1]

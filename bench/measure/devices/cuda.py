@@ -171,11 +171,15 @@ def _launch(launches: Sequence[Launch]) -> None:
 
 
 def _capture(launches: Sequence[Launch]) -> torch.cuda.CUDAGraph:
-    """A graph of the launches in order, after a warm-up on a side stream, as PyTorch asks."""
+    """A graph of the launches in order, after a warm-up on a side stream, as PyTorch asks.
+
+    All of them are warmed up: Triton compiles for how an argument is aligned, a copy of the weights may begin
+    elsewhere than the first, and nothing can be loaded while a stream is captured.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        launches[0]()
+        _launch(launches)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
