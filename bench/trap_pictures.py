@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.analysis.ladder import PARTS, Ladder
-from bench.analysis.phi_curve import PATHS
+from bench.analysis.phi_curve import CASTING
 from bench.analysis.replicates import Book
 from bench.analysis.trap import Answers
 from bench.analysis.trap_map import TrapMap
@@ -176,9 +176,9 @@ def _phi(book: Book, answers: Answers) -> Figure | None:
     if not points:
         return None
     batches = some({p.batch for p in points})
-    figure, axes = _panels(len(PATHS) * len(batches), 3.4, 3.0, len(batches))
+    figure, axes = _panels(len(CASTING) * len(batches), 3.4, 3.0, len(batches))
     bits = [p.bits_stored for p in points if p.bits_stored is not None]
-    for i, (path, batch) in enumerate((path, batch) for path in PATHS for batch in batches):
+    for i, (path, batch) in enumerate((path, batch) for path in CASTING for batch in batches):
         axis, word = axes[i], "exposed" if path == "fused" else "unfused"
         known = sorted(
             (p.bits_stored, q.value, q.low, q.high)

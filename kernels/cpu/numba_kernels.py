@@ -30,11 +30,12 @@ from kernels.cpu.weights import (
     STAGES,
     Storage,
 )
-from kernels.formats import FORMATS
-from kernels.kernel import LADDER, Arm, Kernel, Launch, Tensors
+from kernels.formats import FORMATS, WeightFormat
+from kernels.kernel import LADDER, Arm, Configuration, Kernel, Launch, Tensors, no_configuration
 from kernels.packing import Weights
 from kernels.scales import ScaleType
 
+GEMM_BATCH = 16  # from which on weights are unpacked once for the whole batch
 _BF16_WEIGHTS = Storage(16, INTEGER, BF16, 1, False)
 _NO_ZEROS = np.zeros((0, 0), np.uint8)
 _NO_SUMS = np.zeros(0, np.int32)
@@ -126,6 +127,15 @@ def padded_batch(batch: int) -> int:
     return LANES if batch <= LANES else -(-batch // (2 * LANES)) * 2 * LANES
 
 
+def _loop(
+    weight_format: WeightFormat, activation: str, n: int, k: int, batch: int
+) -> Configuration:
+    """Which of the loops a batch takes, so that nobody mistakes the switch between them for physics."""
+    if batch >= GEMM_BATCH:
+        return Configuration(text="gemm")
+    return Configuration(text="gemv" if batch == 1 else "gemv_batch")
+
+
 def _bind_stage(
     stage: int,
     encoding: Encoding,
@@ -145,7 +155,7 @@ def _bind_stage(
     if stage == SCALE:
         _require(out.dtype == torch.float32, f"scale writes float32 sums, not {out.dtype}.")
     y = _bits(out) if multiplies else np.zeros((batch, out.shape[0]), np.uint16)
-    if batch >= 16:
+    if batch >= GEMM_BATCH:
         padded = padded_batch(batch)
         columns = _scratch(k * padded)
         kernel = gemm.build(storage, stage)
@@ -174,7 +184,7 @@ def _bind_native(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch
     _require(k % gemm.CHUNK == 0, f"the CPU kernels take k in multiples of {gemm.CHUNK}, not {k}.")
     x_bits, y = _bits(x), _bits(out)
     weights = _bits(tensors["weights"]).reshape(-1)
-    if batch >= 16:
+    if batch >= GEMM_BATCH:
         padded = padded_batch(batch)
         columns = _scratch(k * padded)
         kernel = gemm.build(_BF16_WEIGHTS, FUSED)
@@ -217,8 +227,23 @@ def _kernels_of(encoding: Encoding, scale_type: ScaleType) -> tuple[Kernel, ...]
         if f.quantized and (f.encoding, f.scale_type) == (encoding, scale_type)
     )
 
-    def kernel(arm: Arm, pack: Callable[[Weights], Tensors], bind: Callable[..., Launch]) -> Kernel:
-        return Kernel(arm, "numba", "cpu", formats, ("bf16",), (1, 256), pack, bind)
+    def kernel(
+        arm: Arm,
+        pack: Callable[[Weights], Tensors],
+        bind: Callable[..., Launch],
+        configuration: Callable[..., Configuration] = no_configuration,
+    ) -> Kernel:
+        return Kernel(
+            arm,
+            "numba",
+            "cpu",
+            formats,
+            ("bf16",),
+            (1, 256),
+            pack,
+            bind,
+            configuration=configuration,
+        )
 
     return (
         *(
@@ -226,6 +251,7 @@ def _kernels_of(encoding: Encoding, scale_type: ScaleType) -> tuple[Kernel, ...]
                 arm,
                 _pack_bypass if arm == "bypass" else pack_words,
                 partial(_bind_stage, STAGES[arm], encoding, scale_type),
+                _loop,
             )
             for arm in LADDER
         ),
@@ -242,6 +268,16 @@ _LADDERS = tuple(
 )
 KERNELS = (
     *(kernel for kernel in _LADDERS if kernel.arm != "dequantize"),
-    Kernel("native", "numba", "cpu", ("bf16",), ("bf16",), (1, 256), pack_bf16, _bind_native),
+    Kernel(
+        "native",
+        "numba",
+        "cpu",
+        ("bf16",),
+        ("bf16",),
+        (1, 256),
+        pack_bf16,
+        _bind_native,
+        configuration=_loop,
+    ),
     *(kernel for kernel in _LADDERS if kernel.arm == "dequantize"),
 )
