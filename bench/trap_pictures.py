@@ -38,7 +38,8 @@ PART_COLORS = {
     "multiply": COLORS["bypass"],
     "residual": COLORS["unfused"],
 }
-PANELS_PER_ROW = 4
+PANELS_PER_ROW = 3
+MAPS_PER_ROW = 2  # so that numbers in cells can be read on a page
 NAME_BITS = 0.8  # bits on the axis that the name of a format takes
 CHARACTERS_PER_INCH = 18  # of a note
 LARGEST_RATIO = 4.0  # beyond which colours do not change
@@ -125,7 +126,7 @@ def _waterfalls(book: Book, chosen: Sequence[Ladder]) -> Figure | None:
 
 
 def _waterfall(axis: Axes, ladder: Ladder) -> None:
-    scale, unit = (1e6, "µs") if ladder.unit == "s" else (1e3, "mJ")
+    scale, unit = (1e6, "µs per layer") if ladder.unit == "s" else (1e3, "mJ per layer")
     base = 0.0
     names: list[str] = []
     for part in PARTS:
@@ -225,7 +226,7 @@ def _maps(book: Book, maps: Sequence[TrapMap]) -> Figure | None:
     shown = [m for m in maps if any(c.ratio.value is not None for c in m.cells)]
     if not shown:
         return None
-    figure, axes = _panels(len(shown), 5.2, 4.6)
+    figure, axes = _panels(len(shown), 5.2, 4.6, MAPS_PER_ROW)
     for axis, each in zip(axes, shown, strict=True):
         _map(axis, each)
     known = book.profile.device.memory_bytes is not None
@@ -268,9 +269,11 @@ def _map(axis: Axes, found: TrapMap) -> None:
     axis.set_xticks(range(len(found.batches)), [str(b) for b in found.batches], fontsize=7)
     axis.set_yticks(range(len(names)), names, fontsize=7)
     axis.set_xlabel("batch")
+    axis.set_ylabel("model, by size")
     launch = "eager" if found.eager else "graph"
     axis.set_title(
-        f"{found.format} {found.path}, {launch}: {found.by} of best16 over it", fontsize=9
+        f"{found.format} {found.path}, {launch}: {found.by} of best16 over it\n{found.decided}",
+        fontsize=9,
     )
 
 

@@ -380,7 +380,8 @@ def map_table(profile: Profile, found: TrapMap) -> Table:
 
 
 def _map_check(found: TrapMap) -> Iterator[Text]:
-    """The own model, extrapolated from its operators as the others are, against its measured layer."""
+    """How much is decided; the own model, extrapolated as the others are, against its measured layer."""
+    yield Text(f"{found.decided[0].upper()}{found.decided[1:]}.", style="dim")
     own = [c for c in found.cells if c.measured and c.extrapolated.value is not None]
     if own:
         each = [

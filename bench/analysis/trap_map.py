@@ -86,6 +86,17 @@ class TrapMap:
         """Rising."""
         return tuple(sorted({c.batch for c in self.cells}))
 
+    @property
+    def decided(self) -> str:
+        """How much of the map says anything."""
+        known = [c.outcome for c in self.cells if c.ratio.value is not None]
+        wins, loses = (known.count(each) for each in ("wins", "loses"))
+        mostly = "mostly undecided: " if 2 * (wins + loses) < len(known) else ""
+        return (
+            f"{mostly}of {len(known)} cells low bits pay in {wins}, cost in {loses}, and "
+            f"{len(known) - wins - loses} are undecided"
+        )
+
     def at(self, model: str, batch: int) -> Cell | None:
         """The cell of a model and batch."""
         return next((c for c in self.cells if (c.model.name, c.batch) == (model, batch)), None)
