@@ -28,7 +28,9 @@ def ratio(book: Book, c: Comparison, path: Path, by: By) -> Quantity:
     if path != "lowp" or by == "time":
         return ratio_of(c, path, by)
     joules = energy_draws(book)
-    a, b = joules.get((c.format, c.batch, c.best16)), joules.get((c.format, c.batch, c.lowp))
+    a, b = (
+        joules.get((c.format, c.batch, kernel)) if kernel else None for kernel in (c.best16, c.lowp)
+    )
     if a is None or b is None:
         why = book.profile.energy.reason or "best16 and lowp had no energy windows at this batch"
         return absent(why, book.kind)
