@@ -40,10 +40,11 @@ PART_COLORS = {
 }
 PANELS_PER_ROW = 3
 MAPS_PER_ROW = 2  # so that numbers in cells can be read on a page
+NAME_ROOM = 0.25  # of the axis, above everything drawn
 NAME_BITS = 0.8  # bits on the axis that the name of a format takes
 CHARACTERS_PER_INCH = 18  # of a note
 LARGEST_RATIO = 4.0  # beyond which colours do not change
-DARK_BEYOND = 1.4  # of the ratio's logarithm: black cannot be read on such cells
+DARK_BEYOND = 1.1  # of the ratio's logarithm: black cannot be read on such cells
 
 
 def draw(book: Book, answers: Answers, profile: Path, folder: Path) -> Iterator[Path]:
@@ -194,6 +195,8 @@ def _phi(book: Book, answers: Answers) -> Figure | None:
                 color="#0063b2",
             )  # fmt: skip
             axis.step(at, value, where="post", color="#0063b2", linewidth=0.8)
+        bottom, top = axis.get_ylim()
+        axis.set_ylim(bottom, top + NAME_ROOM * (top - bottom))
         _name_formats(axis, {(p.bits_stored, p.format) for p in points})
         axis.axhline(0, color="#333333", linewidth=0.8)
         axis.set_xlim(min(bits) - 0.6, max(bits) + 0.6)
@@ -231,7 +234,7 @@ def _maps(book: Book, maps: Sequence[TrapMap]) -> Figure | None:
         _map(axis, each)
     known = book.profile.device.memory_bytes is not None
     return _titled(
-        figure, book, "The trap map",
+        figure, book, "The trap map; other models are extrapolated from its operators",
         "Blue: low bits pay; red: they cost (the trap); grey with '?': undecided at "
         f"{100 * book.confidence:.0f} %. ° an operator over twice as large, or under half as small, as any "
         "of the profile's. Bold: the profile's own layer. "
@@ -273,7 +276,7 @@ def _map(axis: Axes, found: TrapMap) -> None:
     launch = "eager" if found.eager else "graph"
     axis.set_title(
         f"{found.format} {found.path}, {launch}: {found.by} of best16 over it\n{found.decided}",
-        fontsize=9,
+        fontsize=8,
     )
 
 

@@ -137,7 +137,7 @@ def test_unfused_pays_once_per_step_on_top_of_best16() -> None:
 
 def test_too_few_batches_and_unknown_bits_are_said() -> None:
     b = book(simple(), (1, 2, 4))
-    kernels = ("planted", "planted")
+    kernels = ("native planted", "fused planted")
     few = Unfitted(kernels, (1, 2, 4), "the fits need 4 batches of the same kernels")
     assert fit_theories(b, layers_of(b), "fused", BITS) == (few,)
     unknown = Unfitted(kernels, (1, 2, 4), "its stored bits per weight are not known")
@@ -155,6 +155,10 @@ def switched(arm: str, o: Operator, batch: int, weight_format: str) -> float:
     return 80e-6 + size * (0.3e-12 + 0.004e-12 * batch + 0.2e-12 * (arm == "fused"))
 
 
+def _both(variant: str) -> tuple[str, str]:
+    return f"native planted {variant}", f"fused planted {variant}"
+
+
 def test_a_switch_of_kernels_is_not_a_residual_of_a_theory() -> None:
     """The same times twice: with one name below and above batch 16, and with two."""
     one = fitted(switched)
@@ -168,8 +172,8 @@ def test_a_switch_of_kernels_is_not_a_residual_of_a_theory() -> None:
     below, above = fit_theories(b, layers_of(b), "fused", BITS)
     assert isinstance(below, Theories)
     assert isinstance(above, Theories)
-    assert (below.kernels, below.batches) == (("planted gemv",) * 2, (1, 2, 4, 8))
-    assert (above.kernels, above.batches) == (("planted gemm",) * 2, (16, 32, 64, 128, 256))
+    assert (below.kernels, below.batches) == (_both("gemv"), (1, 2, 4, 8))
+    assert (above.kernels, above.batches) == (_both("gemm"), (16, 32, 64, 128, 256))
     for found in (below, above):
         assert found.step.worst < 0.02
         assert "step form describes this hardware better" in found.verdict
@@ -180,7 +184,11 @@ def test_a_switch_of_kernels_is_not_a_residual_of_a_theory() -> None:
     b = book(switched, BATCHES, variant=lambda arm, batch: str(arm == "native" and batch == 1))
     first, rest = fit_theories(b, layers_of(b), "fused", BITS)
     assert isinstance(first, Unfitted)
-    assert (first.kernels[0], first.batches, rest.batches) == ("planted True", (1,), BATCHES[1:])
+    assert (first.kernels[0], first.batches, rest.batches) == (
+        "native planted True",
+        (1,),
+        BATCHES[1:],
+    )
 
 
 def test_a_loop_is_told_by_the_configuration_of_its_rows_and_a_tile_is_not() -> None:
@@ -200,9 +208,9 @@ def test_a_loop_is_told_by_the_configuration_of_its_rows_and_a_tile_is_not() -> 
     b.profile = b.profile.model_copy(update={"rows": rows + layer})
     found = fit_theories(b, layers_of(b), "fused", BITS)
     assert [f.kernels for f in found] == [
-        ("planted", f"planted {loop}") for loop in ("gemv", "gemv_batch", "gemm")
+        ("native planted", f"fused planted {loop}") for loop in ("gemv", "gemv_batch", "gemm")
     ]
     assert [f.batches for f in found] == [(1,), (2, 4, 8), (16, 32, 64, 128, 256)]
     assert [isinstance(f, Theories) for f in found] == [False, False, True]
     c = layers_of(b)[0]
-    assert kernel_name(b, c, c.best16) == "planted"
+    assert kernel_name(b, c, c.best16) == "native planted"

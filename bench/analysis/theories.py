@@ -172,7 +172,7 @@ def _fitted(
 
 
 def kernel_name(book: Book, c: Comparison, kernel: Implementation | None) -> str:
-    """An arm of a layer by all that tells two kernels apart: "triton gemv-ptx", "numba gemm".
+    """An arm of a layer by all that tells two kernels apart: "fused triton gemv-ptx", "vendor torch".
 
     A row's configuration names a loop, unless it is a launch configuration: tiles may change with the batch
     and the operator, and are one kernel's.
@@ -187,9 +187,8 @@ def kernel_name(book: Book, c: Comparison, kernel: Implementation | None) -> str
         and not row.configuration.startswith(("tuned", "untuned"))
     }
     variant = "" if kernel.variant == "default" else kernel.variant
-    return " ".join(
-        word for word in (kernel.implementation, variant, *sorted(loops - {""})) if word
-    )
+    words = (kernel.arm, kernel.implementation, variant, *sorted(loops))
+    return " ".join(word for word in words if word)
 
 
 def _point(

@@ -92,10 +92,8 @@ class TrapMap:
         known = [c.outcome for c in self.cells if c.ratio.value is not None]
         wins, loses = (known.count(each) for each in ("wins", "loses"))
         mostly = "mostly undecided: " if 2 * (wins + loses) < len(known) else ""
-        return (
-            f"{mostly}of {len(known)} cells low bits pay in {wins}, cost in {loses}, and "
-            f"{len(known) - wins - loses} are undecided"
-        )
+        rest = len(known) - wins - loses
+        return f"{mostly}of {len(known)} cells + {wins}, - {loses}, ? {rest}"
 
     def at(self, model: str, batch: int) -> Cell | None:
         """The cell of a model and batch."""
