@@ -146,9 +146,7 @@ def instructions_of(
     [(binary, arguments)] = found
     compiled = read_kernel(binary, round(10 * float(capability)))
     if kernel.implementation == "triton":
-        stored = kernel.reads(prepared.problem.format, prepared.problem.activation)
-        plan = Plan(binary, {}, arguments, {}, ())
-        weights = weights_per_pass(plan, stored, compiled.num_warps)
+        weights = weights_per_pass(Plan(binary, {}, arguments, {}, ()), compiled.num_warps)
     audit = audit_kernel(binary.metadata.name, compiled, weights)
     where = {"instructions_arch": f"sm_{compiled.capability}"}
     if weights is None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.analysis.ladder import PARTS, Ladder
-from bench.analysis.phi_curve import PATHS
+from bench.analysis.phi_curve import CASTING
 from bench.analysis.replicates import Book
 from bench.analysis.trap import Answers
 from bench.analysis.trap_map import TrapMap
@@ -38,11 +38,13 @@ PART_COLORS = {
     "multiply": COLORS["bypass"],
     "residual": COLORS["unfused"],
 }
-PANELS_PER_ROW = 4
+PANELS_PER_ROW = 3
+MAPS_PER_ROW = 2  # so that numbers in cells can be read on a page
+NAME_ROOM = 0.25  # of the axis, above everything drawn
 NAME_BITS = 0.8  # bits on the axis that the name of a format takes
 CHARACTERS_PER_INCH = 18  # of a note
 LARGEST_RATIO = 4.0  # beyond which colours do not change
-DARK_BEYOND = 1.4  # of the ratio's logarithm: black cannot be read on such cells
+DARK_BEYOND = 1.1  # of the ratio's logarithm: black cannot be read on such cells
 
 
 def draw(book: Book, answers: Answers, profile: Path, folder: Path) -> Iterator[Path]:
@@ -125,7 +127,7 @@ def _waterfalls(book: Book, chosen: Sequence[Ladder]) -> Figure | None:
 
 
 def _waterfall(axis: Axes, ladder: Ladder) -> None:
-    scale, unit = (1e6, "µs") if ladder.unit == "s" else (1e3, "mJ")
+    scale, unit = (1e6, "µs per layer") if ladder.unit == "s" else (1e3, "mJ per layer")
     base = 0.0
     names: list[str] = []
     for part in PARTS:
@@ -176,9 +178,9 @@ def _phi(book: Book, answers: Answers) -> Figure | None:
     if not points:
         return None
     batches = some({p.batch for p in points})
-    figure, axes = _panels(len(PATHS) * len(batches), 3.4, 3.0, len(batches))
+    figure, axes = _panels(len(CASTING) * len(batches), 3.4, 3.0, len(batches))
     bits = [p.bits_stored for p in points if p.bits_stored is not None]
-    for i, (path, batch) in enumerate((path, batch) for path in PATHS for batch in batches):
+    for i, (path, batch) in enumerate((path, batch) for path in CASTING for batch in batches):
         axis, word = axes[i], "exposed" if path == "fused" else "unfused"
         known = sorted(
             (p.bits_stored, q.value, q.low, q.high)
@@ -193,6 +195,8 @@ def _phi(book: Book, answers: Answers) -> Figure | None:
                 color="#0063b2",
             )  # fmt: skip
             axis.step(at, value, where="post", color="#0063b2", linewidth=0.8)
+        bottom, top = axis.get_ylim()
+        axis.set_ylim(bottom, top + NAME_ROOM * (top - bottom))
         _name_formats(axis, {(p.bits_stored, p.format) for p in points})
         axis.axhline(0, color="#333333", linewidth=0.8)
         axis.set_xlim(min(bits) - 0.6, max(bits) + 0.6)
@@ -225,12 +229,12 @@ def _maps(book: Book, maps: Sequence[TrapMap]) -> Figure | None:
     shown = [m for m in maps if any(c.ratio.value is not None for c in m.cells)]
     if not shown:
         return None
-    figure, axes = _panels(len(shown), 5.2, 4.6)
+    figure, axes = _panels(len(shown), 5.2, 4.6, MAPS_PER_ROW)
     for axis, each in zip(axes, shown, strict=True):
         _map(axis, each)
     known = book.profile.device.memory_bytes is not None
     return _titled(
-        figure, book, "The trap map",
+        figure, book, "The trap map; other models are extrapolated from its operators",
         "Blue: low bits pay; red: they cost (the trap); grey with '?': undecided at "
         f"{100 * book.confidence:.0f} %. ° an operator over twice as large, or under half as small, as any "
         "of the profile's. Bold: the profile's own layer. "
@@ -268,9 +272,11 @@ def _map(axis: Axes, found: TrapMap) -> None:
     axis.set_xticks(range(len(found.batches)), [str(b) for b in found.batches], fontsize=7)
     axis.set_yticks(range(len(names)), names, fontsize=7)
     axis.set_xlabel("batch")
+    axis.set_ylabel("model, by size")
     launch = "eager" if found.eager else "graph"
     axis.set_title(
-        f"{found.format} {found.path}, {launch}: {found.by} of best16 over it", fontsize=9
+        f"{found.format} {found.path}, {launch}: {found.by} of best16 over it\n{found.decided}",
+        fontsize=8,
     )
 
 

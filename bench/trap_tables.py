@@ -13,9 +13,9 @@ from bench.analysis.critical_scale import CriticalScale
 from bench.analysis.crossing import Crossing, size_word
 from bench.analysis.doubts import quality_sentence
 from bench.analysis.ladder import FIXED, PARTS, Ladder
-from bench.analysis.phi_curve import PATHS, Slope
+from bench.analysis.phi_curve import CASTING, Slope
 from bench.analysis.replicates import Book
-from bench.analysis.theories import Fit, Theories
+from bench.analysis.theories import Fit, Theories, Unfitted
 from bench.analysis.trap import BYS, Answers
 from bench.analysis.trap_map import Cell, TrapMap
 from bench.analysis.verdict import Path
@@ -42,13 +42,14 @@ def render(book: Book, answers: Answers, fidelity: Fidelity | None) -> Renderabl
             ]  # fmt: skip
             if chosen:
                 parts += [Text(), decomposition(chosen), *_footnotes(chosen)]
-    for path in PATHS:
+    for path in CASTING:
         table = phi_table(answers, path)
         if table.row_count:
             parts += [Text(), table]
     parts += list(_slopes(answers.slopes))
     parts += [Text(), *_cor(answers), Text(), *_theories(answers, book.kind)]
-    parts += [Text(), crossings_table(answers), Text(answers.memory), *_at_load(answers)]
+    parts += [Text(), crossings_table(answers), *_no_lowp(answers)]
+    parts += [Text(answers.memory), *_at_load(answers)]
     parts += [Text(), scales_table(answers), *_scales_note(answers), *_family_scales(answers, book)]
     for each in answers.maps:
         parts += [Text(), map_table(book.profile, each), *_map_check(each)]
@@ -187,12 +188,27 @@ def _theories(answers: Answers, kind: Kind) -> Iterator[Text]:
     yield Text("Both theories, fitted over the batch", style="bold")
     for (name, path, by), found in answers.theories.items():
         what = f"{name} {path}, {by}"
-        if isinstance(found, str):
-            yield Text(f"{what}: not fitted, {found}.", style="dim")
-            continue
-        yield Text(f"{what}: {found.verdict}.")
-        yield Text(f"  step:  {_fit(found, found.step, kind)}", style="dim")
-        yield Text(f"  paper: {_fit(found, found.paper, kind)}", style="dim")
+        if not found:
+            yield Text(f"{what}: not fitted, no batch has both arms.", style="dim")
+        for each in found:
+            where = f"{what}, {_kernels(each)}"
+            if isinstance(each, Unfitted):
+                yield Text(f"{where}: not fitted, {each.reason}.", style="dim")
+                continue
+            yield Text(f"{where}: {each.verdict}.")
+            yield Text(f"  step:  {_fit(each, each.step, kind)}", style="dim")
+            yield Text(f"  paper: {_fit(each, each.paper, kind)}", style="dim")
+
+
+def _kernels(found: Theories | Unfitted) -> str:
+    """Which batches a fit is about, and which kernels ran there."""
+    best16, arm = found.kernels
+    return f"B = {', '.join(map(str, found.batches))} ({arm} against {best16})"
+
+
+def _no_lowp(answers: Answers) -> Iterator[Text]:
+    for sentence in answers.no_lowp:
+        yield Text(sentence, style="dim")
 
 
 def _fit(found: Theories, fit: Fit, kind: Kind) -> str:
@@ -202,7 +218,9 @@ def _fit(found: Theories, fit: Fit, kind: Kind) -> str:
     elif fit.crosses.value is not None:
         words += f", B* = {plain(fit.crosses)}"
         if fit.crosses.value > max(found.batches):
-            words += f" (beyond B = {max(found.batches)}, the largest {kind})"
+            words += f" (beyond B = {max(found.batches)}, the largest {kind} of these kernels)"
+        elif fit.crosses.value < min(found.batches):
+            words += f" (below B = {min(found.batches)}, the smallest {kind} of these kernels)"
     if fit.row_tile is not None:
         whole = fit.row_tile >= max(found.batches)
         words += "; one tile at every batch" if whole else f"; tiles of {fit.row_tile} rows"
@@ -362,7 +380,8 @@ def map_table(profile: Profile, found: TrapMap) -> Table:
 
 
 def _map_check(found: TrapMap) -> Iterator[Text]:
-    """The own model, extrapolated from its operators as the others are, against its measured layer."""
+    """How much is decided; the own model, extrapolated as the others are, against its measured layer."""
+    yield Text(f"{found.decided[0].upper()}{found.decided[1:]}.", style="dim")
     own = [c for c in found.cells if c.measured and c.extrapolated.value is not None]
     if own:
         each = [
@@ -521,11 +540,23 @@ def _trust_note(answers: Answers, fidelity: Fidelity | None) -> Iterator[Text]:
 
 def _trap_steps(answers: Answers) -> Iterator[Text]:
     for step in answers.trap_steps:
+        low, high = step.formats
+        if step.family:
+            text = f"dSI/dp, {step.family}, {low} to {high}: {plain(step.slope)} per bit, {step.outcome}"
+        else:
+            text = (
+                f"Step from 16 bits to {low} ({step.bits[0]:.4g}; other things change too, so no derivative): "
+                f"SI(16) - SI = {plain(step.slope, step.bits[1] - step.bits[0])}, {step.outcome}"
+            )
+        if step.slope.kind == "imported":
+            text += "; imported, it holds a table of accuracies"
+        if step.slope.low is None:
+            text += f"; no interval: {step.slope.reason}"
+        yield Text(f"{text}.", style="dim")
+    if answers.trap_steps and not any(step.family for step in answers.trap_steps):
         yield Text(
-            f"From {step.formats[1]} to {step.formats[0]} ({step.bits[1]:.4g} to {step.bits[0]:.4g} bits): "
-            f"dSI/dp = {plain(step.slope)} per bit, {step.outcome}"
-            f"{'; imported, it holds a table of accuracies' if step.slope.kind == 'imported' else ''}"
-            f"{f'; no interval: {step.slope.reason}' if step.slope.low is None else ''}.",
+            "dSI/dp: absent, no two formats differ in their bits alone (symmetric integers of 4 and 8 bits, "
+            "one group size).",
             style="dim",
         )
     for reason in sorted({row.si.reason for row in answers.indices if row.si.value is None}):

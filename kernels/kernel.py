@@ -69,7 +69,8 @@ class Configuration:
 
     Attributes:
         config: for `bind`; None for the kernel's default.
-        text: in words that begin with "tuned" or "untuned"; "" for a kernel that has nothing to configure.
+        text: in words that begin with "tuned" or "untuned"; or the loop that a kernel runs at this batch, where
+            it has several; "" for a kernel that has nothing to configure.
     """
 
     config: Hashable | None = None

@@ -217,7 +217,8 @@ class ArmRow(Record):
     )
     configuration: str = Field(
         default="",
-        description='launch configuration: "untuned, ..." or "tuned, ..."; empty: it has none',
+        description='launch configuration: "untuned, ..." or "tuned, ..."; or the loop that a kernel with '
+        "several runs at this batch; empty: it has none",
     )
     traffic: Traffic | None = None
     stream_bandwidth_fraction: Quantity = absent("the arm's traffic is not known")

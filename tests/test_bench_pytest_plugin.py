@@ -177,7 +177,7 @@ def ours(variant: str) -> Any:
 for variant in ("gemv", "gemv-ptx"):
     plan = triton.plan_of("fused", variant, INT4, "fp16", 256, 1024, 1, 80)  # as bound on a CPU
     ahead = compile_kernel(plan.fn, plan.signature, plan.constexprs, 90, **plan.options)
-    weights = weights_per_pass(plan, INT4, ahead.num_warps)
+    weights = weights_per_pass(plan, ahead.num_warps)
     row = row_of(audit_kernel(variant, ahead, weights))
     print(json.dumps([variant, info(ours(variant)), row.per_weight["total"]]))
 mine = my_triton_kernel.kernel

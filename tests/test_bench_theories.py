@@ -11,7 +11,7 @@ from trap_profiles import OPERATORS, book, simple
 
 from bench.analysis.phi_curve import layers_of
 from bench.analysis.replicates import problem_of
-from bench.analysis.theories import Theories, fit_theories
+from bench.analysis.theories import Theories, Unfitted, fit_theories, kernel_name
 from profiles.schema import Operator
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -21,7 +21,7 @@ BITS = 4.125
 
 def fitted(time, path: str = "fused", batches: tuple[int, ...] = BATCHES) -> Theories:  # type: ignore[no-untyped-def]
     b = book(time, batches)
-    found = fit_theories(b, layers_of(b), path, BITS)  # type: ignore[arg-type]
+    (found,) = fit_theories(b, layers_of(b), path, BITS)  # type: ignore[arg-type]
     assert isinstance(found, Theories)
     return found
 
@@ -53,7 +53,7 @@ def test_both_forms_are_scored_on_the_same_points_and_the_tile_is_not_told_the_a
         return float(time(arm, o, batch, weight_format) or 0) * factor
 
     b = book(bent, BATCHES)
-    found = fit_theories(b, layers_of(b), "fused", BITS)
+    (found,) = fit_theories(b, layers_of(b), "fused", BITS)
     assert isinstance(found, Theories)
     series = [
         [b.time_s(problem_of(c), getattr(c, role))[0] for c in layers_of(b)]  # type: ignore[index]
@@ -137,7 +137,80 @@ def test_unfused_pays_once_per_step_on_top_of_best16() -> None:
 
 def test_too_few_batches_and_unknown_bits_are_said() -> None:
     b = book(simple(), (1, 2, 4))
-    assert (
-        fit_theories(b, layers_of(b), "fused", BITS) == "3 batches have both arms; the fits need 4"
+    kernels = ("native planted", "fused planted")
+    few = Unfitted(kernels, (1, 2, 4), "the fits need 4 batches of the same kernels")
+    assert fit_theories(b, layers_of(b), "fused", BITS) == (few,)
+    unknown = Unfitted(kernels, (1, 2, 4), "its stored bits per weight are not known")
+    assert fit_theories(b, layers_of(b), "fused", None) == (unknown,)
+    assert fit_theories(b, layers_of(b), "fused", BITS, "energy") == ()  # there are no joules
+
+
+def switched(arm: str, o: Operator, batch: int, weight_format: str) -> float:
+    """From batch 16 on a kernel that dequantizes once for all rows, and starts 80 us later; 16 bits too."""
+    size = o.n * o.k
+    if arm == "native":
+        return size * (0.7e-12 + 0.002e-12 * batch) if batch < 16 else 5e-6 + size * 0.9e-12
+    if batch < 16:
+        return size * (0.2e-12 + (0.002e-12 + 0.11e-12 * (arm == "fused")) * batch)
+    return 80e-6 + size * (0.3e-12 + 0.004e-12 * batch + 0.2e-12 * (arm == "fused"))
+
+
+def _both(variant: str) -> tuple[str, str]:
+    return f"native planted {variant}", f"fused planted {variant}"
+
+
+def test_a_switch_of_kernels_is_not_a_residual_of_a_theory() -> None:
+    """The same times twice: with one name below and above batch 16, and with two."""
+    one = fitted(switched)
+    assert one.batches == BATCHES
+    assert one.step.worst > 0.2
+
+    def variant(arm: str, batch: int) -> str:
+        return "gemv" if batch < 16 else "gemm"
+
+    b = book(switched, BATCHES, variant=variant)
+    below, above = fit_theories(b, layers_of(b), "fused", BITS)
+    assert isinstance(below, Theories)
+    assert isinstance(above, Theories)
+    assert (below.kernels, below.batches) == (_both("gemv"), (1, 2, 4, 8))
+    assert (above.kernels, above.batches) == (_both("gemm"), (16, 32, 64, 128, 256))
+    for found in (below, above):
+        assert found.step.worst < 0.02
+        assert "step form describes this hardware better" in found.verdict
+    # the lower kernel's dequantization is paid by each row: 0.5 ps = 0.11 ps B after 4 of them, half way to 5
+    assert below.step.parameters["C(p)"].value == pytest.approx(WEIGHTS * 0.002e-12, rel=0.1)
+    assert below.step.crosses.value == pytest.approx(4.5)
+    # 16 bits alone may switch, too: three groups, of which one has a single batch
+    b = book(switched, BATCHES, variant=lambda arm, batch: str(arm == "native" and batch == 1))
+    first, rest = fit_theories(b, layers_of(b), "fused", BITS)
+    assert isinstance(first, Unfitted)
+    assert (first.kernels[0], first.batches, rest.batches) == (
+        "native planted True",
+        (1,),
+        BATCHES[1:],
     )
-    assert "not known" in str(fit_theories(b, layers_of(b), "fused", None))
+
+
+def test_a_loop_is_told_by_the_configuration_of_its_rows_and_a_tile_is_not() -> None:
+    b = book(simple(), BATCHES)
+    loops = {1: "gemv", 2: "gemv_batch", 16: "gemm"}
+
+    def configuration(arm: str, batch: int) -> str:
+        loop = next(loops[least] for least in sorted(loops, reverse=True) if batch >= least)
+        return loop if arm == "fused" else f"untuned, block_m={batch}"
+
+    rows = tuple(
+        r.model_copy(update={"configuration": configuration(r.arm, r.batch)})
+        for r in b.profile.rows
+        if r.operator != "layer"
+    )
+    layer = tuple(r for r in b.profile.rows if r.operator == "layer")
+    b.profile = b.profile.model_copy(update={"rows": rows + layer})
+    found = fit_theories(b, layers_of(b), "fused", BITS)
+    assert [f.kernels for f in found] == [
+        ("native planted", f"fused planted {loop}") for loop in ("gemv", "gemv_batch", "gemm")
+    ]
+    assert [f.batches for f in found] == [(1,), (2, 4, 8), (16, 32, 64, 128, 256)]
+    assert [isinstance(f, Theories) for f in found] == [False, False, True]
+    c = layers_of(b)[0]
+    assert kernel_name(b, c, c.best16) == "native planted"

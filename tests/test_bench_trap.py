@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 from test_bench_ladder import energy_row
-from trap_profiles import OPERATORS, book, planted, simple
+from trap_profiles import OPERATORS, WITH_LOWP, book, planted, simple
 from typer.testing import CliRunner
 
 import bench.trap
 from bench.analysis.advice import advise
 from bench.analysis.hops import chains
 from bench.analysis.indices import Weights, indices, read_accuracy
+from bench.analysis.low_precision import lacking_sentences, ratio
 from bench.analysis.phi_curve import layers_of
 from bench.analysis.replicates import Book, problem_of
 from bench.analysis.trap import Questions, analyse
+from bench.trap_tables import render
 from profiles.fidelity import Fidelity, FidelityRow, fidelity_of
 from profiles.reader import ProfileError, load_profile, write_profile
 from profiles.schema import LAYER, Energy, Kind, Quality, Quantity, absent
@@ -187,6 +191,111 @@ def test_joules_of_a_chain_need_windows() -> None:
     assert "no energy windows" in found["best16"].energy_j.reason
 
 
+# lowp. ---------------------------------------------------------------------------------------------
+
+
+def w8a8(arm: str, o: Any, batch: int, weight_format: str) -> float | None:
+    """lowp: 12 us and 0.5 ps a weight against 2 us and 0.7 ps, and half the time of each row."""
+    if arm == "lowp":
+        return float(12e-6 + o.n * o.k * (0.5e-12 + 0.005e-12 * batch))
+    return simple(phi=0.5e-12, row_s=0.01e-12)(arm, o, batch, weight_format)
+
+
+def test_lowp_has_crossings_a_scale_a_map_chains_and_advice_of_its_own() -> None:
+    b = book(w8a8, BATCHES, formats=("int8-ch",), arms=WITH_LOWP)
+    found = analyse(b, Questions(batch=256, path="lowp"))
+    # of a layer: 3 x 10 us = WEIGHTS x (0.2 + 0.005 B) ps
+    turn = (30e-6 / WEIGHTS - 0.2e-12) / 0.005e-12
+    crossing = found.crossings["int8-ch", "lowp", "time"]
+    assert 64 < turn < 256
+    assert (crossing.sign, crossing.at[0].low, crossing.at[0].high) == ("wins_above", 64, 256)
+    assert crossing.at[0].value == pytest.approx(turn, rel=0.1)
+    scale = next(s for s in found.scales if (s.path, s.batch) == ("lowp", 256))
+    assert scale.sign == "wins_above"
+    expected = 36 * 3 * 10e-6 / (0.2e-12 + 256 * 0.005e-12)
+    assert scale.params.value == pytest.approx(expected, rel=0.02)
+    (own,) = (c for m in found.maps for c in m.cells if c.measured and c.batch == 256)
+    assert [m.path for m in found.maps] == ["lowp"]
+    sixteen_s, lowp_s = (
+        sum(float(w8a8(arm, o, 256, "int8-ch") or 0) for o in OPERATORS)
+        for arm in ("native", "lowp")
+    )
+    assert own.ratio.value == pytest.approx(sixteen_s / lowp_s, rel=0.01)
+    chain = next(c for c in found.chains if c.role == "lowp")
+    assert chain.time_s.value == pytest.approx(4 * 256 * 36 * lowp_s, rel=0.01)
+    assert (
+        "int8-ch with the lowp kernel (activations quantized too) costs the least" in found.advice
+    )
+    assert "with quantized activations was not measured here" in found.advice
+    assert found.no_lowp == ()
+    assert not any(path == "lowp" for _, path, _ in found.theories)  # nothing is cast
+    text = spoken(rendered(b, Questions(batch=256, path="lowp")))
+    assert re.search(r"int8-ch lowp wins_above \d+ \(64 to 256\)", text)
+    assert "int8-ch lowp, graph: time of best16 over it" in text
+    assert "No lowp path" not in text
+
+
+def test_what_quantizing_activations_changes_is_said_with_the_advice() -> None:
+    b = book(w8a8, BATCHES, formats=("int8-ch",), arms=WITH_LOWP)
+    errors = {"small": 0.004, "middle": 0.021, "large": 0.013}
+    rows = tuple(
+        r.model_copy(update={"activation_error": errors[r.operator]})
+        if r.arm == "lowp" and r.operator in errors
+        else r
+        for r in b.profile.rows
+    )
+    b.profile = b.profile.model_copy(update={"rows": rows})
+    found = analyse(b, Questions(batch=256), fidelity({"int8-ch": 0.01}))
+    assert "quantizing them changes one product by up to 2.1% of its largest value" in found.advice
+    assert "The chain of int8-ch" not in found.advice  # which multiplies 16-bit activations
+    table = {
+        name: Quantity(value=v, low=v, high=v) for name, v in (("16-bit", 60), ("int8-ch", 59))
+    }
+    told = analyse(b, Questions(batch=256, accuracy=table)).advice
+    assert "The accuracy of int8-ch is 59" in told
+
+
+def test_joules_of_lowp_are_those_of_its_windows() -> None:
+    b = book(w8a8, (1, 256), formats=("int8-ch",), arms=WITH_LOWP)
+    c = layers_of(b)[1]
+    assert c.lowp
+    assert c.best16
+    rows = tuple(
+        energy_row(kernel.arm, joules, kernel).model_copy(
+            update={"format": "int8-ch", "batch": 256}
+        )
+        for kernel, joules in ((c.best16, 3e-3), (c.lowp, 2e-3))
+    )
+    b.profile = b.profile.model_copy(update={"energy": Energy(rows=rows, sensor="planted")})
+    assert ratio(b, c, "lowp", "energy").value == pytest.approx(1.5)
+    assert ratio(b, layers_of(b)[0], "lowp", "energy").reason.startswith("best16 and lowp had no")
+    found = analyse(b, Questions(batch=256))
+    assert found.crossings["int8-ch", "lowp", "energy"].sign == "always"
+    assert "costs the least energy" in found.advice
+
+
+def test_formats_without_a_lowp_path_are_named_with_the_reason(tmp_path: Path) -> None:
+    text = spoken(run(write(tmp_path), "--no-pictures").stdout)
+    assert "No lowp path for int4-g128: the profile has no kernel whose tensor cores" in text
+    b = book(w8a8, (1,), formats=("int8-ch",), arms=WITH_LOWP)
+    why = "not modelled: quantizing x is one program for each of its rows"
+    comparisons = tuple(
+        c.model_copy(update={"lowp_product": c.lowp, "lowp": None, "speedup_lowp": absent(why)})
+        for c in b.profile.comparisons
+    )
+    b.profile = b.profile.model_copy(update={"comparisons": comparisons})
+    assert list(lacking_sentences(b)) == [f"No lowp path for int8-ch: {why}."]
+    failed = tuple(
+        r.model_copy(update={"failure": "not on this device: FP8", "time_s": absent("failed")})
+        if r.arm == "lowp"
+        else r
+        for r in b.profile.rows
+    )
+    none = tuple(c.model_copy(update={"lowp_product": None}) for c in comparisons)
+    b.profile = b.profile.model_copy(update={"comparisons": none, "rows": failed})
+    assert list(lacking_sentences(b)) == ["No lowp path for int8-ch: not on this device: FP8."]
+
+
 # Indices. ------------------------------------------------------------------------------------------
 
 
@@ -219,9 +328,32 @@ def test_si_is_the_weighted_sum_and_the_trap_is_a_rise_with_bits() -> None:
     assert four.economy.value == pytest.approx(3.5, rel=0.01)
     assert four.si.value == pytest.approx(0.75 * 0.2 + 0.25 * 3.5, rel=0.01)
     assert eight.si.value == pytest.approx(0.75 * 0.96 + 0.25 * 2.0, rel=0.01)
-    assert [s.formats for s in steps] == [("int4-g128", "int8-g128"), ("int8-g128", "16-bit")]
-    assert [s.outcome for s in steps] == ["trap", "no trap"]  # 1.025, 1.22, 1
+    assert [s.formats for s in steps] == [
+        ("int4-g128", "int8-g128"), ("int4-g128", "16-bit"), ("int8-g128", "16-bit"),
+    ]  # fmt: skip
+    assert [s.family for s in steps] == ["symmetric integers, groups of 128", "", ""]
+    assert [s.outcome for s in steps] == ["trap", "no trap", "no trap"]  # 1.025, 1.22, 1
     assert steps[0].slope.value == pytest.approx((1.22 - 1.025) / 4, rel=0.03)
+    assert steps[2].slope.value == pytest.approx((1 - 1.22) / (16 - 8.125), rel=0.03)
+
+
+def test_no_derivative_is_taken_between_families() -> None:
+    """Per bit, from int4 in groups to int8 per row or to NF4: scales, codes and kernels change too."""
+    b = book(faster_with_fewer_bits, (1,), formats=("int4-g128", "nf4-b64", "int8-ch"))
+    _, steps = indices(b, 1, Weights(0.0, 0.0, 1.0), None, 4, None)
+    assert [(s.formats, s.family) for s in steps] == [
+        (("int4-g128", "16-bit"), ""), (("nf4-b64", "16-bit"), ""), (("int8-ch", "16-bit"), ""),
+    ]  # fmt: skip
+    text = spoken(rendered(b, Questions(batch=1, weights=Weights(0.0, 0.0, 1.0))))
+    assert "dSI/dp: absent, no two formats differ in their bits alone" in text
+    # t16 / t4 = 0.7 / 0.2, so SI(16) - SI = 1 - 3.5
+    assert re.search(r"Step from 16 bits to int4-g128 \(4\.1.*?SI\(16\) - SI = -2\.[45]", text)
+
+
+def rendered(b: Book, questions: Questions) -> str:
+    console = Console(width=80, file=StringIO())
+    console.print(render(b, analyse(b, questions), None))
+    return console.file.getvalue()
 
 
 def test_a_missing_term_makes_si_absent_unless_it_does_not_count() -> None:
@@ -356,7 +488,8 @@ def advised(*planted: tuple[float, float, float], kind: Kind = "measured") -> st
         )
         for name, (v, low, high) in zip(names, planted, strict=False)
     ]  # fmt: skip
-    return advise(b.profile.model_copy(update={"kind": kind}), 1, comparisons, {}, None)
+    b.profile = b.profile.model_copy(update={"kind": kind})
+    return advise(b, 1, comparisons, {}, None)
 
 
 def test_a_sure_winner_goes_before_a_larger_ratio_that_may_be_none() -> None:

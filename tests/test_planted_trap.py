@@ -11,19 +11,25 @@ import pytest
 
 from bench.measure import resume
 from bench.measure import run as run_module
+from bench.measure.devices import Problem
+from bench.measure.devices.simulated import BOARDS, Scenario, SimulatedDevice, true_time_s
+from profiles.schema import Operator
 from tests.planted_trap import (
     CALLS,
     CASES,
-    JOULE_RUNS,
+    FORMAT,
+    OPERATORS,
     RUNS,
     TO_FIND,
     Case,
+    Found,
     Planted,
     lines,
     one_run,
     share,
     table,
     truth,
+    width,
 )
 from tests.planted_truth import InProcess
 
@@ -78,6 +84,39 @@ def test_a_turn_outside_its_interval_is_not_found() -> None:
     assert not planted.found("wins_below", [])
 
 
+def test_the_width_of_the_table_is_of_the_intervals_that_were_given() -> None:
+    found = [Found({}, {}, {"N*": ratio}) for ratio in (2.0, 4.0, 3.0)] + [Found({}, {}, {})]
+    assert width(found, "N*") == "x 3 (9 of 10 up to x 4)"
+    assert width(found, "B*") == "–"
+
+
+def test_factors_of_processes_and_operators_are_kept_for_as_long_as_they_are_said_to_be() -> None:
+    """Two processes, blocks, batches: an arm's factors on top of its true time, with nothing else planted."""
+    scenario = Scenario(process_noise=0.05, operator_noise=0.05)
+
+    def factor(operator: Operator, batch: int, seed: tuple[int, ...], arm: str = "fused") -> float:
+        device = SimulatedDevice(BOARDS["h100"], scenario, arms=("native", "fused"))
+        problem = Problem(operator.name, operator.n, operator.k, batch, FORMAT, "fp16")
+        kernel = next(k for k in device.kernels(problem) if k.arm == arm)
+        device.start_block(seed, 0.0)
+        sample = device.sample(device.prepare(problem, kernel), 1, "graph")
+        return sample.time_s / true_time_s(BOARDS["h100"], problem, kernel, kernel.arm, "graph")
+
+    small, large = OPERATORS[0], OPERATORS[-1]
+    here = factor(small, 1, (7, 0, 0, 0, 1))
+    assert here != pytest.approx(1, abs=1e-6)
+    assert factor(small, 1, (7, 0, 0, 5, 1)) == pytest.approx(here)  # another block
+    assert factor(small, 64, (7, 0, 1, 5, 1)) == pytest.approx(here)  # another batch
+    assert factor(small, 1, (7, 0, 0, 0, 1), "native") != pytest.approx(here, rel=1e-3)
+    assert factor(small, 1, (8, 0, 0, 0, 1)) != pytest.approx(here, rel=1e-3)  # another run
+    there = factor(small, 1, (7, 1, 0, 0, 1))  # another process
+    assert there != pytest.approx(here, rel=1e-3)
+    # in log, a process adds the same to every operator
+    assert factor(large, 1, (7, 1, 0, 0, 1)) / factor(large, 1, (7, 0, 0, 0, 1)) == pytest.approx(
+        there / here
+    )
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -85,6 +124,7 @@ def test_a_turn_outside_its_interval_is_not_found() -> None:
         BY_NAME["dequantization beyond memory"],
         BY_NAME["scratch that stays in the cache"],
         BY_NAME["fused draws more"],
+        BY_NAME["neither processes nor operators alike"],
     ],
     ids=lambda case: str(case.name),
 )
@@ -102,6 +142,6 @@ def test_planted_crossings_are_found_in_500_runs(request: pytest.FixtureRequest)
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print("\n" + "\n".join(line for row in rows for line in lines(*row)))
     for case, planted, found in rows:
-        assert len(found) == (JOULE_RUNS if case.joules else RUNS)
+        assert len(found) == RUNS
         for what in planted:
             assert share(found, what) >= TO_FIND, (case.name, what)

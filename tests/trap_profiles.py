@@ -18,6 +18,8 @@ OPERATORS = (
     Operator(name="large", n=8192, k=4096),
 )
 ARMS = ("native", "stream", "unpack", "scale", "bypass", "fused", "dequantize", "unfused")
+WITH_LOWP = (*ARMS, "lowp")  # quantizes x itself, as its name says: planted+planted
+Variant = Callable[[str, int], str]  # arm, batch
 Time = Callable[[str, Operator, int, str], float | None]  # arm, operator, batch, format
 
 
@@ -30,6 +32,8 @@ def rows_of(
     noise: float = 0.002,
     block_noise: float = 0.0,
     seed: int = 0,
+    arms: tuple[str, ...] = ARMS,
+    variant: Variant = lambda arm, batch: "default",
 ) -> list[dict[str, Any]]:
     """Samples: three processes of eight blocks; `block_noise` is shared by all arms of a block."""
     rng = np.random.default_rng(seed)
@@ -40,13 +44,14 @@ def rows_of(
                 for block in range(8):
                     common = float(np.exp(block_noise * rng.standard_normal()))
                     for o in operators:
-                        for position, arm in enumerate(ARMS):
+                        for position, arm in enumerate(arms):
                             planted = time(arm, o, batch, weight_format)
                             if planted is None:
                                 continue
                             factor = common * float(np.exp(noise * rng.standard_normal()))
                             rows.append(_row(o, arm, batch, weight_format, mode, process, block)
-                                        | {"time_s": planted * factor, "position": position})  # fmt: skip
+                                        | {"time_s": planted * factor, "position": position,
+                                           "variant": variant(arm, batch)})  # fmt: skip
     return rows
 
 
@@ -55,7 +60,8 @@ def _row(
 ) -> dict[str, Any]:
     return {
         "process": process, "block": block, "phase": "fresh", "operator": o.name, "n": o.n, "k": o.k,
-        "batch": batch, "format": weight_format, "arm": arm, "implementation": "planted",
+        "batch": batch, "format": weight_format, "arm": arm,
+        "implementation": "planted+planted" if arm == "lowp" else "planted",
         "variant": "default", "weight_format": "bf16" if arm == "native" else weight_format,
         "launch_mode": mode, "cache_state": "cold", "calls": 10, "started_s": 0.0, "minor_faults": 0,
         "involuntary_switches": 0, "steal_s": 0.0, "probe_us": 5.0, "sm_clock_mhz": None,

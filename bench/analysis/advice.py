@@ -16,12 +16,14 @@ from bench.analysis.compounding import error_at
 from bench.analysis.crossing import Crossing
 from bench.analysis.doubts import cell_sentence
 from bench.analysis.indices import SIXTEEN
-from bench.analysis.phi_curve import PATHS
-from bench.analysis.verdict import By, Path, outcome, ratio_of
+from bench.analysis.low_precision import ratio as ratio_of
+from bench.analysis.replicates import Book
+from bench.analysis.verdict import PATHS, By, Path, outcome
 from profiles.fidelity import Fidelity
 from profiles.schema import Comparison, Profile, Quality, Quantity
 from profiles.shapes import ModelShape
 
+LOWP = " (activations quantized too)"
 UNKNOWN_ACCURACY = "The accuracy of {} was not measured here."
 BEFORE_ACTING = {
     "modelled": "This comes from a model, not from a clock: measure before you rely on it.",
@@ -32,39 +34,40 @@ BEFORE_ACTING = {
 
 @dataclass(frozen=True)
 class Option:
-    """A format and path at the batch in question."""
+    """A format and path at the batch in question; lowp has no phi, and so no quality of one."""
 
     format: str
     path: Path
     ratio: Quantity
-    quality: Quality
+    quality: Quality | None
 
 
 def advise(
-    profile: Profile,
+    book: Book,
     batch: int,
     comparisons: Sequence[Comparison],
     crossings: Mapping[tuple[str, Path, By], Crossing],
     shape: ModelShape | None,
-    accuracy: Mapping[str, str] | None = None,
+    accuracy: Mapping[tuple[str, Path], str] | None = None,
 ) -> str:
     """The paragraph.
 
     Args:
-        profile: for its names.
+        book: of the profile.
         batch: in question.
         comparisons: of the layer at that batch, one per format.
         crossings: B* per format and path, in time and energy.
         shape: of the profile's model; None where this checkout does not know it.
-        accuracy: a sentence per format on what is known of it (accuracy_sentence).
+        accuracy: a sentence per format and path on what is known of it (accuracy_sentence).
     """
-    by: By = "energy" if any(_known(c, "energy") for c in comparisons) else "time"
+    profile = book.profile
+    by: By = "energy" if any(_known(book, c, "energy") for c in comparisons) else "time"
     options = sorted(
         (
-            Option(c.format, path, q, c.quality_exposed if path == "fused" else c.quality_unfused)
+            Option(c.format, path, q, _quality(c, path))
             for c in comparisons
             for path in PATHS
-            if (q := ratio_of(c, path, by)).value is not None
+            if (q := ratio_of(book, c, path, by)).value is not None
         ),
         key=_order,
     )
@@ -76,11 +79,12 @@ def advise(
     sure = f"{100 * profile.protocol.confidence:.0f} %"
     best = options[0]
     outcomes = [outcome(o.ratio) for o in options]
-    right = (accuracy or {}).get(best.format, UNKNOWN_ACCURACY.format(best.format))
+    right = (accuracy or {}).get((best.format, best.path), UNKNOWN_ACCURACY.format(best.format))
     change = _change(best, crossings.get((best.format, best.path, by)), batch)
     if outcomes[0] == "wins":
         sentences.append(
-            f"For {where}, {best.format} with the {best.path} kernel costs the least {measure}: "
+            f"For {where}, {best.format} with the {best.path} kernel"
+            f"{LOWP if best.path == 'lowp' else ''} costs the least {measure}: "
             f"{_saving(best.ratio, sure)} less than the best 16-bit kernel{_ties(options)}."
         )
         sentences += [right, *change]
@@ -102,7 +106,7 @@ def advise(
             f"it).{rest}{more}"
         )
         sentences += [right, *change]
-    sentences.append(cell_sentence(best.quality))
+    sentences.append(cell_sentence(best.quality) if best.quality else "")
     if by == "time":
         sentences.append(
             "There are no joules in this profile, so this is about time alone "
@@ -116,9 +120,25 @@ def advise(
 
 
 def accuracy_sentence(
-    name: str, fidelity: Fidelity | None, hops: int, accuracy: Mapping[str, Quantity] | None
+    name: str,
+    fidelity: Fidelity | None,
+    hops: int,
+    accuracy: Mapping[str, Quantity] | None,
+    path: Path = "fused",
+    activation_error: float | None = None,
 ) -> str:
-    """What is known of a format's accuracy: from a user's table, else from the chain of layers, or nothing."""
+    """What is known of a format's accuracy: from a user's table, else from the chain of layers, or nothing.
+
+    The chain multiplies 16-bit activations, so it says nothing of what lowp does to them; of that one product's
+    error is known (`activation_error`, over the largest |y|).
+    """
+    if path == "lowp" and accuracy is None:
+        known = (
+            f"; quantizing them changes one product by up to {activation_error:.1%} of its largest value"
+            if activation_error is not None
+            else ""
+        )
+        return f"The accuracy of {name} with quantized activations was not measured here{known}."
     if accuracy is not None:
         q, base = accuracy.get(name), accuracy[SIXTEEN]
         if q is None:
@@ -136,8 +156,14 @@ def accuracy_sentence(
     )
 
 
-def _known(c: Comparison, by: By) -> bool:
-    return any(ratio_of(c, path, by).value is not None for path in PATHS)
+def _known(book: Book, c: Comparison, by: By) -> bool:
+    return any(ratio_of(book, c, path, by).value is not None for path in PATHS)
+
+
+def _quality(c: Comparison, path: Path) -> Quality | None:
+    if path == "lowp":
+        return None
+    return c.quality_exposed if path == "fused" else c.quality_unfused
 
 
 def _order(o: Option) -> tuple[int, float]:

@@ -20,8 +20,8 @@ from bench.analysis.phi_curve import layers_of
 from bench.analysis.replicates import Book, problem_of
 from profiles.schema import Comparison, Implementation, Quantity, absent
 
-Role = Literal["best16", "fused", "unfused"]
-ROLES: tuple[Role, ...] = ("best16", "fused", "unfused")
+Role = Literal["best16", "fused", "unfused", "lowp"]
+ROLES: tuple[Role, ...] = ("best16", "fused", "unfused", "lowp")
 ONE_MODE = "the profile holds one launch mode only; give the other one's with --other-launch"
 
 
@@ -31,7 +31,7 @@ class Chain:
 
     Attributes:
         format: weight format of the problem.
-        role: best16, fused or unfused.
+        role: best16, fused, unfused or lowp.
         batch: chains side by side.
         time_s: of the whole chain.
         energy_j: of the whole chain and of all of its batch; absent without joules.

@@ -5,7 +5,12 @@
     TSI    trust: 1 - error of a chain of layers after as many passes as there are hops, not below 0, or
            the accuracy of a user's own table over that of its 16-bit row   16 bits are 1
     SI     sum of w_i v_i, weights that sum to 1
-    trap   dSI/dp > 0 over a step of p: fewer bits, less SI
+    trap   dSI/dp > 0: fewer bits, less SI
+
+dSI/dp means something only where the bits change and nothing else does: within one family (phi_curve.family_of:
+symmetric integers of one group size, METHOD section 6), between neighbours. From 16 bits to a format much else
+changes too, and what is asked there is whether the step as a whole loses: that is a difference quotient over
+16 - p bits with a name of its own, "from 16 bits". Between formats of different families there is neither.
 
 The chain's error is a proxy for accuracy: of numerical drift over depth alone (compounding.py), one token a
 pass, whatever the tokens per hop, in a model of few random layers.
@@ -27,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.analysis.compounding import error_at
-from bench.analysis.phi_curve import bits_stored, layers_of
+from bench.analysis.phi_curve import bits_stored, family_of, layers_of
 from bench.analysis.replicates import Book, Draws, drawn, quantity
 from profiles.fidelity import Fidelity
 from profiles.files import ProfileError, read_file
@@ -70,11 +75,19 @@ class Sum:
 
 @dataclass(frozen=True)
 class TrapStep:
-    """SI from one p to the next: a trap where its slope is above 0."""
+    """SI from one p to a larger one: a trap where its slope is above 0.
+
+    Attributes:
+        formats: of fewer bits, and of more.
+        bits: p of both.
+        slope: change of SI per bit.
+        family: within which it is a derivative; "" for the step from 16 bits.
+    """
 
     formats: tuple[str, str]
     bits: tuple[float, float]
     slope: Quantity
+    family: str = ""
 
     @property
     def outcome(self) -> str:
@@ -92,7 +105,7 @@ def indices(
     hops: int,
     accuracy: Mapping[str, Quantity] | None,
 ) -> tuple[tuple[Index, ...], tuple[TrapStep, ...]]:
-    """Every format at one batch, and every step of p between neighbours, 16 bits being the last.
+    """Every format at one batch; dSI/dp between neighbours of a family, and each format's step from 16 bits.
 
     Args:
         book: of the profile.
@@ -103,7 +116,8 @@ def indices(
         accuracy: of each format and of "16-bit"; replaces the proxy.
     """
     one = np.ones(book.size + 1)
-    points: list[tuple[float, str, Sum]] = [(16.0, SIXTEEN, Sum(one, book.kind))]
+    sixteen = Sum(one, book.kind)
+    points: list[tuple[float, str, Sum]] = []
     rows = []
     for c in layers_of(book):
         if c.batch != batch:
@@ -123,10 +137,20 @@ def indices(
         if si.draws is not None and p is not None:
             points.append((p, c.format, si))
         rows.append(Index(c.format, path, p, trust, environment, economy, _quantity(book, si)))
+    points.sort(key=lambda point: point[:2])
+    families = dict.fromkeys(family for _, name, _ in points if (family := family_of(name)))
     steps = [
-        TrapStep((a, b), (p, q), _quantity(book, _slope(x, y, q - p)))
-        for (p, a, x), (q, b, y) in pairwise(sorted(points, key=lambda point: point[:2]))
+        TrapStep((a, b), (p, q), _quantity(book, _slope(x, y, q - p)), family)
+        for family in families
+        for (p, a, x), (q, b, y) in pairwise(
+            point for point in points if family_of(point[1]) == family
+        )
         if q > p
+    ]
+    steps += [
+        TrapStep((name, SIXTEEN), (p, 16.0), _quantity(book, _slope(si, sixteen, 16.0 - p)))
+        for p, name, si in points
+        if p < 16
     ]
     return tuple(rows), tuple(steps)
 

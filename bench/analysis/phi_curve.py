@@ -27,7 +27,7 @@ from bench.analysis.verdict import Path
 from kernels.formats import FORMATS, WeightFormat
 from profiles.schema import LAYER, Comparison, Implementation, Quantity
 
-PATHS: tuple[Path, ...] = ("fused", "unfused")
+CASTING: tuple[Path, ...] = ("fused", "unfused")  # lowp dequantizes nothing, and has no phi
 ONE_PATH = (4, 8)  # bits whose codes are made by one quantizer, and read by the same instructions
 Direction = Literal["rises", "falls", "undecided"]
 
@@ -171,7 +171,7 @@ def slopes(book: Book) -> tuple[Slope, ...]:
                 and (p := bits_stored(book, c.format)) is not None
             ]
             for (p, a), (q, b) in pairwise(sorted(members, key=lambda m: m[0])):
-                for path in PATHS:
+                for path in CASTING:
                     low, high = phi_draws(book, a, path), phi_draws(book, b, path)
                     if low is not None and high is not None and q > p:
                         slope = book.quantity((high - low) / (q - p))
@@ -185,7 +185,7 @@ def cor_curves(book: Book) -> Iterator[CorCurve]:
     """COR over the batch of every format and path, each step tested."""
     layers = layers_of(book)
     for weight_format in dict.fromkeys(c.format for c in layers):
-        for path in PATHS:
+        for path in CASTING:
             known = [
                 (c, d)
                 for c in layers

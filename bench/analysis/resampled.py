@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench.analysis.phi_curve import PATHS, cor_draws, phi_draws
-from bench.analysis.replicates import Book, problem_of
-from profiles.schema import LAYER, Comparison, Quantity
+from bench.analysis.phi_curve import CASTING, cor_draws, phi_draws
+from bench.analysis.replicates import Book, Draws, problem_of
+from bench.analysis.verdict import PATHS
+from profiles.schema import LAYER, Comparison, Implementation, Quantity
 
 
 def resampled(book: Book) -> Book:
@@ -28,22 +29,20 @@ def resampled(book: Book) -> Book:
 
 
 def _resampled(book: Book, c: Comparison) -> Comparison:
-    found: dict[str, Quantity] = {}
+    draws: dict[str, Draws | None] = {}
     for path in PATHS:
-        word, arm = ("exposed", c.fused) if path == "fused" else ("unfused", c.unfused)
-        ratio = None
+        arm: Implementation | None = getattr(c, path)
         if c.best16 is not None and arm is not None:
-            ratio = book.ratio(problem_of(c), c.best16, arm)
-        draws = {
-            f"speedup_{path}": ratio,
-            f"phi_{word}_s": phi_draws(book, c, path),
-            f"cor_{word}": cor_draws(book, c, path),
-        }
-        for name, drawn in draws.items():
-            own: Quantity = getattr(c, name)
-            if drawn is not None and own.low is not None:
-                q = book.quantity(drawn)
-                found[name] = own.model_copy(
-                    update={"low": q.low, "high": q.high, "reason": q.reason or own.reason}
-                )
+            draws[f"speedup_{path}"] = book.ratio(problem_of(c), c.best16, arm)
+    for path, word in zip(CASTING, ("exposed", "unfused"), strict=True):
+        draws[f"phi_{word}_s"] = phi_draws(book, c, path)
+        draws[f"cor_{word}"] = cor_draws(book, c, path)
+    found: dict[str, Quantity] = {}
+    for name, drawn in draws.items():
+        own: Quantity = getattr(c, name)
+        if drawn is not None and own.low is not None:
+            q = book.quantity(drawn)
+            found[name] = own.model_copy(
+                update={"low": q.low, "high": q.high, "reason": q.reason or own.reason}
+            )
     return c.model_copy(update=found)

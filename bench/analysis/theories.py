@@ -15,6 +15,11 @@ has either sign, by which of its two differences is positive. No parameter is be
 The step form has more parameters and so the smaller residuals by right. What decides is how well each form
 predicts the batches it was not fitted to, one left out at a time, the row tile too chosen without it. Both are
 scored on best16 and the arm; the step form is fitted to the bypass besides, but never scored on it.
+
+Neither form knows that another kernel takes over at some batch (a matrix-vector product below, a tiled one
+above; another 16-bit kernel), and what such a switch adds is no failure of a theory. So batches at which the
+same two kernels were the fastest are fitted apart from the others, each fit is named by its kernels, and a B*
+beyond their batches is said to be so. Where a pair has too few batches, it is named and not fitted.
 """
 
 from __future__ import annotations
@@ -77,10 +82,20 @@ class Fit:
 
 @dataclass(frozen=True)
 class Theories:
-    """Both fits of one format and path."""
+    """Both fits of one format and path, at the batches of one pair of kernels.
+
+    Attributes:
+        format: weight format.
+        path: which quantized arm.
+        kernels: best16 and the arm, by name.
+        batches: at which these two were the fastest of their kind.
+        paper: fit of the paper's form.
+        step: fit of the step form.
+    """
 
     format: str
     path: Path
+    kernels: tuple[str, str]
     batches: tuple[int, ...]
     paper: Fit
     step: Fit
@@ -100,10 +115,19 @@ class Theories:
         return f"the {best} form describes this hardware better {errors}"
 
 
+@dataclass(frozen=True)
+class Unfitted:
+    """Batches of one pair of kernels that no form was fitted to, and why."""
+
+    kernels: tuple[str, str]
+    batches: tuple[int, ...]
+    reason: str
+
+
 def fit_theories(
     book: Book, comparisons: Sequence[Comparison], path: Path, bits: float | None, by: By = "time"
-) -> Theories | str:
-    """Both forms on the layers of one format, or why they cannot be fitted.
+) -> tuple[Theories | Unfitted, ...]:
+    """Both forms on the layers of one format, per pair of kernels, in order of their first batch.
 
     Args:
         book: of the profile.
@@ -112,21 +136,59 @@ def fit_theories(
         bits: p, its stored bits per weight.
         by: seconds, or gross joules of a layer.
     """
-    if bits is None:
-        return "its stored bits per weight are not known"
     joules = energy_draws(book) if by == "energy" else None
-    points = [p for c in comparisons if (p := _point(book, c, path, joules)) is not None]
-    if len(points) < FEWEST_BATCHES:
-        return f"{len(points)} batches have both arms; the fits need {FEWEST_BATCHES}"
-    batches = np.array([batch for batch, _ in points], float)
+    groups: dict[tuple[str, str], list[tuple[int, tuple[Draws, Draws, Draws]]]] = {}
+    for c in comparisons:
+        point = _point(book, c, path, joules)
+        if point is not None:
+            kernels = (kernel_name(book, c, c.best16), kernel_name(book, c, getattr(c, path)))
+            groups.setdefault(kernels, []).append(point)
+    return tuple(
+        _fitted(book, comparisons[0].format, path, bits, kernels, points)
+        for kernels, points in groups.items()
+    )
+
+
+def _fitted(
+    book: Book,
+    weight_format: str,
+    path: Path,
+    bits: float | None,
+    kernels: tuple[str, str],
+    points: Sequence[tuple[int, tuple[Draws, Draws, Draws]]],
+) -> Theories | Unfitted:
+    """Both forms on the batches of one pair of kernels."""
+    at = tuple(batch for batch, _ in points)
+    if bits is None:
+        return Unfitted(kernels, at, "its stored bits per weight are not known")
+    if len(at) < FEWEST_BATCHES:
+        return Unfitted(kernels, at, f"the fits need {FEWEST_BATCHES} batches of the same kernels")
+    batches = np.array(at, float)
     draws = [np.array([series[i] for _, series in points]) for i in range(3)]  # [batches, 1 + R]
     return Theories(
-        comparisons[0].format,
-        path,
-        tuple(batch for batch, _ in points),
-        _paper(book, batches, draws, bits),
-        _step(book, batches, draws, path),
-    )
+        weight_format, path, kernels, at,
+        _paper(book, batches, draws, bits), _step(book, batches, draws, path),
+    )  # fmt: skip
+
+
+def kernel_name(book: Book, c: Comparison, kernel: Implementation | None) -> str:
+    """An arm of a layer by all that tells two kernels apart: "fused triton gemv-ptx", "vendor torch".
+
+    A row's configuration names a loop, unless it is a launch configuration: tiles may change with the batch
+    and the operator, and are one kernel's.
+    """
+    if kernel is None:
+        return "no kernel"
+    loops = {
+        row.configuration
+        for row in book.profile.rows
+        if (row.format, row.batch, row.arm, row.implementation, row.weight_format)
+        == (c.format, c.batch, kernel.arm, kernel.implementation, kernel.weight_format)
+        and not row.configuration.startswith(("tuned", "untuned"))
+    }
+    variant = "" if kernel.variant == "default" else kernel.variant
+    words = (kernel.arm, kernel.implementation, variant, *sorted(loops))
+    return " ".join(word for word in words if word)
 
 
 def _point(

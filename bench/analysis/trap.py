@@ -17,8 +17,10 @@ from bench.analysis.crossing import Crossing, crossing, inverse
 from bench.analysis.hops import Chain, chains
 from bench.analysis.indices import Index, TrapStep, Weights, indices
 from bench.analysis.ladder import Ladder, ladders
+from bench.analysis.low_precision import activation_error, lacking_sentences
+from bench.analysis.low_precision import ratio as ratio_of
 from bench.analysis.phi_curve import (
-    PATHS,
+    CASTING,
     CorCurve,
     PhiPoint,
     Slope,
@@ -30,9 +32,9 @@ from bench.analysis.phi_curve import (
 )
 from bench.analysis.replicates import Book
 from bench.analysis.resampled import resampled
-from bench.analysis.theories import Theories, fit_theories
+from bench.analysis.theories import Theories, Unfitted, fit_theories
 from bench.analysis.trap_map import TrapMap, trap_map
-from bench.analysis.verdict import By, Path, ratio_of
+from bench.analysis.verdict import PATHS, By, Path
 from profiles.fidelity import Distribution, Fidelity
 from profiles.schema import Quantity
 from profiles.shapes import ModelShape, load_models
@@ -68,7 +70,7 @@ class Answers:
     """All that follows from a profile.
 
     Keys are (format, path, by) of `theories` and `crossings`, and (format, by) of `at_load_crossings`, which
-    compare dequantizing at load with the fused kernel.
+    compare dequantizing at load with the fused kernel. `no_lowp` says which formats lack that path, and why.
     """
 
     questions: Questions
@@ -76,7 +78,7 @@ class Answers:
     phi: tuple[PhiPoint, ...]
     slopes: tuple[Slope, ...]
     cor: tuple[CorCurve, ...]
-    theories: Mapping[tuple[str, Path, By], Theories | str]
+    theories: Mapping[tuple[str, Path, By], tuple[Theories | Unfitted, ...]]
     crossings: Mapping[tuple[str, Path, By], Crossing]
     at_load_crossings: Mapping[tuple[str, By], Crossing]
     at_load: tuple[AtLoad, ...]
@@ -86,6 +88,7 @@ class Answers:
     laws: Mapping[tuple[str, Distribution], Law]
     indices: tuple[Index, ...]
     trap_steps: tuple[TrapStep, ...]
+    no_lowp: tuple[str, ...]
     memory: str
     advice: str
 
@@ -111,7 +114,9 @@ def analyse(
     shapes = load_models()
     own = shapes.get(book.profile.workload.model)
     crossings = {
-        (name, path, by): crossing([(c.batch, ratio_of(c, path, by)) for c in of[name]], book.kind)
+        (name, path, by): crossing(
+            [(c.batch, ratio_of(book, c, path, by)) for c in of[name]], book.kind
+        )
         for name in formats
         for path in PATHS
         for by in BYS
@@ -129,14 +134,14 @@ def analyse(
         theories={
             (name, path, by): fit_theories(book, of[name], path, bits_stored(book, name), by)
             for name in formats
-            for path in PATHS
+            for path in CASTING
             for by in BYS
             if by == "time" or book.profile.energy.rows
         },
         crossings=crossings,
         at_load_crossings={
             (name, by): crossing(
-                [(c.batch, inverse(ratio_of(c, "fused", by))) for c in of[name]], book.kind
+                [(c.batch, inverse(ratio_of(book, c, "fused", by))) for c in of[name]], book.kind
             )
             for name in formats
             for by in BYS
@@ -150,16 +155,26 @@ def analyse(
         laws=_laws(fidelity),
         indices=rows,
         trap_steps=steps,
+        no_lowp=tuple(lacking_sentences(book)),
         memory=memory_sentence(book.profile, own),
         advice=advise(
-            book.profile,
+            book,
             questions.batch,
             [c for c in layers if c.batch == questions.batch],
             crossings,
             own,
             {
-                name: accuracy_sentence(name, fidelity, questions.hops, questions.accuracy)
-                for name in formats
+                (c.format, path): accuracy_sentence(
+                    c.format,
+                    fidelity,
+                    questions.hops,
+                    questions.accuracy,
+                    path,
+                    activation_error(book, c),
+                )
+                for c in layers
+                if c.batch == questions.batch
+                for path in PATHS
             },
         ),
     )
@@ -184,7 +199,7 @@ def _scales(
                 scales += [
                     critical_scale(
                         device, name, path, cost, calls, eager,
-                        ratio_of(layers[batch], path, "time") if batch in layers else None,
+                        ratio_of(book, layers[batch], path, "time") if batch in layers else None,
                     )
                     for batch, cost in costs.items()
                 ]  # fmt: skip

@@ -16,8 +16,9 @@ import numpy as np
 
 from bench.analysis.critical_scale import Costs, measured_layers
 from bench.analysis.crossing import Crossing, crossing
+from bench.analysis.low_precision import ratio as ratio_of
 from bench.analysis.replicates import Book, Draws, drawn
-from bench.analysis.verdict import By, Path, outcome, ratio_of
+from bench.analysis.verdict import By, Path, outcome
 from profiles.schema import Comparison, Kind, Quantity, absent
 from profiles.shapes import ModelShape
 
@@ -85,6 +86,15 @@ class TrapMap:
         """Rising."""
         return tuple(sorted({c.batch for c in self.cells}))
 
+    @property
+    def decided(self) -> str:
+        """How much of the map says anything."""
+        known = [c.outcome for c in self.cells if c.ratio.value is not None]
+        wins, loses = (known.count(each) for each in ("wins", "loses"))
+        mostly = "mostly undecided: " if 2 * (wins + loses) < len(known) else ""
+        rest = len(known) - wins - loses
+        return f"{mostly}of {len(known)} cells + {wins}, - {loses}, ? {rest}"
+
     def at(self, model: str, batch: int) -> Cell | None:
         """The cell of a model and batch."""
         return next((c for c in self.cells if (c.model.name, c.batch) == (model, batch)), None)
@@ -148,8 +158,8 @@ def trap_map(
             if by == "time":
                 extrapolated = book.quantity(draws, "operators of too few sizes")
             else:
-                extrapolated = _in_joules(book, draws, layer, path, source.confidence)
-            ratio = ratio_of(layer, path, by) if own and layer is not None else extrapolated
+                extrapolated = _in_joules(source, draws, layer, path)
+            ratio = ratio_of(source, layer, path, by) if own and layer is not None else extrapolated
             sizes = [o.n * o.k for o in shape.operators]
             known = cost.arm.fit.sizes
             cells.append(
@@ -170,15 +180,16 @@ def quantized_bytes(shape: ModelShape, bits: float) -> float:
     return layers * bits / 8 + 2 * (shape.params - layers)
 
 
-def _in_joules(
-    book: Book, ratio: Draws, layer: Comparison | None, path: Path, confidence: float
-) -> Quantity:
+def _in_joules(book: Book, ratio: Draws, layer: Comparison | None, path: Path) -> Quantity:
     """A ratio of time as one of energy, by the watts of the arms on a layer of the same launch mode."""
     if layer is None:
         return absent("no layer was measured at this batch", book.kind)
-    energy = ratio_of(layer, path, "energy")
-    joules = drawn(energy, ("watts", layer.key, path), confidence, book.size)
-    seconds = drawn(ratio_of(layer, path, "time"), ("speed", layer.key), confidence, book.size)
+    size = len(ratio) - 1
+    energy = ratio_of(book, layer, path, "energy")
+    joules = drawn(energy, ("watts", layer.key, path), book.confidence, size)
+    seconds = drawn(
+        ratio_of(book, layer, path, "time"), ("speed", layer.key, path), book.confidence, size
+    )
     if joules is None or seconds is None:
         return absent(energy.reason or "the layer has no joules at this batch", book.kind)
     return book.quantity(ratio * joules / seconds, "operators of too few sizes")

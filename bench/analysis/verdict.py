@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from profiles.schema import LAYER, Comparison, Implementation, Kind, Quantity
+from profiles.schema import LAYER, Comparison, Implementation, Kind, Quantity, absent
 
 Sign = Literal["always", "never", "wins_below", "wins_above", "several crossings", "undecided"]
 Outcome = Literal["wins", "loses", "undecided"]
-Path = Literal["fused", "unfused"]
+Path = Literal["fused", "unfused", "lowp"]
 By = Literal["time", "energy"]
+PATHS: tuple[Path, ...] = ("fused", "unfused", "lowp")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Verdict:
 
     Attributes:
         format: weight format.
-        path: "fused" or "unfused".
+        path: "fused" or "unfused"; `lowp` has no dequantization and no sentence here.
         sign: how winning depends on the batch, over the decided batches.
         outcomes: (batch, outcome) in order of batch.
         sentence: the same in words, naming what it is compared with.
@@ -105,6 +106,11 @@ def sign(outcomes: Sequence[Outcome]) -> Sign:
 
 def ratio_of(c: Comparison, path: Path, by: By) -> Quantity:
     """best16 / arm of a comparison, in time or energy."""
+    if path == "lowp":
+        joules = absent(
+            "a comparison holds no joules of lowp; low_precision.ratio has them", c.kind
+        )
+        return c.speedup_lowp if by == "time" else joules
     if by == "time":
         return c.speedup_fused if path == "fused" else c.speedup_unfused
     return c.energy_ratio_fused if path == "fused" else c.energy_ratio_unfused

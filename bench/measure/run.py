@@ -139,6 +139,7 @@ class Run:
         self._report = report
         self._warn = warn
         self._block_s: dict[Cell, float] = {}
+        self._lean_s: dict[Cell, float] = {}
         self._cells_done = 0
         self._deaths = 0
         self._unexplained = 0
@@ -565,6 +566,12 @@ class Run:
             for name in names
         )
 
+    def _lean_cost_s(self, cell: Cell, lean: Collection[ArmName]) -> float:
+        """The cost of a planned cell's lean block, remembered: progress asks for it after every block."""
+        if cell not in self._lean_s:
+            self._lean_s[cell] = self._cost_s(lean)
+        return self._lean_s[cell]
+
     def _least(self) -> int:
         """The least fresh blocks of a row, in equal shares for the processes."""
         protocol = self.plan.protocol
@@ -585,9 +592,10 @@ class Run:
             cell = cells[index % len(cells)]
             full_s = self._block_s.get(cell, mean)
             planned = self._ledger.planned.get(cell)
-            lean_s = self._cost_s(planned.lean if planned else ())
-            extra = planned.fresh_blocks - least if planned else 0
-            left += (least * full_s + extra * lean_s) / protocol.processes
+            left += least * full_s / protocol.processes
+            if planned is not None:
+                extra = planned.fresh_blocks - least
+                left += extra * self._lean_cost_s(cell, planned.lean) / protocol.processes
             left += protocol.pilot_blocks * full_s / 2 if index < len(cells) else 0.0
         return left
 

@@ -29,11 +29,21 @@ from kernels.cpu.weights import (
     STAGES,
     Storage,
 )
-from kernels.formats import FORMATS
-from kernels.kernel import LADDER, Arm, Kernel, Launch, Tensors, UnsupportedError
+from kernels.formats import FORMATS, WeightFormat
+from kernels.kernel import (
+    LADDER,
+    Arm,
+    Configuration,
+    Kernel,
+    Launch,
+    Tensors,
+    UnsupportedError,
+    no_configuration,
+)
 from kernels.packing import Float16, Weights
 from kernels.scales import ScaleType
 
+GEMM_BATCH = 16  # from which on weights are unpacked once for the whole batch
 _HALVES = {torch.bfloat16: BF16, torch.float16: FP16}
 _NO_ZEROS = np.zeros((0, 0), np.uint8)
 _NO_SUMS = np.zeros(0, np.int32)
@@ -135,6 +145,15 @@ def padded_batch(batch: int) -> int:
     return LANES if batch <= LANES else -(-batch // (2 * LANES)) * 2 * LANES
 
 
+def _loop(
+    weight_format: WeightFormat, activation: str, n: int, k: int, batch: int
+) -> Configuration:
+    """Which of the loops a batch takes, so that nobody mistakes the switch between them for physics."""
+    if batch >= GEMM_BATCH:
+        return Configuration(text="gemm")
+    return Configuration(text="gemv" if batch == 1 else "gemv_batch")
+
+
 def _bind_stage(
     stage: int,
     encoding: Encoding,
@@ -154,7 +173,7 @@ def _bind_stage(
     if stage == SCALE:
         _require(out.dtype == torch.float32, f"scale writes float32 sums, not {out.dtype}.")
     y = _bits(out) if multiplies else np.zeros((batch, out.shape[0]), np.uint16)
-    if batch >= 16:
+    if batch >= GEMM_BATCH:
         padded = padded_batch(batch)
         columns = _scratch(k * padded)
         kernel, to_columns = gemm.build(storage, stage, half), build_to_columns(half)
@@ -184,7 +203,7 @@ def _bind_native(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch
     _require(k % gemm.CHUNK == 0, f"the CPU kernels take k in multiples of {gemm.CHUNK}, not {k}.")
     x_bits, y = _bits(x), _bits(out)
     weights = _bits(tensors["weights"]).reshape(-1)
-    if batch >= 16:
+    if batch >= GEMM_BATCH:
         padded = padded_batch(batch)
         columns = _scratch(k * padded)
         kernel = gemm.build(Storage(16, INTEGER, half, 1, False), FUSED, half)
@@ -228,10 +247,12 @@ def _kernel(
     activation: Float16,
     pack: Callable[[Weights], Tensors],
     bind: Callable[..., Launch],
+    configuration: Callable[..., Configuration] = no_configuration,
 ) -> Kernel:
     return Kernel(
         *(arm, "numba", "cpu", formats, (activation,), (1, 256), pack, bind),
         tolerance=TOLERANCE[activation],
+        configuration=configuration,
     )
 
 
@@ -252,6 +273,7 @@ def _kernels_of(
                 activation,
                 _pack_bypass if arm == "bypass" else pack_words,
                 partial(_bind_stage, STAGES[arm], encoding, scale_type),
+                _loop,
             )
             for arm in LADDER
         ),
@@ -272,6 +294,6 @@ _LADDERS = tuple(
 )
 KERNELS = (
     *(kernel for kernel in _LADDERS if kernel.arm != "dequantize"),
-    *(_kernel("native", (x,), x, pack_16bit, _bind_native) for x in ACTIVATIONS),
+    *(_kernel("native", (x,), x, pack_16bit, _bind_native, _loop) for x in ACTIVATIONS),
     *(kernel for kernel in _LADDERS if kernel.arm == "dequantize"),
 )

@@ -55,7 +55,7 @@ COLD_MULTIPLE = 2  # caches that must be touched between two uses of a copy for 
 ROW_TILE = 16  # rows of x that share one dequantization of the weights
 RIGHT_ERROR = 1e-4  # of an arm whose numbers are right
 OTHER_STAGE_ERROR = 0.7  # of an arm that computes what another stage is asked for
-_PURPOSES = ("", "sample", "block", "drift", "throttle", "arm")
+_PURPOSES = ("", "sample", "block", "drift", "throttle", "arm", "process", "operator")
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ class Scenario:
         stall_s: length of a plateau; a stall lasts one, or with probability 1/2 one more, and so on.
         arm_noise: standard deviation of the logarithm of a factor that an arm keeps for a block.
         autocorrelation: of that factor between neighbouring blocks of one process, AR(1).
+        process_noise: standard deviation of the logarithm of a factor that an arm keeps for a process.
+        operator_noise: of one that an arm keeps on an operator for the whole run, whatever the batch.
         shift: share by which the fused arm is slower from one fresh block on.
         shift_block: that block, in its process.
         shift_process: the process in which it happens, for good; None: in each anew.
@@ -180,6 +182,8 @@ class Scenario:
     stall_s: float = 8e-3
     arm_noise: float = 0.0
     autocorrelation: float = 0.0
+    process_noise: float = 0.0
+    operator_noise: float = 0.0
     shift: float = 0.0
     shift_block: int = 0
     shift_process: int | None = None
@@ -315,6 +319,7 @@ class SimulatedDevice:
     _clock_s: float = field(default=0.0, init=False)
     _ready: tuple[Arm, float] = field(default=("stream", 0.0), init=False)
     _position: int = field(default=0, init=False)
+    _cold_s: dict[tuple[object, ...], float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.cache_bytes = self.board.cache_bytes
@@ -398,6 +403,11 @@ class SimulatedDevice:
             level += s.block_noise * _block_level(s, block.seed)
         if s.arm_noise:
             level += s.arm_noise * _autoregressive(s, block.seed, number)
+        if s.process_noise:
+            arm = zlib.crc32(prepared.kernel.arm.encode())
+            level += s.process_noise * _kept(s, "process", block.run, block.process, arm)
+        if s.operator_noise:
+            level += s.operator_noise * _kept(s, "operator", block.run, number)
         factor = math.exp(level) * slowdown(s, block.run, started_s)
         factor *= 1 + self._shift(prepared.kernel.arm)
         touched = (self._copies.get(prepared.pool, 1 << 62) - 1) * prepared.copy_bytes
@@ -456,12 +466,23 @@ class SimulatedDevice:
             touched: bytes between two uses of a copy of its weights.
         """
         arm = dict(self.scenario.as_slow_as).get(prepared.kernel.arm, prepared.kernel.arm)
-        seconds = true_time_s(self.board, prepared.problem, prepared.kernel, arm, mode)
+        seconds = self._on_cold_weights_s(prepared, arm, mode)
         seconds *= dict(self.scenario.configurations).get(prepared.configuration.config, 1.0)
         hit = max(0.0, 1 - touched / (COLD_MULTIPLE * self.board.cache_bytes))
         slow, fast = self.board.bandwidth_gb_per_s, self.board.cache_gb_per_s
         saved_s = prepared.copy_bytes * (1 / slow - 1 / fast) / (1e9 * COSTS[arm].share)
         return seconds - hit * saved_s
+
+    def _on_cold_weights_s(self, prepared: Prepared, arm: Arm, mode: Mode) -> float:
+        """`true_time_s`, remembered: every sample asks for it."""
+        problem, kernel = prepared.problem, prepared.kernel
+        key = (
+            *(problem.operator, problem.n, problem.k, problem.batch, problem.format.name),
+            *(problem.activation, kernel.arm, kernel.implementation, arm, mode),
+        )
+        if key not in self._cold_s:
+            self._cold_s[key] = true_time_s(self.board, problem, kernel, arm, mode)
+        return self._cold_s[key]
 
     def _shift(self, arm: Arm) -> float:
         """The level shift of an arm in this block, as a share."""
@@ -482,10 +503,16 @@ def slowdown(s: Scenario, run: int, at_s: float) -> float:
     """
     factor = 1.0
     if s.drift:
-        phase = _random(s, "drift", run).random()
+        phase = _phase(s, run)
         factor += s.drift * math.sin(2 * math.pi * (at_s / s.drift_s + phase))
     factor += s.warmup * math.exp(-at_s / s.warmup_s) - s.boost * math.exp(-at_s / s.boost_s)
     return factor * (1 + s.throttle * _throttled(s, run, at_s))
+
+
+@lru_cache(maxsize=256)
+def _phase(s: Scenario, run: int) -> float:
+    """Of a run's drift, in periods."""
+    return float(_random(s, "drift", run).random())
 
 
 def _random(s: Scenario, what: str, *numbers: int) -> np.random.Generator:
@@ -517,6 +544,12 @@ def _episode_s(s: Scenario, run: int, stretch: int) -> float:
 def _block_level(s: Scenario, seed: tuple[int, ...]) -> float:
     """What all samples of a block share, of unit variance; remembered while the block lasts."""
     return float(_random(s, "block", *seed).standard_normal())
+
+
+@lru_cache(maxsize=1 << 12)
+def _kept(s: Scenario, what: str, *numbers: int) -> float:
+    """A normal deviate that stays as long as its numbers do."""
+    return float(_random(s, what, *numbers).standard_normal())
 
 
 @lru_cache(maxsize=1 << 16)

@@ -192,6 +192,8 @@ class SimulatedSensor:
         self._slow = list(faults.slow)
         self._calls = self._rng("call")
         self._last: dict[str, tuple[int, float]] = {}  # channel to its last update and reading
+        # of which conditions, how many of them, and what they add up to
+        self._known: tuple[object, int, dict[str, float]] = (None, 0, {})
         self._seen_j = [0.0]  # joules seen since the first update, one more for each
 
     @property
@@ -240,10 +242,17 @@ class SimulatedSensor:
             values = dict.fromkeys(values, 0.0)
         if t >= f.nan_s:
             values = dict.fromkeys(values, math.nan)
-        for from_s, conditions in self.conditions:
-            if from_s <= t:
-                values |= conditions
-        return values
+        return values | self._conditions_at(t)
+
+    def _conditions_at(self, t: float) -> dict[str, float]:
+        """The last word on each condition before a moment; remembered until there is another."""
+        known = bisect_right(self.conditions, t, key=lambda each: each[0])
+        if self._known[0] is not self.conditions or self._known[1] != known:
+            merged: dict[str, float] = {}
+            for _, said in self.conditions[:known]:
+                merged |= said
+            self._known = (self.conditions, known, merged)
+        return self._known[2]
 
     def _index(self, t: float) -> int:
         """Which update of the power channels is the last one before a moment."""
