@@ -4,12 +4,13 @@ A *cell* is one kernel (arm and variant), format, batch and target. All of them 
 `make test` runs covers it, `make proof` runs it whole. So that this fits into an hour, a cell is run with one
 of the two activations: they alternate, such that every kernel, format and batch meets both, each on two
 targets. Stages that multiply nothing read no x: a batch only chooses how they are cut, and they take one per
-format and target, in turn.
+format and target, in turn. Of the widest batch a format takes one target, in turn.
 
 The product is compiled for the size that is audited, 4096 x 14336: what is executed is what is counted, and
-no more is compiled to see that nothing spills. Shapes that fill no tile are a second, smaller product: every
-kernel, batch and *kind* of format, each on one target in turn. Formats of one kind differ only in the size
-of their groups. Where a board is known `gemm` cuts its tiles for it: those tiles are a third, smaller product.
+little more is compiled to see that nothing spills. Shapes that fill no tile are a second, smaller product:
+every kernel, batch and *kind* of format, each on one target in turn; of what is `fused` without some of its
+parts one batch, in turn. Formats of one kind differ only in the size of their groups. Where a board is known
+`gemm` cuts its tiles for it: those tiles are a third product, as small.
 
 python -m tests.ptx_kernels          the covering subset that `make test` runs
 python -m tests.ptx_kernels --all    everything that `make proof` runs
@@ -45,6 +46,7 @@ CUTS = (  # rows of x and multiprocessors, and the tile of 4096 rows of W that t
 )
 
 READ_NO_X = ("stream", "unpack", "scale")
+PARTIAL = (*READ_NO_X, "bypass")  # `fused` without some of its parts
 
 Stage = tuple[str, str]  # arm and variant
 Cell = tuple[str, str, str, int, int]  # arm, variant, format, batch, target
@@ -127,6 +129,8 @@ def product_jobs(capabilities: tuple[int, ...] = TARGETS) -> tuple[Job, ...]:
                         if (place + column) % len(served) != row:
                             continue
                         turn = place + column // 2  # or batch and activation would turn together
+                    if batch == WIDE and (place - column) % len(capabilities):
+                        continue
                     activation = able[turn % len(able)]
                     jobs.append(Job(*stage, name, activation, *AUDITED, batch, capability))
     return tuple(jobs)
@@ -141,8 +145,10 @@ def ragged_jobs() -> tuple[Job, ...]:
         kinds = {kind(name): name for name in reversed(formats_of(stage))}
         odd = ODD if arm in PRODUCTS else ()
         for place, name in enumerate(kinds.values()):
-            for row, batch in enumerate((*batches(stage), *odd)):
-                if able := activations(stage, name, batch):
+            served = [b for b in (*batches(stage), *odd) if activations(stage, name, b)]
+            for row, batch in enumerate(served):
+                able = activations(stage, name, batch)
+                if arm not in PARTIAL or place % len(served) == row:
                     capability = TARGETS[(place + row) % len(TARGETS)]
                     activation = able[(place + row // len(TARGETS)) % len(able)]
                     shape = RAGGED["gemv" if variant.startswith("gemv") else "gemm"]
@@ -151,8 +157,11 @@ def ragged_jobs() -> tuple[Job, ...]:
 
 
 @cache
-def board_jobs(capabilities: tuple[int, ...] = TARGETS) -> tuple[BoardJob, ...]:
-    """Every tile that `gemm` has on a board alone, of every kernel and kind of format, on targets in turn."""
+def board_jobs() -> tuple[BoardJob, ...]:
+    """Every tile that `gemm` has on a board alone, of every kernel and kind of format, on targets in turn.
+
+    Of what is `fused` without some of its parts one tile, in turn.
+    """
     jobs = []
     for stage in stages():
         arm, variant = stage
@@ -161,21 +170,26 @@ def board_jobs(capabilities: tuple[int, ...] = TARGETS) -> tuple[BoardJob, ...]:
         kinds = {kind(name): name for name in reversed(formats_of(stage))}
         for place, name in enumerate(kinds.values()):
             for row, (batch, multiprocessors) in enumerate(CUTS):
+                if arm in PARTIAL and place % len(CUTS) != row:
+                    continue
                 able = activations(stage, name, batch)
-                capability = capabilities[(place + row) % len(capabilities)]
-                activation = able[(place + row // len(capabilities)) % len(able)]
+                capability = TARGETS[(place + row) % len(TARGETS)]
+                activation = able[(place + row // len(TARGETS)) % len(able)]
                 problem = (name, activation, *AUDITED, batch)
                 jobs.append(BoardJob(*stage, *problem, capability, multiprocessors))
     return tuple(jobs)
 
 
 def spill_jobs() -> tuple[Job, ...]:
-    """What is only compiled: kernels that multiply for one target more, and `fused` at another k for all."""
+    """What is only compiled: for one target more, and at another k where registers are scarcest.
+
+    The default tiles of every board are counted, too: test_bench_modelled_files.py.
+    """
     more = [job for job in product_jobs((COMPILED_ONLY,)) if job.arm in PRODUCTS]
-    first = [*product_jobs(), *more]
+    more = [job for job in more if job.arm != "bypass" or job.batch == 1]
     square = [
         replace(job, n=SQUARE[0], k=SQUARE[1])
-        for job in first
+        for job in (*product_jobs((120,)), *more)
         if job.arm == "fused" and job.batch == 1
     ]
     return (*more, *square)

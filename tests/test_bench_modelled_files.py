@@ -101,6 +101,13 @@ def test_the_counts_are_those_of_the_kernels_here() -> None:
     assert set(known) == {cache.key(job) for job in jobs}
 
 
+def test_no_kernel_that_is_counted_spills() -> None:
+    """But on sm_75: there such rows are refused."""
+    _, known = recorded()
+    spilling = [audit for audit in known.values() if audit.stack_bytes or audit.spill_instructions]
+    assert {audit.capability for audit in spilling} <= {75}
+
+
 @pytest.mark.parametrize("key", ["h100-sxm"])
 def test_a_profile_is_what_the_model_says_of_the_counts(key: str) -> None:
     assert derived(key) == []

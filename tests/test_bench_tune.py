@@ -151,7 +151,7 @@ def test_dequantize_has_one_choice_for_all_batches_and_unfused_names_both(folder
     assert unfused.configuration(*problem) == Configuration(
         None,
         "untuned, block_n=8 block_k=1024 num_warps=4 num_stages=1 (dequantize); "
-        "untuned, block_b=64 block_n=64 block_k=64 num_warps=4 num_stages=5 (native)",
+        "untuned, block_b=64 block_n=64 block_k=64 num_warps=4 num_stages=5 maxnreg=255 (native)",
     )
     fields = {"block_n": 2, "chunks": 4, "num_warps": 8}
     save_tuned(board_with(choice(arm="dequantize", variant="ptx", config=fields)), folder)

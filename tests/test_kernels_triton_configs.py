@@ -47,8 +47,6 @@ def test_a_tile_is_as_large_as_leaves_a_board_work(
     found = gemm.default_config(INT4, n, batch, multiprocessors)
     assert (found.block_b, found.block_n, found.num_warps, found.num_stages) == tile
     assert found.block_k == 128
-    cap = 128 if batch == 16 else 255 if found.block_b == 16 else None
-    assert found.max_registers == cap
 
 
 @pytest.mark.parametrize(
@@ -72,7 +70,7 @@ def test_every_stage_of_the_ladder_is_cut_alike(variant: str) -> None:
     problem = (INT4, "fp16", 4096, 4096, 64, 90)
     plans = [plan_of(arm, variant, *problem, multiprocessors=H100) for arm in LADDER]
     assert {configs.words(plan) for plan in plans} == {
-        "block_b=32 block_n=64 block_k=128 num_warps=4 num_stages=5"
+        "block_b=32 block_n=64 block_k=128 num_warps=4 num_stages=5 maxnreg=255"
     }
     assert {plan.grid for plan in plans} == {(64, 2)}
 

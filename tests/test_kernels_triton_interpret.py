@@ -178,3 +178,14 @@ def test_kernel_matches_reference_everywhere(
     record_property: Callable[[str, object], None],
 ) -> None:
     check_and_record((kernel, format_name, activation, batch, n, k), record_property)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_second_kernel_of_upcast_takes_over_at_nine_rows(activation: str) -> None:
+    upcast = {
+        batch: [k for k in accepting(REFERENCE, activation, batch) if k.arm == "upcast"]
+        for batch in (8, 9)
+    }
+    assert [[k.variant for k in kernels] for kernels in upcast.values()] == [["gemv"], ["gemm"]]
+    for batch, (kernel,) in upcast.items():
+        check(kernel, REFERENCE, activation, batch, 21, 384, "cpu")

@@ -26,6 +26,7 @@ import triton
 from kernels.formats import WeightFormat
 from kernels.kernel import LADDER, Configuration, Kernel, UnsupportedError
 from kernels.triton import dequantize, gemm, gemv, lowp, native
+from kernels.triton.plan import NO_CAP
 from profiles.tuned import load_tuned
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 Config = gemv.Config | gemm.Config | dequantize.Config
 ROOT = Path(__file__).resolve().parent.parent
 TUNABLE: tuple[Arm, ...] = ("fused", "native", "lowp", "upcast", "dequantize")
-NO_CAP = 255  # registers per thread
 
 
 def arm_of(arm: str) -> str:

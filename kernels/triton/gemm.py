@@ -39,6 +39,7 @@ from kernels.triton import tiles, tuned
 from kernels.triton.memory import E4M3_UNBIAS, load, load_units, scale_of, scale_of_matrix
 from kernels.triton.plan import (
     FP8_CAPABILITY,
+    NO_CAP,
     Plan,
     capability_of,
     check_batch,
@@ -217,7 +218,8 @@ class Config:
         block_k: weights of one row per step; divides the group size, or is a multiple of it.
         num_warps: warps per program.
         num_stages: steps of the pipeline, so steps in flight plus one.
-        max_registers: registers per thread that the assembler may use; None for its own choice.
+        max_registers: registers per thread that the assembler may use. Left to itself it spills a few bytes of
+            some kernels, on every target, to reach a round number.
     """
 
     block_b: int
@@ -225,7 +227,7 @@ class Config:
     block_k: int
     num_warps: int
     num_stages: int
-    max_registers: int | None = None
+    max_registers: int = NO_CAP
 
 
 def cut_for(config: Config, n: int, batch: int, multiprocessors: int | None) -> Config:
@@ -254,8 +256,6 @@ def cut_for(config: Config, n: int, batch: int, multiprocessors: int | None) -> 
         tile = replace(tile, block_b=tile.block_b // 2)
     while tile.block_n > 8 * tile.num_warps and half_idle():
         tile = replace(tile, block_n=tile.block_n // 2)
-    if tile.block_b == 16 < config.block_b:  # left to itself the assembler spills on sm_100
-        tile = replace(tile, max_registers=255)
     return replace(tile, num_stages=max(tile.num_stages, 5 if tile.block_b <= 32 else 4))
 
 
@@ -268,8 +268,7 @@ def default_config(
     by arithmetic: 64 rows, which is what the warp-group instruction of sm_90 needs. Where that gives a
     board too few programs, tiles are smaller: `cut_for`.
 
-    The register cap of the small tile is there because left to itself the assembler may spill to
-    reach 64. Known cost: sm_80 splits the 64 x 64 tile over 2 x 2 warps, and where the compiler
+    Known cost: sm_80 splits the 64 x 64 tile over 2 x 2 warps, and where the compiler
     dequantizes in the operand's own layout (zero points) both warps along the batch do it.
     """
     block_k = min(weight_format.group_size or 128, 128)
@@ -277,7 +276,7 @@ def default_config(
         block_k = 64
     if batch <= 16:
         # One warp per 16 rows: one more along the batch would dequantize the same weights again.
-        largest = Config(16, 32, block_k, num_warps=2, num_stages=5, max_registers=128)
+        largest = Config(16, 32, block_k, num_warps=2, num_stages=5)
     else:
         block_b = min(triton.next_power_of_2(batch), 64)
         largest = Config(block_b, 64, block_k, num_warps=4, num_stages=3)

@@ -45,6 +45,7 @@ from kernels.triton import tiles, tuned
 from kernels.triton.memory import load, load_words, scale_of, scale_of_matrix
 from kernels.triton.plan import (
     FP8_CAPABILITY,
+    NO_CAP,
     Plan,
     capability_of,
     check_batch,
@@ -300,7 +301,7 @@ def default_config(
     The assembler fills the registers it is given: under these caps `fused` and `bypass` at batch 1 run at
     the same occupancy, and neither spills. Only selects of NF4 and scales of FP4 that are quantized again need
     more than their `bypass`, and fewer rows.
-    Left to itself it sometimes spills to reach a round number, which a cap of 255 (none) prevents.
+    Left to itself it sometimes spills to reach a round number, which NO_CAP prevents.
     """
     bits = weight_format.bits
 
@@ -319,23 +320,28 @@ def default_config(
     if weight_format.group_size == 16:
         cap = 64  # at 56 its bypass does
     rows = 4 if batch <= 4 else 2
-    if weight_format.encoding in ("nf4", "fp4") and tuned and capability in (100, 103):
-        rows = 2  # there fp16 spills with more, under any cap
-    if bits == 7 and not tuned and capability in (100, 103):
-        cap, rows = 80, 2  # likewise, by a hundred bytes
-    if bits == 5 and not tuned and capability in (100, 103):
-        cap = 72  # likewise at k = 4096, by 16 bytes
     if not tuned and (weight_format.encoding == "nf4" or weight_format.scale_type == "nested"):
         cap, rows = 128, 2
     if bits == 1:
-        cap, rows = 96 if tuned else 80 if capability in (100, 103) else 48, 2
+        cap, rows = 96 if tuned else 48, 2
     if bits == 3:
         masked = min(map(padded, warps)) > k
-        cap, rows = 64 if masked else 72, 2  # with 4 rows masks spill, and on sm_100 all else does
+        cap, rows = 64 if masked else 72, 1 if batch > 8 else 2  # with more, masks spill
+    if capability in (100, 103):  # there the same programs need more
+        if bits < 8 and tuned == (weight_format.encoding in ("nf4", "fp4")):
+            rows = min(rows, 2)  # with more rows they spill under nearly any cap
+        if bits in (1, 3, 7) and not tuned:
+            cap = 80
+        if weight_format.group_size == 16 and not tuned:
+            cap = 72
+    if capability >= 100 and bits == 8 and not weight_format.group_size:
+        cap = 80  # at 72 its bypass spills
+    if capability == 120 and bits == 6 and tuned:
+        cap = 80  # at 56 to 72 one of its formats does
     return Config(
         block_n=rows,
         num_warps=min(warps, key=padded),
-        max_registers=255 if batch > 1 else cap,
+        max_registers=NO_CAP if batch > 1 else cap,
     )
 
 

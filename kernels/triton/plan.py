@@ -38,6 +38,7 @@ TORCH_DTYPES = {
 ACTIVATIONS: tuple[Float16, ...] = ("fp16", "bf16")
 FP8_CAPABILITY = 89  # from here on FP8 is converted by an instruction
 ALIGNMENT_BYTES = 16  # of every pointer: the width of the widest load
+NO_CAP = 255  # registers, the most that a thread can have
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ of the weights are those of `native`; what is added is the cast, fp32 activation
 fp32: a product in "ieee" precision is multiply-adds at every batch.
 
 The kernels are those of native.py, given x and y in fp32. At a small batch these widen their operands anyway,
-so that `upcast - native` is no more than the wider loads of x; from batch 16 on it is tensor cores or none. x
+so that `upcast - native` is no more than the wider loads of x; from batch 16 on it is tensor cores or none.
+More than 8 rows of fp32 would not fit the registers of the first kernel, so there the second takes over. x
 has the values of every other arm, widened once, when it is bound.
 """
 
@@ -25,6 +26,8 @@ from kernels.triton.plan import ACTIVATIONS, Plan, check_batch, check_matrix
 if TYPE_CHECKING:
     from kernels.kernel import Launch, Tensors
 
+GEMV_BATCHES = (1, 8)
+GEMM_BATCHES = (9, 256)
 TOLERANCE = 1e-4  # of the largest |y|: fp32 throughout
 
 
@@ -63,7 +66,7 @@ def bind_gemv(
         ValueError: an argument does not fit; the message says what would.
     """
     activation, n, k, batch = check_matrix(tensors, x, out, torch.float32)
-    check_batch("upcast gemv", batch, gemv.BATCHES)
+    check_batch("upcast gemv", batch, GEMV_BATCHES)
     return plan_gemv(activation, n, k, batch, config).launch(tensors["weights"], x.float(), out, k)
 
 
@@ -76,7 +79,7 @@ def bind_gemm(
         ValueError: an argument does not fit; the message says what would.
     """
     activation, n, k, batch = check_matrix(tensors, x, out, torch.float32)
-    check_batch("upcast gemm", batch, gemm.BATCHES)
+    check_batch("upcast gemm", batch, GEMM_BATCHES)
     return plan_gemm(activation, n, k, batch, config).launch(tensors["weights"], x.float(), out, k)
 
 
@@ -94,7 +97,7 @@ KERNELS = tuple(
         tolerance=TOLERANCE,
     )
     for variant, batches, bind in (
-        ("gemv", gemv.BATCHES, bind_gemv),
-        ("gemm", gemm.BATCHES, bind_gemm),
+        ("gemv", GEMV_BATCHES, bind_gemv),
+        ("gemm", GEMM_BATCHES, bind_gemm),
     )
 )
