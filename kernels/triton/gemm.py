@@ -92,7 +92,7 @@ def gemm_kernel(
     UNIT: tl.constexpr = tuned.unit(BITS, ENCODING) if TUNED and STAGE != "bypass" else 1.0
     # Several groups in a step: the scales multiply the weights, not the sums.
     SCALED: tl.constexpr = not PER_ROW and GROUP_SIZE < BLOCK_K
-    STEP: tl.constexpr = tl.cdiv(BLOCK_K, GROUP_SIZE)
+    STEP: tl.constexpr = (BLOCK_K + GROUP_SIZE - 1) // GROUP_SIZE  # tl.cdiv is no constant in 3.6
     LATE: tl.constexpr = SCALED and SCALE_TYPE == "e4m3"
     tl.static_assert(PER_ROW or SCALED or GROUP_SIZE % BLOCK_K == 0, "a step must stay in a group")
 

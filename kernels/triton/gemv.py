@@ -107,7 +107,7 @@ def gemv_kernel(
     HALF2: tl.constexpr = TUNED and FP16 and tuned.makes_pairs(ENCODING)
     UNIT: tl.constexpr = tuned.unit(BITS, ENCODING) if TUNED and STAGE != "bypass" else 1.0
     SPAN: tl.constexpr = span(LOADS * PER_LOAD, GROUP_SIZE, PER_ROW, HALF2)
-    SCALES: tl.constexpr = 1 if PER_ROW else tl.cdiv(LOADS * PER_LOAD, GROUP_SIZE)
+    SCALES: tl.constexpr = 1 if PER_ROW else (LOADS * PER_LOAD + GROUP_SIZE - 1) // GROUP_SIZE
 
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     # Where rows divide, their distance is a constant, and one address serves all of a lane's loads.
