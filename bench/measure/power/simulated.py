@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 
 from bench.analysis.traces import POWERS
+from bench.measure.devices.seeded import WORD, seeded
 from bench.measure.power import Clock, SensorError, SensorInfo
 from profiles.sensors import Traits
 
@@ -302,7 +303,7 @@ class SimulatedSensor:
         return self._seen_j[max(0, index - first)]
 
     def _rng(self, stream: str, index: int = 0) -> np.random.Generator:
-        return np.random.default_rng((self._seed, _STREAMS.index(stream), index & 0xFFFFFFFF))
+        return seeded(self._seed, _STREAMS.index(stream), index % WORD)
 
 
 def _quantised(value: float, step: float) -> float:
