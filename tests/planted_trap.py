@@ -305,7 +305,8 @@ def run_book(case: Case, scenario: Scenario, seed: int, mode: Mode = "graph") ->
         Journal(pathlib.Path(folder) / "run.jsonl") as journal,
     ):
         Run(plan, journal, lambda progress: None, partial(_open, case, scenario)).measure()
-        profile, samples = assemble(journal.ledger), samples_table(journal.rows)
+        samples = samples_table(journal.rows)
+        profile = assemble(journal.ledger, samples)
     return Book.open(profile, samples, REPLICATES)
 
 
@@ -358,9 +359,10 @@ def answers(
         repaid = next(iter(at_load(book))).steps_fused
         if repaid.value is not None:
             yield "at load, repaid", ("always", (repaid,))
+    costs = {path: costs_of(book, FORMAT.name, path, host) for path, _ in scales_of(case)}
     for path, batch in scales_of(case):
-        costs = costs_of(book, FORMAT.name, path, host)[batch]
-        scale = critical_scale(book, FORMAT.name, path, costs, CALLS, case.eager)
+        each = costs[path][batch]
+        scale = critical_scale(book, FORMAT.name, path, each, CALLS, case.eager)
         params = () if scale.params.value is None else (scale.params,)
         yield f"N* {path}, B = {batch}", (scale.sign, params)
 
