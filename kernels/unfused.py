@@ -6,17 +6,20 @@ Which 16-bit kernel is best depends on the machine and the batch, so the bench d
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import cast
-
-import torch
+from typing import TYPE_CHECKING, cast
 
 from kernels.formats import WeightFormat, find_format
 from kernels.kernel import Configuration, Kernel, Launch, Tensors
+
+if TYPE_CHECKING:
+    import torch
 
 
 @lru_cache(maxsize=8)
 def _scratch(n: int, k: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """One matrix per shape, shared by all copies of the weights: no allocation inside a launch."""
+    import torch  # not above: a simulated device composes kernels too, and has no use for it
+
     return torch.empty((n, k), dtype=dtype, device=device)
 
 

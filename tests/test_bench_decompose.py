@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from bench.analysis.arms import ArmKey, Problem, read_arms
-from bench.analysis.decompose import ArmFacts, decompose, fresh_blocks
+from bench.analysis.decompose import ArmFacts, decompose, fresh_blocks, read_pilot
 from bench.analysis.verdict import verdicts
 from profiles.schema import (
     SAMPLE_COLUMNS,
@@ -287,10 +287,11 @@ def test_fresh_blocks_follow_the_noisier_phi(noisy_arm: str) -> None:
         return time_us + (rng.uniform(0, 80) if arm[0] == noisy_arm else 0)
 
     pilot = samples(noisy, phase="pilot", blocks=5)
-    needed = fresh_blocks(pilot, workload(), PROTOCOL)
+    needed = fresh_blocks(read_pilot(pilot, workload()), PROTOCOL)
     assert set(needed) == {problem("up"), problem("down"), problem("layer")}
     assert needed[problem("up")] > 60  # ideal: (1.96 * 40 / 5)^2 = 246
-    assert set(fresh_blocks(samples(phase="pilot"), workload(), PROTOCOL).values()) == {20}
+    quiet = read_pilot(samples(phase="pilot"), workload())
+    assert set(fresh_blocks(quiet, PROTOCOL).values()) == {20}
 
 
 def test_a_failed_arm_has_a_row_without_a_time_and_no_comparison() -> None:

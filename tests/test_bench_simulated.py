@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from bench import dequant
 from bench.measure import run as run_module
 from bench.measure.devices import DeviceError, Prepared, Problem, find_device, open_device
+from bench.measure.devices.seeded import seeded
 from bench.measure.devices.simulated import BOARDS, NOISE, Scenario, SimulatedDevice
 from bench.measure.session import Session
 from kernels.formats import find_format
@@ -159,6 +160,13 @@ def test_an_arm_that_is_sampled_twice_in_a_block_has_two_samples() -> None:
     assert one != two
 
 
+@pytest.mark.parametrize("numbers", [(0,), (2**32 - 1, 0, 7), (5, 2**32, 7), (2**70, 0)])
+def test_its_generators_are_those_of_numpy(numbers: tuple[int, ...]) -> None:
+    """With numbers of one word, and with larger ones: a user may choose any seed."""
+    expected = np.random.default_rng(numbers).bit_generator.state
+    assert seeded(*numbers).bit_generator.state == expected
+
+
 def test_noise_is_of_the_planted_size_and_stalls_are_plateaus() -> None:
     seeds = blocks(4000)
     true_s = times(device(), "fused", [SEED])[0]
@@ -245,11 +253,11 @@ def test_devices_by_name() -> None:
             find_device(wrong)
 
 
-def test_it_loads_neither_torch_nor_triton() -> None:
+def test_a_run_on_it_loads_nothing_that_takes_a_second_to_load() -> None:
     code = (
-        "import sys, bench.measure.devices as d\n"
+        "import sys, bench.measure.devices as d, bench.measure.run\n"
         "d.open_device('simulated:h100')\n"
-        "assert not {'torch', 'triton', 'numba'} & set(sys.modules)"
+        "assert not {'torch', 'triton', 'numba', 'scipy.stats'} & set(sys.modules)"
     )
     root = Path(__file__).resolve().parent.parent
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

@@ -12,10 +12,10 @@ activations ("triton+torch") and the product alone ("torch") are two implementat
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,6 @@ KEY_COLUMNS = (
     *("operator", "batch", "format", "launch_mode", "cache_state"),
     *("arm", "implementation", "variant", "weight_format"),
 )
-VALUE_COLUMNS = ("phase", "process", "block", "time_s", "flags")
 PER_OPERATOR = "per operator"  # the variant of a layer whose operators prefer different ones
 
 
@@ -91,24 +90,45 @@ def read_arms(samples: pa.Table, phase: str) -> dict[Problem, Arms]:
     Raises:
         ValueError: a block has two samples of one arm, or a time is not positive and finite.
     """
-    found: defaultdict[ArmKey, list[tuple[int, float, str]]] = defaultdict(list)
-    columns = [samples.column(name).to_pylist() for name in (*KEY_COLUMNS, *VALUE_COLUMNS)]
-    for row in zip(*columns, strict=True):
-        problem, arm = Problem(*row[:5]), row[5:9]
-        row_phase, process, block, time_s, flags = row[9:]
-        if row_phase == phase:
-            found[ArmKey(problem, *arm)].append(((process << 32) + block, time_s, flags))
+    import pyarrow.compute as pc
+
+    samples = samples.filter(pc.equal(samples.column("phase"), phase))
+    process, index, times = (
+        samples.column(name).to_numpy() for name in ("process", "block", "time_s")
+    )
+    blocks = (process.astype(np.int64) << 32) + index
+    flags, words = _encoded(samples.column("flags"))
     problems: defaultdict[Problem, Arms] = defaultdict(dict)
-    for key, values in found.items():
-        blocks, times, words = zip(*sorted(values), strict=True)
-        if len(set(blocks)) != len(blocks):
+    for names, rows in _by_key(samples):
+        rows = rows[np.argsort(blocks[rows])]
+        key = ArmKey(Problem(*names[:5]), *names[5:])
+        block, time_s = blocks[rows], times[rows]
+        if (np.diff(block) == 0).any():
             raise ValueError(f"{key} has two samples in one block; pairs would be ambiguous.")
-        time_s = np.array(times, np.float64)
         if not (np.isfinite(time_s) & (time_s > 0)).all():
             raise ValueError(f"{key} has a time that is not positive and finite.")
-        flags = tuple(sorted(set(" ".join(words).split())))
-        problems[key.problem][key.kernel] = Series(np.array(blocks, np.int64), time_s, flags)
+        said = " ".join(words[code] for code in np.unique(flags[rows]))
+        series = Series(block, time_s, tuple(sorted(set(said.split()))))
+        problems[key.problem][key.kernel] = series
     return dict(problems)
+
+
+def _by_key(samples: pa.Table) -> Iterator[tuple[list[Any], NDArray[np.int64]]]:
+    """The values of the key columns, in the order in which they first occur, and the rows that have them."""
+    columns = [_encoded(samples.column(name)) for name in KEY_COLUMNS]
+    key = np.zeros(samples.num_rows, np.int64)
+    for codes, values in columns:
+        key = key * len(values) + codes
+    _, firsts, groups = np.unique(key, return_index=True, return_inverse=True)
+    rows = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
+    for group in np.argsort(firsts):
+        yield [values[codes[firsts[group]]] for codes, values in columns], rows[group]
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[Any]]:
+    """Each row's value as an index into the different values."""
+    found = column.combine_chunks().dictionary_encode()
+    return found.indices.to_numpy().astype(np.int64), found.dictionary.to_pylist()
 
 
 def add_layers(problems: Mapping[Problem, Arms], workload: Workload) -> dict[Problem, Arms]:

@@ -130,7 +130,12 @@ def decompose(
     return tuple(rows), tuple(comparisons)
 
 
-def fresh_blocks(samples: pa.Table, workload: Workload, protocol: Protocol) -> dict[Problem, int]:
+def read_pilot(samples: pa.Table, workload: Workload) -> dict[Problem, Arms]:
+    """The arms of the pilot's problems and layers, which the two functions below decide by."""
+    return add_layers(read_arms(samples, "pilot"), workload)
+
+
+def fresh_blocks(pilot: Mapping[Problem, Arms], protocol: Protocol) -> dict[Problem, int]:
     """How many fresh blocks each problem needs, from its pilot, for both phis to meet the target.
 
     Raises:
@@ -138,7 +143,7 @@ def fresh_blocks(samples: pa.Table, workload: Workload, protocol: Protocol) -> d
     """
     needed: dict[Problem, int] = {}
     least, most = protocol.fresh_blocks_minimum, protocol.fresh_blocks_maximum
-    for problem, arms in add_layers(read_arms(samples, "pilot"), workload).items():
+    for problem, arms in pilot.items():
         roles = pick_roles(arms, problem.format)
         if roles.best16 is None:
             continue
@@ -154,22 +159,21 @@ def fresh_blocks(samples: pa.Table, workload: Workload, protocol: Protocol) -> d
     return needed
 
 
-def compared_arms(samples: pa.Table, workload: Workload) -> set[ArmKey]:
+def compared_arms(pilot: Mapping[Problem, Arms]) -> set[ArmKey]:
     """The arms that the pilot gives a part in a phi: fused, bypass, unfused and best16.
 
     An arm that is the layer's best16 counts for every operator, and the other way round, so that
     sums over operators stay possible.
     """
-    problems = add_layers(read_arms(samples, "pilot"), workload)
     settings: dict[Problem, set[tuple[str, str, str]]] = {}
-    for problem, arms in problems.items():
+    for problem, arms in pilot.items():
         roles = pick_roles(arms, problem.format)
         parts = (roles.fused, roles.bypass, roles.unfused, roles.best16)
         families = {(i.arm, i.implementation, i.weight_format) for i in parts if i is not None}
         settings.setdefault(problem._replace(operator=LAYER), set()).update(families)
     return {
         ArmKey(problem, i.arm, i.implementation, i.variant, i.weight_format)
-        for problem, arms in problems.items()
+        for problem, arms in pilot.items()
         for i in arms
         if (i.arm, i.implementation, i.weight_format) in settings[problem._replace(operator=LAYER)]
     }

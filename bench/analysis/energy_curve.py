@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from profiles.schema import Kind, Quantity, absent
 
@@ -92,7 +92,7 @@ def curve(
             f"a + b / batch does not describe batch {batches[worst]}, which is {residual[worst]:+.1%} "
             f"off with an interval of {half[worst] / y[worst]:.1%}"
         )
-    error = half / student.ppf((1 + CONFIDENCE) / 2, n - 1)
+    error = half / stdtrit(n - 1, (1 + CONFIDENCE) / 2)
     if off.any():
         error = np.maximum(error, abs(residual) * y * math.sqrt(len(y) / (len(y) - 2)))
     a, b = (
@@ -125,6 +125,6 @@ def _coefficient(
     if total > 0:
         own = float((variances**2 / (n - 1)).sum())
         freedom = total**2 / own if own > 0 else math.inf
-        half = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(total)
+        half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(total)
     half = math.hypot(half, gain_uncertainty * value)
     return Quantity(value=value, low=value - half, high=value + half, n=len(errors), kind=kind)

@@ -30,7 +30,7 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from bench.analysis.energy import Rules, WindowEnergy
 from bench.analysis.sensor_edges import NAMES
@@ -226,7 +226,7 @@ def _spread(values: np.ndarray) -> float:
 @cache
 def _quantile(n: int) -> float:
     """Student's t of n trials."""
-    return float(student.ppf((1 + CONFIDENCE) / 2, n - 1))
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
 
 
 def _quantity(value: float, *widths: float, n: int, kind: Kind) -> Quantity:

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.analysis.arms import ArmKey, Arms, Problem, Series, add_layers, read_arms
+from bench.analysis.arms import Arms, Problem, Series, add_layers, read_arms
 from profiles.schema import ArmRow, Comparison, Implementation, Kind, Profile, Quantity, absent
 
 if TYPE_CHECKING:
@@ -151,7 +151,9 @@ class Book:
     arms: Mapping[Problem, Arms] | None
     size: int = REPLICATES
     _blocks: dict[Problem, Blocks] = field(default_factory=dict, repr=False)
-    _times: dict[ArmKey, Draws | None] = field(default_factory=dict, repr=False)
+    _times: dict[tuple[Problem, Implementation], Draws | None] = field(
+        default_factory=dict, repr=False
+    )
 
     @classmethod
     def open(cls, profile: Profile, samples: pa.Table | None, size: int = REPLICATES) -> Book:
@@ -203,7 +205,7 @@ class Book:
         """Median seconds of one call of an arm; None where it has no time."""
         if kernel is None:
             return None
-        key = ArmKey(problem, *kernel.model_dump().values())
+        key = (problem, kernel)
         if key not in self._times:
             self._times[key] = self._time_s(problem, kernel)
         return self._times[key]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from bench.analysis.sensor_edges import Edges, Floats, edges, polls
 from bench.analysis.traces import Trace
@@ -69,7 +69,7 @@ def find_updates(trace: Trace, channel: str, kind: Kind) -> Updates | str:
             f"its changes scatter by {scatter_s * 1e3:.1f} ms around a period of "
             f"{period_s * 1e3:.1f} ms: it keeps to none, or is polled too rarely"
         )
-    quantile = float(student.ppf((1 + CONFIDENCE) / 2, count - 2))
+    quantile = float(stdtrit(count - 2, (1 + CONFIDENCE) / 2))
     half = quantile * scatter_s / float(np.sqrt(((number - number.mean()) ** 2).sum()))
     periods = period_s + half * np.linspace(-2, 2, 401)
     centred = (number - number.mean())[:, None]
@@ -221,7 +221,7 @@ class LoadFit:
         freedom = len(self.at) - jacobian.shape[1]
         _check_sane(jacobian)
         covariance = np.linalg.pinv(jacobian.T @ jacobian) * self.residual_w**2
-        half = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * np.sqrt(np.diag(covariance))
+        half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * np.sqrt(np.diag(covariance))
         lag = _positive(self.lag_s, float(half[-1]) + resolution_s, len(self.at), kind)
         if self.averaging is not None:
             return absent("a counter misses no time, so it averages over all of it", kind), lag

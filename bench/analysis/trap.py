@@ -170,7 +170,7 @@ def analyse(
                     questions.hops,
                     questions.accuracy,
                     path,
-                    activation_error(book, c),
+                    activation_error(book, c) if path == "lowp" else None,
                 )
                 for c in layers
                 if c.batch == questions.batch

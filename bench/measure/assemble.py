@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.analysis.decompose import decompose
 from bench.analysis.joules import Joules, Trial, joules, with_joules
@@ -27,6 +28,9 @@ from profiles.schema import (
     SensorChannel,
 )
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 TRACE_SUFFIX = ".power.parquet"
 
 
@@ -37,14 +41,15 @@ def write(ledger: Ledger, output: Path) -> Profile:
         OSError: the folder cannot be written, or the disk is full.
         ProfileError: no reader would take what would be written.
     """
-    profile = assemble(ledger)
+    samples = samples_table(ledger.rows)
+    profile = assemble(ledger, samples)
     traces: dict[str, Samples] = {}
     try:
         for weight_format in profile.workload.formats:
             _write_trace(ledger, weight_format, output, traces)
         energy = profile.energy.model_copy(update={"traces": traces})
         profile = profile.model_copy(update={"energy": energy})
-        written = write_profile(profile, samples_table(ledger.rows), output)
+        written = write_profile(profile, samples, output)
     except BaseException:
         for trace in traces.values():
             output.with_name(trace.file).unlink(missing_ok=True)
@@ -53,14 +58,21 @@ def write(ledger: Ledger, output: Path) -> Profile:
     return written
 
 
-def assemble(ledger: Ledger) -> Profile:
-    """The profile of a run, complete or not, from its journal alone."""
+def assemble(ledger: Ledger, samples: pa.Table | None = None) -> Profile:
+    """The profile of a run, complete or not, from its journal alone.
+
+    Args:
+        ledger: what the journal says.
+        samples: its samples_table, where that is made already.
+    """
     assert ledger.header is not None
     assert ledger.opened is not None
     header, opened = ledger.header, ledger.opened
     kind = ledger.kind
+    if samples is None:
+        samples = samples_table(ledger.rows)
     quantities, comparisons = decompose(
-        samples_table(ledger.rows), ledger.workload, header.plan.protocol, ledger.facts, kind
+        samples, ledger.workload, header.plan.protocol, ledger.facts, kind
     )
     energy, found = _energy(ledger, kind)
     if found is not None:

@@ -536,15 +536,14 @@ class Run:
     def _plan_fresh(self, cell: tuple[str, int]) -> None:
         """From the pilot: how many fresh blocks, within the time of a cell, and the arms they need."""
         ledger, protocol = self._ledger, self.plan.protocol
-        workload = ledger.workload
         lost = {ledger.key(name) for name in ledger.skip}
-        pilot = samples_table(
-            [r for r in ledger.rows if (r["format"], r["batch"]) == cell and _key(r) not in lost]
-        )
-        compared = decompose.compared_arms(pilot, workload)
+        rows = [r for r in ledger.rows if (r["format"], r["batch"]) == cell]
+        samples = samples_table([r for r in rows if not lost or _key(r) not in lost])
+        pilot = decompose.read_pilot(samples, ledger.workload)
+        compared = decompose.compared_arms(pilot)
         lean = tuple(name for name in ledger.repeats if ledger.key(name) in compared)
         full_s, lean_s = self._block_s[cell], self._cost_s(lean)
-        by_problem = sorted(decompose.fresh_blocks(pilot, workload, protocol).values())
+        by_problem = sorted(decompose.fresh_blocks(pilot, protocol).values())
         needed = by_problem[-2:][0] if by_problem else 0  # one noisy operator does not hold up all
         least = self._least()
         affordable = least + max(0, math.floor((CELL_S - least * full_s) / max(lean_s, 1e-6)))

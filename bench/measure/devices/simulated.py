@@ -45,6 +45,7 @@ from bench.measure.devices import (
     Problem,
     Sample,
 )
+from bench.measure.devices.seeded import seeded
 from kernels.formats import FORMATS, LOWP_ALIASES
 from kernels.kernel import Arm, Kernel, Launch, Tensors, traffic
 from kernels.packing import Weights
@@ -517,7 +518,7 @@ def _phase(s: Scenario, run: int) -> float:
 
 def _random(s: Scenario, what: str, *numbers: int) -> np.random.Generator:
     """A generator of its own for each purpose, each time at its beginning."""
-    return np.random.default_rng((_PURPOSES.index(what), s.seed, *numbers))
+    return seeded(_PURPOSES.index(what), s.seed, *numbers)
 
 
 def _throttled(s: Scenario, run: int, at_s: float) -> bool:

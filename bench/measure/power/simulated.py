@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 
 from bench.analysis.traces import POWERS
+from bench.measure.devices.seeded import WORD, seeded
 from bench.measure.power import Clock, SensorError, SensorInfo
 from profiles.sensors import Traits
 
@@ -192,6 +193,8 @@ class SimulatedSensor:
         self._slow = list(faults.slow)
         self._calls = self._rng("call")
         self._last: dict[str, tuple[int, float]] = {}  # channel to its last update and reading
+        # the counter's last update, since when it counted then, and its reading
+        self._counted = (-1, math.nan, 0.0)
         # of which conditions, how many of them, and what they add up to
         self._known: tuple[object, int, dict[str, float]] = (None, 0, {})
         self._seen_j = [0.0]  # joules seen since the first update, one more for each
@@ -225,7 +228,9 @@ class SimulatedSensor:
         t += drawn[1] * takes_s
         if t >= self._faults.lost_s:
             raise SensorError("GPU is lost")
-        values = {c: v for c, v in self.values(t).items() if c not in self._faults.missing}
+        values = self.values(t)
+        for channel in self._faults.missing:
+            values.pop(channel, None)
         return values, "; ".join(self._faults.missing.values())
 
     def close(self) -> None:
@@ -235,7 +240,8 @@ class SimulatedSensor:
         """What it says at a moment."""
         f, traits = self._faults, self._traits
         seen_at = min(t, f.frozen_s)
-        values = {c: self._power_w(c, self._index(seen_at)) for c in traits.averaging_s}
+        index = self._index(seen_at)
+        values = {c: self._power_w(c, index) for c in traits.averaging_s}
         if traits.counter_update_s is not None:
             values["energy_j"] = self._counter_j(seen_at)
         if t >= f.zero_s:
@@ -275,14 +281,17 @@ class SimulatedSensor:
     def _counter_j(self, t: float) -> float:
         counter_s = self._traits.counter_update_s
         assert counter_s is not None
-        u = self._counter_phase_s + counter_s * math.floor((t - self._counter_phase_s) / counter_s)
+        update = math.floor((t - self._counter_phase_s) / counter_s)
         since_s = self._began_s - UPTIME_S
         if t >= self._faults.reset_s:
             since_s = self._faults.reset_s
-        joules = self._counted_j(since_s, max(u, since_s))
-        if not math.isinf(self._faults.wrap_j):
-            joules %= self._faults.wrap_j
-        return _quantised(joules, self._errors.step_j)
+        if self._counted[:2] != (update, since_s):
+            until_s = max(self._counter_phase_s + counter_s * update, since_s)
+            joules = self._counted_j(since_s, until_s)
+            if not math.isinf(self._faults.wrap_j):
+                joules %= self._faults.wrap_j
+            self._counted = (update, since_s, _quantised(joules, self._errors.step_j))
+        return self._counted[2]
 
     def _counted_j(self, since_s: float, until_s: float) -> float:
         """Joules between two updates of the counter."""
@@ -302,7 +311,7 @@ class SimulatedSensor:
         return self._seen_j[max(0, index - first)]
 
     def _rng(self, stream: str, index: int = 0) -> np.random.Generator:
-        return np.random.default_rng((self._seed, _STREAMS.index(stream), index & 0xFFFFFFFF))
+        return seeded(self._seed, _STREAMS.index(stream), index % WORD)
 
 
 def _quantised(value: float, step: float) -> float:
