@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bench.static import sass
-from bench.static.peer_code import natural_loop
 
 MOST_PASSES = 1 << 16  # of nested loops together; more is taken for a misreading
 WAITS = re.compile(r"TRYWAIT|NANOSLEEP")
@@ -58,7 +57,7 @@ def inner_loops(code: sass.Code) -> tuple[Inner, ...]:
     ends: dict[int, list[int]] = {}
     for first, last in sass.loops(code):
         inside = first in hot and last in hot and first != min(hot)
-        if inside and natural_loop(code, first, last):
+        if inside and sass.natural_loop(code, first, last):
             ends.setdefault(first, []).append(last)
     found = []
     for first, branches in sorted(ends.items()):
