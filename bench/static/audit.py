@@ -89,7 +89,7 @@ class Audit:
         num_warps: per program; None: unknown.
         resident_warps: that fit on one multiprocessor; None: unknown.
         outside: instructions that run once, around the loop, by class; none without a loop.
-        guarded: instructions of the hot path that a branch may skip.
+        guarded: instructions of one pass of the hot path that a branch may skip.
         warp_mma: those of class "mma" that belong to one warp, which newer boards run slowly.
         inner_loops: loops within the hot path, each of whose passes counts.
         unknown_loops: those of them that count once because nobody knows how often they run.
@@ -171,8 +171,10 @@ def audit_code(
         weights: that one lane handles in one pass.
         **found: registers, stack_bytes and other attributes of `Audit`.
     """
-    inner = nesting.inner_loops(code)
-    hot = nesting.executed(code, inner)
+    hot_path = sass.hot_path(code)
+    inner = nesting.inner_loops(code, hot_path)
+    hot = nesting.executed(hot_path, inner)
+    skipped = sass.guarded(code)
     converting = [i for i in hot if sass.class_of(i) == "cvt"]
     return Audit(
         name=name,
@@ -185,7 +187,7 @@ def audit_code(
         weights=weights,
         spill_instructions=sass.count(code, sass.SPILLS),
         outside=dict(sass.per_class(sass.outside(code))),
-        guarded=sass.guarded(code),
+        guarded=sum(i.index in skipped for i in hot),
         warp_mma=sass.count(hot, sass.WARP_MMA),
         inner_loops=len(inner),
         unknown_loops=sum(loop.passes is None for loop in inner),

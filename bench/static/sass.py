@@ -183,8 +183,8 @@ def hot_path(code: Code) -> Code:
     return tuple(instruction for instruction in body if instruction.index in seen)
 
 
-def guarded(code: Code) -> int:
-    """Instructions of the hot path that a forward branch within it may skip, though they are counted.
+def guarded(code: Code) -> set[int]:
+    """Indices on the hot path of what a forward branch within it may skip, though it is counted.
 
     Many of them mean that the path of a typical warp is not known: the loop is guarded.
     """
@@ -196,7 +196,7 @@ def guarded(code: Code) -> int:
         targets = [index for index in successors(instruction) if index > instruction.index + 1]
         if len(successors(instruction)) > 1 and targets and targets[0] <= hot[-1].index:
             skipped.update(i.index for i in hot if instruction.index < i.index < targets[0])
-    return len(skipped)
+    return skipped
 
 
 def outside(code: Code) -> Code:
