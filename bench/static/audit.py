@@ -36,7 +36,8 @@ FAST_CAPABILITY = 86  # from here on an instruction turns integers into floats o
 ACTIVATION_BITS = 16
 DIFFERENCE = "fused-bypass"
 UNFUSED = "unfused"
-LOWER_BOUND = "at least"  # an inner loop of unknown length
+LOWER_BOUND = "at least"  # an inner loop of unknown length: in a table, and in words
+UNKNOWN_LOOP = "a loop within the loop: how often it runs is not in the code"
 RESOURCES = ("registers", "spills", "shared_bytes")
 MEASURES = ("total", *sass.CLASS_NAMES, *RESOURCES)
 
@@ -137,6 +138,7 @@ class Row:
         audit: what was found; None for a difference or a sum of two kernels.
         per_weight: instructions per weight, "total" and by class; per pass if `weights` is None.
         weights: that one lane handles in one pass.
+        lower_bound: whether a loop of unknown length counts once in it, or in a kernel that it is made of.
     """
 
     name: str
@@ -145,6 +147,7 @@ class Row:
     audit: Audit | None
     per_weight: Mapping[str, float] = field(default_factory=dict)
     weights: int | None = None
+    lower_bound: bool = False
 
     def value(self, measure: str) -> float | None:
         """One of the MEASURES; None where it has no meaning or is not known."""
@@ -271,7 +274,8 @@ def row_of(audit: Audit, job: Job | None = None) -> Row:
     weights = audit.weights or 1
     values = {name: audit.classes.get(name, 0) / weights for name in sass.CLASS_NAMES}
     values["total"] = audit.instructions / weights
-    return Row(audit.name, audit.capability, job, audit, values, audit.weights)
+    bound = audit.unknown_loops > 0
+    return Row(audit.name, audit.capability, job, audit, values, audit.weights, bound)
 
 
 def rows_of(audits: Mapping[Job, Audit]) -> Iterator[Row]:
@@ -297,7 +301,8 @@ def difference(fused: Row, bypass: Row) -> Row:
     assert fused.job is not None
     values = {name: fused.per_weight[name] - bypass.per_weight[name] for name in fused.per_weight}
     job = replace(fused.job, arm=DIFFERENCE)
-    return Row(job.name, fused.capability, job, None, values, fused.weights)
+    bound = fused.lower_bound or bypass.lower_bound
+    return Row(job.name, fused.capability, job, None, values, fused.weights, bound)
 
 
 def two_launches(first: Row, second: Row) -> Row:
@@ -307,7 +312,8 @@ def two_launches(first: Row, second: Row) -> Row:
     values = {name: first.per_weight[name] + second.per_weight[name] for name in first.per_weight}
     variant = f"{first.job.variant}+{second.job.variant}"
     job = replace(first.job, arm=UNFUSED, variant=variant, batch=second.job.batch)
-    return Row(job.name, first.capability, job, None, values, first.weights)
+    bound = first.lower_bound or second.lower_bound
+    return Row(job.name, first.capability, job, None, values, first.weights, bound)
 
 
 def bytes_moved(arm: str, weight_format: WeightFormat) -> float:

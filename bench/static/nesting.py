@@ -25,18 +25,8 @@ from bench.static import sass
 
 MOST_PASSES = 1 << 16  # of nested loops together; more is taken for a misreading
 IDLE = (  # no work: asks a barrier whether its phase is over, and passes the time until then
-    *(
-        "SYNCS.PHASECHK",
-        "NANOSLEEP",
-        "YIELD",
-        "NOP",
-        "WARPSYNC",
-        "BSSY",
-        "BSYNC",
-        "MOV",
-        "UMOV",
-        "BRA",
-    ),
+    *("SYNCS.PHASECHK", "NANOSLEEP", "YIELD", "NOP", "WARPSYNC", "BSSY", "BSYNC"),
+    *("MOV", "UMOV", "BRA"),
 )
 MOVES = ("MOV", "UMOV", "IMAD.MOV", "CS2R", "HFMA2.MMA", "HFMA2")
 ADDS = ("IADD", "VIADD", "UIADD", "IMAD.IADD", "UVIADD")
@@ -243,9 +233,7 @@ def _waits(code: sass.Code, last: int, body: Collection[int]) -> bool:
     guard = _guard(code[last])
     if guard is None or not all(code[i].is_any(IDLE) for i in body):
         return False
-    return any(
-        _writes(code[i], guard[2]) for i in body
-    )  # of IDLE only a question writes predicates
+    return any(_writes(code[i], guard[2]) for i in body)  # which a question alone does, of IDLE
 
 
 def _leaves(instruction: sass.Instruction, body: Collection[int]) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.static import sass
+from bench.static import nesting, sass
 
 NARROW_BITS = 16  # loads up to here are those of a row's end, ...
 WIDE_BITS = 128  # ... where the loop has such loads too
@@ -33,12 +33,14 @@ class Counted:
         looped: whether that is a loop; otherwise the whole function.
         left_out: instructions of the loop that only the end of a row takes.
         weights: that one lane handles in one pass.
+        lower_bound: whether a loop within it counts once because nobody knows how often it runs.
     """
 
     classes: Mapping[str, int]
     looped: bool
     left_out: int
     weights: int
+    lower_bound: bool = False
 
     @property
     def per_weight(self) -> dict[str, float]:
@@ -62,7 +64,10 @@ def count_code(code: sass.Code, weights: int) -> Counted:
     body = hot_loop(code)
     kept = without_ends(code, body) if body else sass.reached(code, 0, set())
     hot = [code[index] for index in kept]
-    return Counted(dict(sass.per_class(hot)), bool(body), len(body - kept), weights)
+    inner = nesting.inner_loops(code, hot)
+    classes = dict(sass.per_class(nesting.executed(hot, inner)))
+    bound = any(loop.passes is None for loop in inner)
+    return Counted(classes, bool(body), len(body - kept), weights, bound)
 
 
 def hot_loop(code: sass.Code) -> set[int]:
