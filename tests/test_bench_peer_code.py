@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from bench.static import gemlite_code, peer_audit
-from bench.static.peer_code import blocks, count_code, hot_loop
+from bench.static.audit import Audit, Job
+from bench.static.peer_code import Counted, blocks, count_code, hot_loop
 from bench.static.peers import load_peers
 from bench.static.sass import Instruction
 from kernels import peers
@@ -87,6 +89,42 @@ def test_code_without_a_loop_is_counted_whole_but_for_its_padding() -> None:
     assert (counted.instructions, counted.looped) == (3, False)
 
 
+NESTED = code(
+    "LDG.E.128",                         # 0  head
+    "NOP",                               # 1
+    "BRA >6",                            # 2  to the inner loop, most of which was moved behind
+    "FFMA",                              # 3
+    "@P1 BRA >0",                        # 4
+    "EXIT",                              # 5
+    "MOV R7, RZ",                        # 6
+    "HFMA2",                             # 7  head of the inner loop
+    "@P2 BRA >13",                       # 8
+    "VIADD R7, R7, 0x1",                 # 9
+    "ISETP.GE.AND P0, PT, R7, 0x3, PT",  # 10
+    "@!P0 BRA >7",                       # 11
+    "BRA >3",                            # 12
+    "LOP3",                              # 13 of the inner loop too
+    "BRA >9",                            # 14
+)  # fmt: skip
+
+
+def test_a_loop_within_the_loop_counts_as_often_as_it_runs() -> None:
+    """Seven instructions around it, and thrice seven of it: where its blocks lie does not matter."""
+    assert hot_loop(NESTED) == set(range(15)) - {5}
+    counted = count_code(NESTED, 4)
+    assert (counted.classes["half2"], counted.instructions, counted.lower_bound) == (
+        3,
+        7 + 3 * 7,
+        False,
+    )
+
+
+def test_a_loop_of_unknown_length_makes_a_lower_bound() -> None:
+    end = Instruction(10, "ISETP.GE.AND", "P0, PT, R7, R20, PT")
+    counted = count_code((*NESTED[:10], end, *NESTED[11:]), 4)
+    assert (counted.classes["half2"], counted.instructions, counted.lower_bound) == (1, 14, True)
+
+
 # ---- what was typed -----------------------------------------------------------------------------
 
 TYPED_80 = {"gemm_4bit_simt": 8.34, "kDequantizeBlockwise": 23.25}  # research, tables of 2026-11
@@ -163,6 +201,33 @@ def test_what_is_not_installed_is_imported_and_said_to_be() -> None:
         line.kernel: line.per_weight["total"] for line in bf16.lines if "tinygemm" in line.kernel
     }
     assert sides == {"tinygemm bf16": 3.3, "tinygemm (PyTorch int4mm), bf16": 4.38}
+
+
+@pytest.mark.usefixtures("nothing")
+def test_a_lower_bound_of_ours_is_marked() -> None:
+    job = Job("fused", "gemv", "int4-g128", "fp16", 1, 90)
+    audit = Audit(job.name, 90, {"int": 64}, 0, {}, looped=True, weights=64, unknown_loops=1)
+    found = peer_audit.audit_peers(load_gpu("h100"), "fp16", {job: audit})
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(peer_audit.render(found))
+    assert "≥ ours: Triton gemv" in console.export_text()
+    bounds = [k["kernel"] for k in peer_audit.to_data(found)["kernels"] if k["lower_bound"]]
+    assert bounds == ["ours: Triton gemv"]
+
+
+@pytest.mark.usefixtures("nothing")
+def test_a_lower_bound_of_others_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted({"int": 64}, looped=True, left_out=0, weights=64, lower_bound=True)
+    shipped = dict.fromkeys(peer_audit.BITSANDBYTES, counted)
+    tile = gemlite_code.Gemlite("gemv", "BLOCK_SIZE_N=128", counted)
+    monkeypatch.setattr(peer_audit, "_absent", lambda name: None)
+    monkeypatch.setattr(peer_audit, "version", lambda name: "1")
+    monkeypatch.setattr(peer_audit, "bitsandbytes_library", lambda: Path("library.so"))
+    monkeypatch.setattr(peer_audit, "count_shipped", lambda *_: shipped)
+    monkeypatch.setattr(peer_audit, "count_gemlite", lambda *_: [tile] * len(peer_audit.GEMLITE))
+    lines = peer_audit.audit_peers(load_gpu("h100"), "fp16", {}).lines
+    assert {line.kind for line in lines if line.lower_bound} == {"modelled"}
+    assert sum(line.lower_bound for line in lines) == len(shipped) + len(peer_audit.GEMLITE)
 
 
 @pytest.mark.usefixtures("nothing")

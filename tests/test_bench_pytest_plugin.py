@@ -15,7 +15,7 @@ import pytest
 import user_kernels
 
 from bench.measure.devices import Device, Prepared, Problem
-from bench.pytest_plugin import Benchmark, dequant_benchmark, instructions_of, phi_of
+from bench.pytest_plugin import Benchmark, _counted, dequant_benchmark, instructions_of, phi_of
 from bench.static import cuda_audit
 from bench.static.audit import Audit
 from bench.static.cuda_audit import audit_plan
@@ -123,6 +123,25 @@ def test_instructions_are_those_of_the_board(monkeypatch: pytest.MonkeyPatch) ->
     assert asked == ["90a"]
     assert info["instructions_arch"] == "sm_90a"
     assert 0.7 < info["instructions_per_weight"] < 0.98  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"unknown_loops": 1}, "a loop within the loop: how often it runs is not in the code"),
+        ({"spill_instructions": 2}, "spills: values go through local memory, which is not counted"),
+    ],
+)
+@pytest.mark.parametrize("weights", [64, None])
+def test_a_count_that_is_not_exact_is_left_out(
+    changes: dict[str, Any], why: str, weights: int | None
+) -> None:
+    audit = Audit("k", 90, {"int": 128}, 0, {}, looped=True, weights=weights)
+    exact = {"instructions_per_weight": 2.0} if weights else {"instructions_per_pass": 128}
+    assert exact.items() <= _counted(audit, "sm_90").items()
+    assert _counted(replace(audit, **changes), "sm_90") == {
+        "instructions_per_weight": None, "instructions_reason": why, "instructions_arch": "sm_90",
+    }  # fmt: skip
 
 
 def test_what_launches_no_triton_kernel_has_no_count() -> None:

@@ -28,7 +28,7 @@ from bench.static.audit import (
 )
 from bench.static.audit_cache import Cache
 from bench.static.audit_gate import Breach, GateError, breaches, load_limits
-from bench.static.audit_report import Report, budget
+from bench.static.audit_report import Report, budget, render, to_data
 from kernels.formats import find_format
 from profiles import specs
 from profiles.specs import load_gpu
@@ -175,6 +175,31 @@ def test_unfused_is_both_of_its_launches() -> None:
     assert both.per_weight["total"] == 64 / 64 + 64 / 32
     assert both.value("registers") is None
     assert rows.index(both) == 1  # after its first launch
+
+
+def test_what_is_made_of_a_lower_bound_is_marked_and_has_no_gate(tmp_path: Path) -> None:
+    """The bypass and the 16-bit product have a loop of unknown length; fused and dequantize have none."""
+    dequantize = Job("dequantize", "ptx", "int4-g128", "fp16", 1, 90)
+    native = Job("native", "gemv", "fp16", "fp16", 1, 90)
+    audits = {job: planted(job) for job in (FUSED, dequantize)}
+    audits |= {job: planted(job, unknown_loops=1) for job in (BYPASS, native)}
+    rows = list(rows_of(audits))
+    names = {row.job.arm for row in rows if row.job and row.lower_bound}
+    assert names == {"bypass", "fused-bypass", "native", "unfused"}
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(render(Report(rows, [], "")))
+    lines = [line.split("  ")[0].strip() for line in shown.getvalue().splitlines()]
+    assert {"≥ gemv-ptx fused - bypass", "≥ ptx+gemv unfused", "gemv-ptx fused"} <= set(lines)
+    assert "≥ a lower bound, or made of one" in shown.getvalue()
+    data = to_data(Report(rows, [], ""))["kernels"]
+    assert {row["arm"] for row in data if row["lower_bound"]} == names
+    for arm in (*names, "fused"):
+        path = write(tmp_path / "limits.toml", f'[[limit]]\nkernel = "*/{arm}/*"\ntotal = 99')
+        if arm == "fused":
+            assert breaches(load_limits(path), rows) == []
+        else:
+            with pytest.raises(GateError, match="cannot be held against a lower bound"):
+                breaches(load_limits(path), rows)
 
 
 def test_budget_by_hand() -> None:
@@ -497,6 +522,9 @@ def test_a_target_is_for_sm_90_and_no_kernel_may_spill() -> None:
     audits[jobs[0]] = planted(jobs[0], spill_instructions=2)
     (line,) = targets.lines(audits, ["int8-ch"])
     assert line.failure == "spills"
+    audits[jobs[0]] = planted(jobs[0], unknown_loops=1)
+    (line,) = targets.lines(audits, ["int8-ch"])
+    assert line.failure == "a loop within the loop: how often it runs is not in the code"
     (line,) = targets.lines({}, ["int8-ch"])
     assert line.failure == "was not counted on sm_90"
 

@@ -132,6 +132,8 @@ def test_a_target_that_is_missed_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.failure.endswith("times its target")
     spilled = replace(found, audit=replace(found.audit, spill_instructions=3))
     assert spilled.failure == "spills (3)"
+    longer = replace(found, audit=replace(found.audit, unknown_loops=1))
+    assert longer.failure == "a loop within the loop: how often it runs is not in the code"
 
 
 @pytest.mark.proof

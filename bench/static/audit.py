@@ -36,7 +36,8 @@ FAST_CAPABILITY = 86  # from here on an instruction turns integers into floats o
 ACTIVATION_BITS = 16
 DIFFERENCE = "fused-bypass"
 UNFUSED = "unfused"
-LOWER_BOUND = "at least"  # an inner loop of unknown length
+LOWER_BOUND = "at least"  # an inner loop of unknown length: in a table, and in words
+UNKNOWN_LOOP = "a loop within the loop: how often it runs is not in the code"
 RESOURCES = ("registers", "spills", "shared_bytes")
 MEASURES = ("total", *sass.CLASS_NAMES, *RESOURCES)
 
@@ -89,7 +90,7 @@ class Audit:
         num_warps: per program; None: unknown.
         resident_warps: that fit on one multiprocessor; None: unknown.
         outside: instructions that run once, around the loop, by class; none without a loop.
-        guarded: instructions of the hot path that a branch may skip.
+        guarded: instructions of one pass of the hot path that a branch may skip.
         warp_mma: those of class "mma" that belong to one warp, which newer boards run slowly.
         inner_loops: loops within the hot path, each of whose passes counts.
         unknown_loops: those of them that count once because nobody knows how often they run.
@@ -137,6 +138,7 @@ class Row:
         audit: what was found; None for a difference or a sum of two kernels.
         per_weight: instructions per weight, "total" and by class; per pass if `weights` is None.
         weights: that one lane handles in one pass.
+        lower_bound: whether a loop of unknown length counts once in it, or in a kernel that it is made of.
     """
 
     name: str
@@ -145,6 +147,7 @@ class Row:
     audit: Audit | None
     per_weight: Mapping[str, float] = field(default_factory=dict)
     weights: int | None = None
+    lower_bound: bool = False
 
     def value(self, measure: str) -> float | None:
         """One of the MEASURES; None where it has no meaning or is not known."""
@@ -171,8 +174,10 @@ def audit_code(
         weights: that one lane handles in one pass.
         **found: registers, stack_bytes and other attributes of `Audit`.
     """
-    inner = nesting.inner_loops(code)
-    hot = nesting.executed(code, inner)
+    hot_path = sass.hot_path(code)
+    inner = nesting.inner_loops(code, hot_path)
+    hot = nesting.executed(hot_path, inner)
+    skipped = sass.guarded(code)
     converting = [i for i in hot if sass.class_of(i) == "cvt"]
     return Audit(
         name=name,
@@ -185,7 +190,7 @@ def audit_code(
         weights=weights,
         spill_instructions=sass.count(code, sass.SPILLS),
         outside=dict(sass.per_class(sass.outside(code))),
-        guarded=sass.guarded(code),
+        guarded=sum(i.index in skipped for i in hot),
         warp_mma=sass.count(hot, sass.WARP_MMA),
         inner_loops=len(inner),
         unknown_loops=sum(loop.passes is None for loop in inner),
@@ -269,7 +274,8 @@ def row_of(audit: Audit, job: Job | None = None) -> Row:
     weights = audit.weights or 1
     values = {name: audit.classes.get(name, 0) / weights for name in sass.CLASS_NAMES}
     values["total"] = audit.instructions / weights
-    return Row(audit.name, audit.capability, job, audit, values, audit.weights)
+    bound = audit.unknown_loops > 0
+    return Row(audit.name, audit.capability, job, audit, values, audit.weights, bound)
 
 
 def rows_of(audits: Mapping[Job, Audit]) -> Iterator[Row]:
@@ -295,7 +301,8 @@ def difference(fused: Row, bypass: Row) -> Row:
     assert fused.job is not None
     values = {name: fused.per_weight[name] - bypass.per_weight[name] for name in fused.per_weight}
     job = replace(fused.job, arm=DIFFERENCE)
-    return Row(job.name, fused.capability, job, None, values, fused.weights)
+    bound = fused.lower_bound or bypass.lower_bound
+    return Row(job.name, fused.capability, job, None, values, fused.weights, bound)
 
 
 def two_launches(first: Row, second: Row) -> Row:
@@ -305,7 +312,8 @@ def two_launches(first: Row, second: Row) -> Row:
     values = {name: first.per_weight[name] + second.per_weight[name] for name in first.per_weight}
     variant = f"{first.job.variant}+{second.job.variant}"
     job = replace(first.job, arm=UNFUSED, variant=variant, batch=second.job.batch)
-    return Row(job.name, first.capability, job, None, values, first.weights)
+    bound = first.lower_bound or second.lower_bound
+    return Row(job.name, first.capability, job, None, values, first.weights, bound)
 
 
 def bytes_moved(arm: str, weight_format: WeightFormat) -> float:

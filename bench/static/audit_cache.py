@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "build" / "sass"
 COMMITTED = ROOT / "profiles" / "modelled" / "counts.jsonl.gz"
-PROGRAMS = ("audit", "compile", "nesting", "occupancy", "peer_code", "sass")
+PROGRAMS = ("audit", "compile", "nesting", "occupancy", "sass")
 DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError)  # of an entry
 
 

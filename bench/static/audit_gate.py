@@ -119,9 +119,7 @@ def breaches(limits: Sequence[Limit], rows: Sequence[Row]) -> list[Breach]:
             known = [(row, value) for row in chosen if (value := row.value(measure)) is not None]
             if not known:
                 raise GateError(_applies_to_nothing(limit, measure, bool(chosen)))
-            if any(row.audit and row.audit.unknown_loops for row, _ in known) and (
-                measure not in RESOURCES
-            ):
+            if measure not in RESOURCES and any(row.lower_bound for row, _ in known):
                 raise GateError(
                     f"the limit on {measure} of {limit.kernel!r} on {limit.arch!r} cannot be held against a "
                     "lower bound: a loop within the hot loop runs as often as a value at run time says."

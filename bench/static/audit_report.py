@@ -37,8 +37,8 @@ PER_PASS_NOTE = (
     "there is no R. Give --weights N."
 )
 LOWER_NOTE = (
-    "≥ a lower bound: a loop within the hot loop runs as often as a value at run time says; it is counted "
-    "once, and there is no R."
+    "≥ a lower bound, or made of one: a loop within the hot loop runs as often as a value at run time says; it "
+    "is counted once, and there is no R."
 )
 PIPES = {"issue": "issue", "integer": "int", "imad": "imad", "half2": "half2", "fp32": "fp32",
          "conversion": "XU", "shared": "shfl"}  # fmt: skip
@@ -127,7 +127,7 @@ def render(report: Report) -> RenderableType:
     parts.append(Text(f"{COUNTS_NOTE} {report.compiler}.", style="dim"))
     if any(not audit.looped for audit in audits):
         parts.append(Text(WHOLE_NOTE, style="dim"))
-    if any(audit.unknown_loops for audit in audits):
+    if any(row.lower_bound for row in report.rows):
         parts.append(Text(LOWER_NOTE, style="bold"))
     if any(audit.weights is None for audit in audits):
         parts.append(Text(PER_PASS_NOTE, style="bold"))
@@ -164,6 +164,7 @@ def _row_data(row: Row, report: Report) -> dict[str, Any]:
         "instructions_per": "pass" if row.weights is None else "weight",
         "instructions": dict(row.per_weight),
         "weights_per_pass": row.weights,
+        "lower_bound": row.lower_bound,
         "audit": None if row.audit is None else {**asdict(row.audit), "spills": row.audit.spills},
         "ratios": {
             key: {**asdict(ratio), "verdict": ratio.verdict} for key, ratio in ratios.items() if ratio
@@ -190,10 +191,9 @@ def _name(row: Row) -> str:
 
 
 def _label(row: Row) -> str:
-    if row.audit is None:
-        return _name(row)
-    bound = "≥ " if row.audit.unknown_loops else ""
-    return bound + _name(row) + ("" if row.audit.looped else " *")
+    bound = "≥ " if row.lower_bound else ""
+    whole = " *" if row.audit is not None and not row.audit.looped else ""
+    return bound + _name(row) + whole
 
 
 def _budget(gpu: Gpu, stored: str) -> dict[str, float]:

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.static import foreign, sass
-from bench.static.audit import Audit, row_of
+from bench.static.audit import UNKNOWN_LOOP, Audit, row_of
 from bench.static.occupancy import RESERVED_SHARED_BYTES, resident_programs
 from bench.static.peers import load_peers
 from kernels.cuda.plan import (
@@ -105,6 +105,8 @@ class Compiled:
         """What is wrong with it, in words; None: nothing."""
         if self.audit.spills:
             return f"spills ({self.audit.spills})"
+        if self.audit.unknown_loops:
+            return UNKNOWN_LOOP
         if self.target is not None and self.instructions_per_weight > SLACK * self.target:
             return f"needs {self.instructions_per_weight / self.target:.2f} times its target"
         return None

@@ -7,27 +7,31 @@
 
 Start, step and end are read off the instructions and the counter is run through, so it does not matter which of
 change and test comes first. Everything else is not derived: a bound in a register, a second way out, a counter
-that another branch may have set. Such a loop counts once, and what is said of the kernel is a lower bound. A
-loop that waits (for a barrier, TRYWAIT) does its work once, however often it asks. A block that was moved
-behind the code it belongs to, and that branches back there, is no loop: one gets to it without passing its
-target.
+that another branch may have set, or whose change a branch may skip. Such a loop counts once, and what is said
+of the kernel is a lower bound. A loop that does nothing but ask a barrier (PHASECHK) counts once too, and for
+sure: how often it asks is time that the kernel waits, and not its work. A block that was moved behind the code
+it belongs to, and that branches back there, is no loop: one gets to it without passing its target.
 """
 
 from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from math import prod
 
 from bench.static import sass
-from bench.static.peer_code import natural_loop
 
 MOST_PASSES = 1 << 16  # of nested loops together; more is taken for a misreading
-WAITS = re.compile(r"TRYWAIT|NANOSLEEP")
+IDLE = (  # no work: asks a barrier whether its phase is over, and passes the time until then
+    *("SYNCS.PHASECHK", "NANOSLEEP", "YIELD", "NOP", "WARPSYNC", "BSSY", "BSYNC"),
+    *("MOV", "UMOV", "BRA"),
+)
 MOVES = ("MOV", "UMOV", "IMAD.MOV", "CS2R", "HFMA2.MMA", "HFMA2")
 ADDS = ("IADD", "VIADD", "UIADD", "IMAD.IADD", "UVIADD")
 ZERO = ("RZ", "URZ")
+PREDICATE = re.compile(r"U?P[\dT]")
 COMPARISONS: dict[str, Callable[[int, int], bool]] = {
     "LT": operator.lt, "LE": operator.le, "GT": operator.gt, "GE": operator.ge, "EQ": operator.eq,
     "NE": operator.ne,
@@ -40,62 +44,62 @@ class Inner:
     """A loop within the hot loop.
 
     Attributes:
-        first: index of its first instruction.
+        first: index of its first instruction, which every way into it passes.
         last: of the branch back.
+        body: indices of all its instructions, also of those that were moved elsewhere.
         passes: how often it runs in one pass of what is around it; None: the code does not say.
     """
 
     first: int
     last: int
+    body: frozenset[int]
     passes: int | None
 
 
-def inner_loops(code: sass.Code) -> tuple[Inner, ...]:
-    """Every loop within the hot loop of a function (`sass.hot_path`), from its first instruction on."""
-    hot = {i.index for i in sass.hot_path(code)}
-    if not hot or not sass.loops(code):
-        return ()
-    ends: dict[int, list[int]] = {}
-    for first, last in sass.loops(code):
-        inside = first in hot and last in hot and first != min(hot)
-        if inside and natural_loop(code, first, last):
-            ends.setdefault(first, []).append(last)
-    found = []
-    for first, branches in sorted(ends.items()):
-        last = max(branches)
-        waits = any(WAITS.search(i.opcode) for i in code[first : last + 1])
-        known = passes(code, first, last) if len(branches) == 1 else None
-        found.append(Inner(first, last, 1 if waits else known))
-    return tuple(found)
+def inner_loops(code: sass.Code, hot: sass.Code) -> tuple[Inner, ...]:
+    """Every loop within the hot loop of a function, outer ones first.
 
-
-def executed(code: sass.Code, inner: Iterable[Inner]) -> sass.Code:
-    """The hot path with each instruction as often as one pass runs it; a loop of unknown passes counts once.
-
-    Raises:
-        OverflowError: more than MOST_PASSES of an instruction.
+    Args:
+        code: the whole function.
+        hot: what is counted of it, such as `sass.hot_path`.
     """
-    found: list[sass.Instruction] = []
-    for instruction in sass.hot_path(code):
-        times = 1
-        for loop in inner:
-            if loop.first <= instruction.index <= loop.last:
-                times *= loop.passes or 1
-        if times > MOST_PASSES:
-            raise OverflowError(f"{times} passes of the instruction at {16 * instruction.index:#x}")
-        found += [instruction] * times
+    counted = {i.index for i in hot}
+    ways: dict[int, list[int]] = {}
+    bodies: dict[int, frozenset[int]] = {}
+    for first, last in sass.loops(code):
+        inside = first in counted and last in counted and first != min(counted)
+        if inside and (body := sass.natural_loop(code, first, last)):
+            ways.setdefault(first, []).append(last)
+            bodies[first] = bodies.get(first, frozenset()) | body
+    found: list[Inner] = []
+    for first, held in sorted(bodies.items(), key=lambda item: -len(item[1])):
+        back = ways[first]
+        known = passes(code, first, back[0], held) if len(back) == 1 else None
+        if all(_waits(code, last, held) for last in back):
+            known = 1
+        around = prod(loop.passes or 1 for loop in found if first in loop.body)
+        if known is not None and known * around > MOST_PASSES:
+            known = None
+        found.append(Inner(first, max(back), held, known))
     return tuple(found)
 
 
-def passes(code: sass.Code, first: int, last: int) -> int | None:
+def executed(hot: sass.Code, inner: Iterable[Inner]) -> sass.Code:
+    """The hot path with each instruction as often as one pass runs it; a loop of unknown passes counts once."""
+    found: list[sass.Instruction] = []
+    for instruction in hot:
+        around = (loop.passes or 1 for loop in inner if instruction.index in loop.body)
+        found += [instruction] * prod(around)
+    return tuple(found)
+
+
+def passes(code: sass.Code, first: int, last: int, within: Collection[int]) -> int | None:
     """How often a loop runs; None where its counter, start, step or end cannot be read."""
-    body = code[first : last + 1]
-    branch = body[-1]
-    if any(_leaves(i, first, last) for i in body[:-1]) or _entered(code, first, last):
+    body = [code[index] for index in sorted(within)]
+    branch = code[last]
+    if any(_leaves(i, within) for i in body if i != branch) or _entered(code, within):
         return None
-    guard = re.fullmatch(r"@(!?)(U?P\d)", branch.predicate) or re.match(
-        r"(!?)(UP\d),", branch.operands
-    )
+    guard = _guard(branch)
     if guard is None:
         return None
     tests = [i for i in body if _writes(i, guard[2])]
@@ -113,7 +117,10 @@ def passes(code: sass.Code, first: int, last: int) -> int | None:
     start = start_of(code, first, counter)
     if not step or start is None or end is None or compare is None:
         return None
-    change_first = changes[0].index < tests[0].index
+    change, tested = changes[0].index, tests[0].index
+    if not all(_once(code, index, first, last, within) for index in (change, tested)):
+        return None
+    change_first = tested in _after(code, change, last, within)
     return run((start, step, end), compare, "U32" in words, guard[1] != "!", change_first)
 
 
@@ -193,10 +200,11 @@ def operands(instruction: sass.Instruction) -> list[str]:
 def _writes(instruction: sass.Instruction, register: str) -> bool:
     """Whether an instruction may write a register or predicate: its first operands are what it writes."""
     names = operands(instruction)
-    if re.fullmatch(r"U?P\d", register):  # ISETP writes two, others one behind their result
-        return register in names[:2]
     if instruction.opcode.startswith(("ST", "RED", "BRA", "BAR")):
         return False
+    if PREDICATE.fullmatch(register):  # ISETP writes two, IADD3 two behind its result, R2P all
+        results = names[:2] if PREDICATE.fullmatch(names[0]) else names[:3]
+        return register in results or instruction.is_any(("R2P",))
     found = re.fullmatch(r"(U?R)(\d+)", names[0])
     wanted = re.fullmatch(r"(U?R)(\d+)", register)
     if found is None or wanted is None or found[1] != wanted[1]:
@@ -214,22 +222,49 @@ def _registers(instruction: sass.Instruction) -> int:
     return 2 if instruction.is_any((*sass.WIDE_IMAD, "CS2R", "F2F.F64", "DADD", "DFMA")) else 1
 
 
-def _leaves(instruction: sass.Instruction, first: int, last: int) -> bool:
+def _guard(branch: sass.Instruction) -> re.Match[str] | None:
+    """What a branch depends on: "!" or nothing, and the predicate; None where it always branches."""
+    guard = re.fullmatch(r"@(!?)(U?P\d)", branch.predicate)
+    return guard or re.match(r"(!?)(UP\d),", branch.operands)
+
+
+def _waits(code: sass.Code, last: int, body: Collection[int]) -> bool:
+    """Whether a loop only asks a barrier until it says yes, and does nothing else."""
+    guard = _guard(code[last])
+    if guard is None or not all(code[i].is_any(IDLE) for i in body):
+        return False
+    return any(_writes(code[i], guard[2]) for i in body)  # which a question alone does, of IDLE
+
+
+def _leaves(instruction: sass.Instruction, body: Collection[int]) -> bool:
     """Whether a warp whose lanes are together may leave the loop here."""
     return instruction.is_any((*sass.LEAVES, "CALL")) or any(
-        not first <= index <= last for index in sass.successors(instruction)
+        index not in body for index in sass.successors(instruction)
     )
 
 
-def _entered(code: sass.Code, first: int, last: int) -> bool:
+def _entered(code: sass.Code, body: Collection[int]) -> bool:
     """Whether a branch from elsewhere leads into the loop."""
     return any(
-        first <= target <= last
-        for i in sass.hot_path(code)
-        if not first <= i.index <= last
-        for target in sass.successors(i)
-        if target != i.index + 1
+        target in body and target != index + 1
+        for index in sass.reached(code, 0, set())
+        if index not in body
+        for target in sass.successors(code[index])
     )
+
+
+def _once(code: sass.Code, index: int, first: int, last: int, body: Collection[int]) -> bool:
+    """Whether every pass of the loop runs an instruction, and runs it once."""
+    elsewhere = set(range(len(code))) - set(body)
+    skipped = last in sass.reached(code, first, elsewhere | {index})
+    return not skipped and index not in _after(code, index, last, body)
+
+
+def _after(code: sass.Code, index: int, last: int, body: Collection[int]) -> set[int]:
+    """What may run after an instruction in the same pass of the loop, before the branch back."""
+    avoided = set(range(len(code))) - set(body) | {last}
+    following = sass.successors(code[index])
+    return set().union(*(sass.reached(code, i, avoided) for i in following))
 
 
 def _wrapped(value: int, unsigned: bool) -> int:

@@ -24,7 +24,18 @@ from math import ceil, prod
 from typing import TYPE_CHECKING, cast
 
 from bench.static import parameters
-from bench.static.audit import Audit, Job, K, N, bytes_moved, cost_of, counts_of, plan_for, row_of
+from bench.static.audit import (
+    UNKNOWN_LOOP,
+    Audit,
+    Job,
+    K,
+    N,
+    bytes_moved,
+    cost_of,
+    counts_of,
+    plan_for,
+    row_of,
+)
 from bench.static.compile import WARP_LANES
 from bench.static.cost import (
     InstructionCounts,
@@ -217,7 +228,7 @@ def unmodelled(audit: Audit) -> str:
     if audit.guarded > parameters.GUARDED_SHARE * audit.instructions:
         return "guarded loop: most of it may be skipped, and how often is not known"
     if audit.unknown_loops:
-        return "a loop within the loop: how often it runs is not in the code"
+        return UNKNOWN_LOOP
     if audit.weights is None:
         return "nobody knows how many weights one pass of the loop handles"
     return ""

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.static import cuda_audit, foreign
-from bench.static.audit import Audit, Job, jobs_of, row_of
+from bench.static.audit import Audit, Job, Row, jobs_of, row_of
 from bench.static.audit_report import HEADS, capability_of
 from bench.static.cost import InstructionCounts
 from bench.static.gemlite_code import K, N, count_gemlite
@@ -56,7 +56,8 @@ TINYGEMM = "tinygemm_m16n8k16_chunk_kernel"
 NOTE = (
     "COMPILED AND COUNTED, not run: thread-instructions per weight of the hot loop at batch 1, without a "
     "loop of the whole kernel. * imported: counted by hand in 2026-11, not here; a dash: nobody noted it. "
-    "typed: what was counted then of the same kernel. shfl: shuffles and shared memory."
+    "typed: what was counted then of the same kernel. shfl: shuffles and shared memory. ≥ a lower bound: a "
+    "loop within the hot loop runs as often as a value at run time says, and is counted once."
 )
 
 
@@ -71,6 +72,7 @@ class Line:
         kind: "modelled" for what was compiled and counted here, "imported" for what was typed.
         per_weight: instructions, "total" and by class; classes that nobody noted are absent.
         how: what was counted.
+        lower_bound: whether more may be run: a loop of unknown length counts once.
     """
 
     stored: str
@@ -79,6 +81,7 @@ class Line:
     kind: Literal["modelled", "imported"]
     per_weight: Mapping[str, float]
     how: str
+    lower_bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,9 +168,13 @@ def _our_line(job: Job, audit: Audit) -> Line:
         for s, name in STORED.items()
         if name == job.format and (s == DEQUANTIZED) == (job.arm != "fused")
     )
-    per_weight = row_of(audit, job).per_weight
     how = f"compiled here, {audit.weights} weights of a lane in a pass"
-    return Line(stored, f"ours: Triton {job.variant}", "", "modelled", per_weight, how)
+    return _line_of(row_of(audit, job), stored, f"ours: Triton {job.variant}", how)
+
+
+def _line_of(row: Row, stored: str, kernel: str, how: str) -> Line:
+    """The line of a kernel of ours."""
+    return Line(stored, kernel, "", "modelled", row.per_weight, how, row.lower_bound)
 
 
 def _our_cuda(gpu: Gpu, activation: Float16, missing: list[str]) -> Iterator[Line]:
@@ -181,10 +188,7 @@ def _our_cuda(gpu: Gpu, activation: Float16, missing: list[str]) -> Iterator[Lin
             if arm == "fused" and name in formats:
                 audit = cuda_audit.audit_plan(plan, ARCHES.get(capability, str(capability)))
                 how = f"compiled here by NVRTC, {audit.weights} weights of a lane in a pass"
-                per_weight = row_of(audit).per_weight
-                yield Line(
-                    formats[name], f"ours: {plan.path.name}", "", "modelled", per_weight, how
-                )
+                yield _line_of(row_of(audit), formats[name], f"ours: {plan.path.name}", how)
     except CudaError as error:
         missing.append(f"ours in CUDA C++: {error}")
 
@@ -204,7 +208,8 @@ def _bitsandbytes(gpu: Gpu, activation: Float16, missing: list[str]) -> list[Lin
         return []
     return [
         Line(shipped.stored, f"bitsandbytes {shipped.label}", release, "modelled", counted.per_weight,
-             f"{path.name}; {_share(counted)}; {shipped.how}{_beside(shipped.typed, gpu, activation)}")
+             f"{path.name}; {_share(counted)}; {shipped.how}{_beside(shipped.typed, gpu, activation)}",
+             counted.lower_bound)
         for shipped, counted in found.items()
     ]  # fmt: skip
 
@@ -265,7 +270,8 @@ def _gemlite(gpu: Gpu, activation: Float16, missing: list[str]) -> Iterator[Line
         per_weight = answer.counted.per_weight
         if beside := _beside(typed, gpu, activation):
             how += beside + ("" if stored == "int4" else " with post_scale=True, not its default")
-        yield Line(stored, f"gemlite {kernel}", release, "modelled", per_weight, how)
+        bound = answer.counted.lower_bound
+        yield Line(stored, f"gemlite {kernel}", release, "modelled", per_weight, how, bound)
 
 
 def _absent(name: str) -> str | None:
@@ -353,7 +359,7 @@ def render(found: Found) -> RenderableType:
         imported = " *" if line.kind == "imported" else ""
         cells = (line.per_weight.get(name) for name in HEADS)
         style = "bold" if not line.version else "dim" if imported else ""
-        label = f" {line.kernel}{imported}"
+        label = f" {'≥ ' if line.lower_bound else ''}{line.kernel}{imported}"
         table.add_row(Text(label, style=style), *("–" if c is None else f"{c:.2f}" for c in cells))
         if line.version:
             notes.add_row(f"{line.kernel}{imported}, {line.version}: {line.how}")
@@ -371,7 +377,8 @@ def to_data(found: Found) -> dict[str, Any]:
         "batch": 1,
         "kernels": [
             {"stored": line.stored, "kernel": line.kernel, "version": line.version, "kind": line.kind,
-             "instructions_per_weight": dict(line.per_weight), "counted": line.how}
+             "instructions_per_weight": dict(line.per_weight), "lower_bound": line.lower_bound,
+             "counted": line.how}
             for line in found.lines
         ],
         "not_counted": list(found.missing),

@@ -11,10 +11,10 @@ The rules are those of the counts that were typed into `peers.toml`, which were 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.static import sass
+from bench.static import nesting, sass
 
 NARROW_BITS = 16  # loads up to here are those of a row's end, ...
 WIDE_BITS = 128  # ... where the loop has such loads too
@@ -33,12 +33,14 @@ class Counted:
         looped: whether that is a loop; otherwise the whole function.
         left_out: instructions of the loop that only the end of a row takes.
         weights: that one lane handles in one pass.
+        lower_bound: whether a loop within it counts once because nobody knows how often it runs.
     """
 
     classes: Mapping[str, int]
     looped: bool
     left_out: int
     weights: int
+    lower_bound: bool = False
 
     @property
     def per_weight(self) -> dict[str, float]:
@@ -60,9 +62,12 @@ def count_code(code: sass.Code, weights: int) -> Counted:
         weights: that one lane handles in one pass of the loop; without a loop, in all.
     """
     body = hot_loop(code)
-    kept = without_ends(code, body) if body else reached(code, 0, set())
+    kept = without_ends(code, body) if body else sass.reached(code, 0, set())
     hot = [code[index] for index in kept]
-    return Counted(dict(sass.per_class(hot)), bool(body), len(body - kept), weights)
+    inner = nesting.inner_loops(code, hot)
+    classes = dict(sass.per_class(nesting.executed(hot, inner)))
+    bound = any(loop.passes is None for loop in inner)
+    return Counted(classes, bool(body), len(body - kept), weights, bound)
 
 
 def hot_loop(code: sass.Code) -> set[int]:
@@ -70,23 +75,14 @@ def hot_loop(code: sass.Code) -> set[int]:
 
     Of several it is the one with tensor-core instructions, and of these the longest.
     """
-    found = [loop for first, last in sass.loops(code) if (loop := natural_loop(code, first, last))]
+    found = [
+        loop for first, last in sass.loops(code) if (loop := sass.natural_loop(code, first, last))
+    ]
 
     def weight(loop: set[int]) -> tuple[bool, int]:
         return bool(sass.count((code[i] for i in loop), sass.TENSOR_CORE)), len(loop)
 
     return max(found, key=weight, default=set())
-
-
-def natural_loop(code: sass.Code, first: int, last: int) -> set[int]:
-    """Indices between a branch at `last` and its target; empty if some way to it avoids the target."""
-    if last not in reached(code, 0, set()) or last in reached(code, 0, {first}):
-        return set()
-    before: dict[int, list[int]] = {}
-    for index in reached(code, 0, set()):
-        for following in sass.successors(code[index]):
-            before.setdefault(following, []).append(index)
-    return {first} | walk(last, lambda index: [] if index == first else before.get(index, []))
 
 
 def without_ends(code: sass.Code, loop: set[int]) -> set[int]:
@@ -98,7 +94,7 @@ def without_ends(code: sass.Code, loop: set[int]) -> set[int]:
         widths = sass.load_widths(held)
         if sass.count(held, PARTED) or (wide and widths and max(widths) <= NARROW_BITS):
             ends |= set(block)
-    return reached(code, min(loop), set(range(len(code))) - loop | ends)
+    return sass.reached(code, min(loop), set(range(len(code))) - loop | ends)
 
 
 def blocks(code: sass.Code, loop: set[int]) -> list[list[int]]:
@@ -111,25 +107,3 @@ def blocks(code: sass.Code, loop: set[int]) -> list[list[int]]:
             found.append([])
         found[-1].append(index)
     return found
-
-
-def reached(code: sass.Code, start: int, avoided: set[int]) -> set[int]:
-    """Indices that a warp whose lanes are together may come to from one, without those to avoid."""
-    if start in avoided:
-        return set()
-    return walk(
-        start,
-        lambda i: (j for j in sass.successors(code[i]) if j < len(code) and j not in avoided),
-    )
-
-
-def walk(start: int, following: Callable[[int], Iterable[int]]) -> set[int]:
-    """Everything that can be reached from one index, itself included."""
-    seen: set[int] = set()
-    todo = [start]
-    while todo:
-        index = todo.pop()
-        if index not in seen:
-            seen.add(index)
-            todo += following(index)
-    return seen

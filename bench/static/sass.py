@@ -22,7 +22,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,19 +177,14 @@ def hot_path(code: Code) -> Code:
     """
     body = hot_code(code)
     inside = {instruction.index: instruction for instruction in body}
-    seen: set[int] = set()
-    todo = [body[0].index] if body else []
-    while todo:
-        index = todo.pop()
-        if index in seen or index not in inside:
-            continue
-        seen.add(index)
-        todo += successors(inside[index])
+    if not body:
+        return ()
+    seen = walk(body[0].index, lambda index: (i for i in successors(inside[index]) if i in inside))
     return tuple(instruction for instruction in body if instruction.index in seen)
 
 
-def guarded(code: Code) -> int:
-    """Instructions of the hot path that a forward branch within it may skip, though they are counted.
+def guarded(code: Code) -> set[int]:
+    """Indices on the hot path of what a forward branch within it may skip, though it is counted.
 
     Many of them mean that the path of a typical warp is not known: the loop is guarded.
     """
@@ -201,7 +196,7 @@ def guarded(code: Code) -> int:
         targets = [index for index in successors(instruction) if index > instruction.index + 1]
         if len(successors(instruction)) > 1 and targets and targets[0] <= hot[-1].index:
             skipped.update(i.index for i in hot if instruction.index < i.index < targets[0])
-    return len(skipped)
+    return skipped
 
 
 def outside(code: Code) -> Code:
@@ -210,14 +205,12 @@ def outside(code: Code) -> Code:
         return ()
     body = hot_code(code)
     first, last = body[0].index, body[-1].index
-    seen: set[int] = set()
-    todo = [0]
-    while todo:
-        index = todo.pop()
-        if index in seen or index >= len(code):
-            continue
-        seen.add(index)
-        todo += [last + 1] if first <= index <= last else successors(code[index])
+
+    def following(index: int) -> Iterable[int]:
+        after = [last + 1] if first <= index <= last else successors(code[index])
+        return (i for i in after if i < len(code))
+
+    seen = walk(0, following)
     return tuple(i for i in code if i.index in seen and not first <= i.index <= last)
 
 
@@ -232,6 +225,39 @@ def successors(instruction: Instruction) -> list[int]:
     taken = [int(target[1], 16) // INSTRUCTION_BYTES] if target else []
     conditional = instruction.predicate or UNIFORM_CONDITION.match(instruction.operands)
     return [*taken, *following] if conditional else taken
+
+
+def natural_loop(code: Code, first: int, last: int) -> set[int]:
+    """Indices between a branch at `last` and its target; empty if some way to it avoids the target."""
+    if last not in reached(code, 0, set()) or last in reached(code, 0, {first}):
+        return set()
+    before: dict[int, list[int]] = {}
+    for index in reached(code, 0, set()):
+        for following in successors(code[index]):
+            before.setdefault(following, []).append(index)
+    return {first} | walk(last, lambda index: [] if index == first else before.get(index, []))
+
+
+def reached(code: Code, start: int, avoided: set[int]) -> set[int]:
+    """Indices that a warp whose lanes are together may come to from one, without those to avoid."""
+    if start in avoided:
+        return set()
+    return walk(
+        start,
+        lambda i: (j for j in successors(code[i]) if j < len(code) and j not in avoided),
+    )
+
+
+def walk(start: int, following: Callable[[int], Iterable[int]]) -> set[int]:
+    """Everything that can be reached from one index, itself included."""
+    seen: set[int] = set()
+    todo = [start]
+    while todo:
+        index = todo.pop()
+        if index not in seen:
+            seen.add(index)
+            todo += following(index)
+    return seen
 
 
 def per_class(code: Iterable[Instruction]) -> Counter[str]:

@@ -23,7 +23,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.static.audit import Audit, Job, row_of
+from bench.static.audit import UNKNOWN_LOOP, Audit, Job, row_of
 from kernels.formats import WeightFormat, find_format
 
 CAPABILITIES = (80, 89, 90, 100, 120)
@@ -63,6 +63,7 @@ class Line:
         found: instructions per weight by compute capability; of those that compiled.
         own: the same on sm_90 of the variant in Triton's own operations; None: it did not compile.
         spills: whether it spills anywhere.
+        lower_bound: whether a loop of unknown length counts once in it, anywhere.
         conversions: instructions per weight of class "cvt", the most on any architecture.
         wide_loads: whether weights are loaded 128 bits at a time everywhere.
     """
@@ -74,6 +75,7 @@ class Line:
     found: Mapping[int, float]
     own: float | None
     spills: bool
+    lower_bound: bool
     conversions: float
     wide_loads: bool
 
@@ -87,6 +89,8 @@ class Line:
         """What is wrong, in words; None: nothing."""
         if self.spills:
             return "spills"
+        if self.lower_bound:
+            return UNKNOWN_LOOP
         if not self.wide_loads:
             return f"loads weights in pieces of less than {WIDE_BITS} bits"
         weight_format = find_format(self.format)
@@ -124,6 +128,7 @@ def lines(audits: Mapping[Job, Audit], formats: Collection[str] = ()) -> list[Li
                 {c: per_weight[job]["total"] for c, job in known.items()},
                 per_weight[own]["total"] if own in audits else None,
                 any(audits[job].spills for job in known.values()),
+                any(audits[job].unknown_loops for job in known.values()),
                 max((per_weight[job]["cvt"] for job in known.values()), default=0.0),
                 all(wide(audits[job], find_format(name)) for job in known.values()),
             )
