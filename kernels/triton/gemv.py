@@ -330,6 +330,8 @@ def default_config(
     if capability in (100, 103):  # there the same programs need more
         if bits < 8 and tuned == (weight_format.encoding in ("nf4", "fp4")):
             rows = min(rows, 2)  # with more rows they spill under nearly any cap
+            if cap == 56 and not tuned:
+                cap = 48  # what two rows of bypass need
         if bits in (1, 3, 7) and not tuned:
             cap = 80
         if weight_format.group_size == 16 and not tuned:
