@@ -16,12 +16,13 @@ from trap_profiles import OPERATORS, WITH_LOWP, book, planted, simple
 from typer.testing import CliRunner
 
 import bench.trap
+from bench.analysis import replicates
 from bench.analysis.advice import advise
 from bench.analysis.hops import chains
 from bench.analysis.indices import Weights, indices, read_accuracy
 from bench.analysis.low_precision import lacking_sentences, ratio
 from bench.analysis.phi_curve import layers_of
-from bench.analysis.replicates import Book, problem_of
+from bench.analysis.replicates import Book, Draws, drawn, problem_of
 from bench.analysis.trap import Questions, analyse
 from bench.trap_tables import render
 from profiles.fidelity import Fidelity, FidelityRow, fidelity_of
@@ -272,6 +273,24 @@ def test_joules_of_lowp_are_those_of_its_windows() -> None:
     found = analyse(b, Questions(batch=256))
     assert found.crossings["int8-ch", "lowp", "energy"].sign == "always"
     assert "costs the least energy" in found.advice
+
+
+def test_joules_are_drawn_once_however_many_cells_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    b = book(w8a8, BATCHES, formats=("int8-ch",), arms=WITH_LOWP)
+    c = layers_of(b)[0]
+    assert c.best16
+    assert c.lowp
+    rows = tuple(energy_row(kernel.arm, 3e-3, kernel) for kernel in (c.best16, c.lowp))
+    b.profile = b.profile.model_copy(update={"energy": Energy(rows=rows, sensor="planted")})
+    asked: list[object] = []
+
+    def counted(q: Quantity, key: tuple[object, ...], *settings: Any) -> Draws | None:
+        asked.append(key[0])
+        return drawn(q, key, *settings)
+
+    monkeypatch.setattr(replicates, "drawn", counted)
+    analyse(b, Questions(batch=1))
+    assert asked.count("joules") == len(rows)
 
 
 def test_paths_with_a_time_but_no_joules_are_named_where_advice_is_about_joules() -> None:
