@@ -24,7 +24,7 @@ import math
 import re
 import shlex
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain, groupby
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from bench.measure.journal import Journal
     from bench.measure.records import EnergyPlan, Plan
     from bench.measure.run import Result
+    from kernels.kernel import Kernel
     from profiles.schema import Profile
     from profiles.shapes import ModelShape
     from profiles.specs import Gpu
@@ -194,18 +195,31 @@ def say_left_out(gpu: str) -> None:
             typer.echo(f"CUDA C++ kernels are left out: {why}.", err=True)
 
 
-def find_peers(gpu: str, formats: tuple[WeightFormat, ...]) -> list[str]:
+def find_peers(
+    gpu: str, formats: tuple[WeightFormat, ...], activation: Float16 | None
+) -> list[str]:
     """Names of the peers that have a row on a device; on stderr, those that have none, and who has which."""
-    from bench.measure.devices import find_device
+    from bench.measure.devices import DEFAULT_ACTIVATION, find_device
     from kernels.peers import left_out, names, rows_for
 
     device = find_device(gpu)
+    dtype = activation or DEFAULT_ACTIVATION[device]
     for clause in left_out(device):
         typer.echo(f"peer left out: {clause}.", err=True)
+    refusing: list[Kernel] = []
     for weight_format in formats:
-        found = ", ".join(rows_for(device, weight_format.name)) or "none"
+        rows = rows_for(device, weight_format.name)
+        found = _named(k for k in rows if dtype in k.activations) or "none"
         typer.echo(f"peers for {weight_format.name}: {found}.", err=True)
+        refusing += [k for k in rows if dtype not in k.activations]
+    if refusing:
+        typer.echo(f"peers that do not take activations in {dtype}: {_named(refusing)}.", err=True)
     return names(device)
+
+
+def _named(kernels: Iterable[Kernel]) -> str:
+    """Whose they are, each with its version."""
+    return ", ".join(dict.fromkeys(f"{k.implementation} {k.variant}" for k in kernels))
 
 
 def plan_energy(energy: Energy, batches: tuple[int, ...]) -> EnergyPlan | None:
@@ -619,7 +633,10 @@ def run_command(
             with guarded(path, journal_of(path)):
                 return model_command(board, gpu, formats, shape, batches, dtype, path)
         plan = make_plan(gpu, formats, model, batches, activation, launch, seed, energy)  # type: ignore[arg-type]
-        others = (*map(check_name, kernels), *(find_peers(gpu, formats) if peers else ()))
+        others = (
+            *map(check_name, kernels),
+            *(find_peers(gpu, formats, plan.activation) if peers else ()),
+        )
         plan = replace(plan, kernels=others, deadline_s=deadline_s)
     except (DeviceError, UserKernelError) as error:
         raise UsageError(str(error)) from None

@@ -22,7 +22,7 @@ pipes, read bandwidth and empty launch (`with_measured`). There is none in the r
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -45,11 +45,15 @@ CLEARLY = 1.5  # faster than the slow unit: two measured rates are never quite t
 # The instructions that are probed on each pipe. A pipe is as fast as the slowest of them.
 PROBED: dict[str, tuple[str, ...]] = {
     "integer_lanes": ("LOP3", "PRMT"),
+    "imad_lanes": ("IMAD",),
+    "fp32_lanes": ("FFMA",),
     "half2_lanes": ("HFMA2",),
     "conversion_lanes": ("I2F",),
     "fast_conversion_lanes": ("I2FP", "F2FP"),
     "shared_lanes": ("SHFL", "LDS"),
 }
+# What takes lanes of fp32, by the pipe whose rate says how many at most.
+SLOTS = {"imad_slots": "imad_lanes", "half2_slots": "half2_lanes"}
 
 
 class Other(Record):
@@ -215,7 +219,9 @@ def with_measured(gpu: Gpu, report: ProbeReport) -> Gpu:
     """The board with what the probes found in place of what is published, which stands beside it.
 
     What no probe found, or found without an interval, stays as it is. Where fast conversions are about as fast
-    as slow ones, both have the number of the slow: to a model they run on one pipe.
+    as slow ones, both have the number of the slow: to a model they run on one pipe. No rate says whether
+    IMAD or HFMA2 shares the pipe of fp32: their slots of it stay as published, but are never so many that the
+    pipe would be slower than they were measured to be.
 
     Raises:
         ValueError: the probes ran on another board.
@@ -227,7 +233,7 @@ def with_measured(gpu: Gpu, report: ProbeReport) -> Gpu:
             f"{here[0]}, but {gpu.key} has {there[1]} of {there[0]}."
         )
     found = {row.name: row.value for row in report.rows}
-    said = {
+    said: dict[str, Any] = {
         "sort": "measured",
         "source": f"bench.probe on {report.board}, {report.created:%Y-%m-%d}, {report.toolchain}",
         "read_on": report.created.date(),
@@ -261,6 +267,12 @@ def with_measured(gpu: Gpu, report: ProbeReport) -> Gpu:
         slow, fast = pipes.conversion_lanes, pipes.fast_conversion_lanes
         if slow.sort == fast.sort == "measured" and fast.value <= CLEARLY * slow.value:
             pipes = pipes.model_copy(update={"fast_conversion_lanes": slow})
+        pipes = pipes.model_copy(
+            update={
+                slots: _capped(getattr(pipes, slots), pipes.fp32_lanes, getattr(pipes, lanes), said)
+                for slots, lanes in SLOTS.items()
+            }
+        )
     peak = gpu.memory_gb_per_s.value
     return gpu.model_copy(
         update={
@@ -269,6 +281,19 @@ def with_measured(gpu: Gpu, report: ProbeReport) -> Gpu:
             "dram_efficiency": number(gpu.dram_efficiency, "fraction of peak", ["read"], 1 / peak),
         }
     )
+
+
+def _capped(slots: Number, fp32: Number, lanes: Number, said: Mapping[str, Any]) -> Number:
+    """Slots of one instruction, at each end at most the fp32 lanes per measured lane of its own."""
+    if lanes.sort != "measured":
+        return slots
+    value = min(slots.value, fp32.value / lanes.value)
+    low = min(slots.low, fp32.high / lanes.high, value)
+    high = max(min(slots.high, fp32.low / lanes.low), value)
+    if (value, low, high) == (slots.value, slots.low, slots.high):
+        return slots
+    others = (_as_other(slots), *slots.others)
+    return Number(value=value, low=low, high=high, unit=slots.unit, others=others, **said)
 
 
 def _as_other(number: Number) -> Other:

@@ -8,7 +8,7 @@ from io import StringIO
 from itertools import groupby
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -23,9 +23,10 @@ from bench.measure.devices import probes as runner
 from bench.measure.devices.probes import latency_clocks, rate_per_clock, rate_row, row, work_s
 from bench.probe import add
 from bench.static import foreign, limits_table, sass
+from bench.static.cost import InstructionCounts, KernelCost
 from bench.static.cuda_audit import ARCHITECTURES, Proof, proofs, prove
 from bench.static.limits import supply_demand
-from bench.static.model import pipe_cycles
+from bench.static.model import End, pipe_cycles
 from bench.static.peers import load_peers
 from bench.static.ptx import launch
 from bench.usage import UsageError
@@ -42,7 +43,20 @@ BY_NAME = {(p.name, p.role): p for p in PROBES}
 
 
 def test_every_instruction_has_a_dependent_and_an_independent_chain() -> None:
-    names = {"I2F", "I2FP", "F2F", "F2FP", "LOP3", "PRMT", "HFMA2", "SHFL", "LDS", "F2FP.E4M3"}
+    names = {
+        "I2F",
+        "I2FP",
+        "F2F",
+        "F2FP",
+        "LOP3",
+        "PRMT",
+        "HFMA2",
+        "SHFL",
+        "LDS",
+        "F2FP.E4M3",
+        "IMAD",
+        "FFMA",
+    }
     assert {(p.name, p.role) for p in THROUGHPUT} == {
         (name, role) for name in names for role in ("dependent", "independent")
     }
@@ -161,7 +175,7 @@ def test_a_board_without_fp8_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch
     assert results["rate LOP3"].value.value == 64
     assert results["latency LOP3"] == row("latency LOP3", [4.0] * runner.ROUNDS, "clocks")
     assert not any("E4M3" in name for name in results)
-    assert len(asked) == 2 * 9 * runner.ROUNDS
+    assert len(asked) == 2 * 11 * runner.ROUNDS
 
 
 def command(*arguments: str) -> Result:
@@ -263,6 +277,51 @@ def test_rates_that_differ_in_the_last_digit_are_no_faster_pipe() -> None:
         before, after = (pipe_cycles(kernel, m, 1, end) for m in (published, noisy))
         assert after["integer"] == before["integer"]
         assert after["xu"] == pytest.approx(before["xu"], rel=0.02)
+
+
+def load_pipes(name: str) -> specs.Multiprocessor:
+    """As published."""
+    pipes = load_gpu(name).multiprocessor
+    assert pipes is not None
+    return pipes
+
+
+def reported(name: str, **rates: float) -> specs.Multiprocessor:
+    """The multiprocessor of a board with these measured rates."""
+    gpu = load_gpu(name)
+    report = probed(sms=round(gpu.sms.value), **rates)
+    pipes = with_measured(
+        gpu, report.model_copy(update={"capability": gpu.capability})
+    ).multiprocessor
+    assert pipes is not None
+    return pipes
+
+
+def test_a_measured_rate_is_never_overruled_by_the_share_of_the_pipe_of_fp32() -> None:
+    """Published is that an HFMA2 of a 4090 takes two of 128 lanes: 64 a clock, where 127 were measured."""
+    kernel = KernelCost("k", "k", InstructionCounts(half2=16.0))
+    rates = {"value": 127.0, "better": 1.01 * 127, "worse": 0.99 * 127}
+    pipes = reported("rtx4090", HFMA2=127.0)
+    for end in get_args(End):
+        cycles = pipe_cycles(kernel, pipes, 1, end)
+        assert max(cycles.values()) == pytest.approx(16 / rates[end])
+    slots = pipes.half2_slots
+    assert (slots.value, slots.sort, slots.source[:11]) == (128 / 127, "measured", "bench.probe")
+    assert {(o.value, o.sort) for o in slots.others} == {(2, "assumed"), (1, "toolchain")}
+    # as slow as its slots say, or slower: they stay; where it has a pipe of its own too
+    assert reported("rtx4090", HFMA2=63.0).half2_slots == load_pipes("rtx4090").half2_slots
+    assert reported("a100", HFMA2=63.0).half2_slots == load_pipes("a100").half2_slots
+    assert pipes.imad_slots == load_pipes("rtx4090").imad_slots  # not probed
+
+
+def test_integer_products_and_fp32_are_as_fast_as_measured() -> None:
+    """Where IMAD ran at 64 a clock and FFMA at 32, an IMAD would take half a lane at most."""
+    pipes = reported("a100", IMAD=64.0, FFMA=32.0)
+    assert (pipes.imad_lanes.value, pipes.fp32_lanes.value) == (64, 32)
+    assert (pipes.imad_lanes.sort, pipes.fp32_lanes.sort) == ("measured", "measured")
+    assert pipes.imad_slots.value == 0.5
+    kernel = KernelCost("k", "k", InstructionCounts(imad=24.0))
+    assert pipe_cycles(kernel, pipes, 1)["fp32"] == pytest.approx(24 / 64)
 
 
 def test_r_follows_what_was_measured_on_that_board_alone_and_says_so(folder: Path) -> None:

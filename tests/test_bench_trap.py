@@ -16,12 +16,13 @@ from trap_profiles import OPERATORS, WITH_LOWP, book, planted, simple
 from typer.testing import CliRunner
 
 import bench.trap
+from bench.analysis import replicates
 from bench.analysis.advice import advise
 from bench.analysis.hops import chains
 from bench.analysis.indices import Weights, indices, read_accuracy
 from bench.analysis.low_precision import lacking_sentences, ratio
 from bench.analysis.phi_curve import layers_of
-from bench.analysis.replicates import Book, problem_of
+from bench.analysis.replicates import Book, Draws, drawn, problem_of
 from bench.analysis.trap import Questions, analyse
 from bench.trap_tables import render
 from profiles.fidelity import Fidelity, FidelityRow, fidelity_of
@@ -272,6 +273,50 @@ def test_joules_of_lowp_are_those_of_its_windows() -> None:
     found = analyse(b, Questions(batch=256))
     assert found.crossings["int8-ch", "lowp", "energy"].sign == "always"
     assert "costs the least energy" in found.advice
+
+
+def test_joules_are_drawn_once_however_many_cells_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    b = book(w8a8, BATCHES, formats=("int8-ch",), arms=WITH_LOWP)
+    c = layers_of(b)[0]
+    assert c.best16
+    assert c.lowp
+    rows = tuple(energy_row(kernel.arm, 3e-3, kernel) for kernel in (c.best16, c.lowp))
+    b.profile = b.profile.model_copy(update={"energy": Energy(rows=rows, sensor="planted")})
+    asked: list[object] = []
+
+    def counted(q: Quantity, key: tuple[object, ...], *settings: Any) -> Draws | None:
+        asked.append(key[0])
+        return drawn(q, key, *settings)
+
+    monkeypatch.setattr(replicates, "drawn", counted)
+    analyse(b, Questions(batch=1))
+    assert asked.count("joules") == len(rows)
+
+
+def test_paths_with_a_time_but_no_joules_are_named_where_advice_is_about_joules() -> None:
+    b = book(w8a8, (256,), formats=("int8-ch",), arms=WITH_LOWP)
+    (c,) = layers_of(b)
+
+    def advised(fused: float) -> str:
+        planted = Quantity(value=fused, low=0.95 * fused, high=1.05 * fused)
+        measured = c.model_copy(
+            update={"energy_ratio_fused": planted, "energy_ratio_unfused": planted}
+        )
+        return advise(b, 256, [measured], {}, None)
+
+    sixteen_s, lowp_s = (
+        sum(float(w8a8(arm, o, 256, "int8-ch") or 0) for o in OPERATORS)
+        for arm in ("native", "lowp")
+    )
+    said = f"int8-ch lowp has no joules here; in time best16 over it is {sixteen_s / lowp_s:.3g} ("
+    lost, even, won = (advised(ratio) for ratio in (0.5, 1.0, 2.0))
+    for text in (lost, even, won):
+        assert said in text
+        assert "--energy full has windows of it." in text
+    assert "every quantized path with joules costs more energy" in lost
+    assert "the best quantized path with joules (int8-ch, fused)" in even
+    assert "costs the least energy of the linear operators of all paths with joules: 50 %" in won
+    assert "no joules here" not in advise(b, 256, [c], {}, None)  # all of it is about time
 
 
 def test_formats_without_a_lowp_path_are_named_with_the_reason(tmp_path: Path) -> None:
@@ -597,7 +642,9 @@ def test_with_joules_the_answer_is_about_joules() -> None:
     )
     b.profile = b.profile.model_copy(update={"comparisons": comparisons})
     found = analyse(b, Questions(batch=1))
-    assert "every quantized path costs more energy" in found.advice
+    assert "every quantized path with joules costs more energy" in found.advice
+    assert "int4-g128 unfused has no joules here; in time" in found.advice
+    assert "--energy full" not in found.advice  # which the default measures too
     assert "25 % (95 % interval 11 to 43 %)" in found.advice
     assert found.crossings["int4-g128", "fused", "energy"].sign == "never"
     assert found.crossings["int4-g128", "fused", "time"].sign == "wins_below"

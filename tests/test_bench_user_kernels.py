@@ -243,7 +243,7 @@ def test_peers_that_are_not_installed_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(kernels.peers, "installed", lambda name: None)
-    assert dequant.find_peers("cpu", (INT4,)) == []
+    assert dequant.find_peers("cpu", (INT4,), None) == []
     said = capsys.readouterr().err.splitlines()
     assert said == [
         "peer left out: onnxruntime needs onnxruntime, onnx: pip install -e '.[peers]'.",
@@ -253,13 +253,40 @@ def test_peers_that_are_not_installed_are_named(
         "peers for int4-g128: none.",
     ]
     monkeypatch.setattr(kernels.peers, "installed", lambda name: "1.32.0")
-    dequant.find_peers("cpu", (INT4, find_format("int8-ch"), find_format("mxfp4")))
+    dequant.find_peers("cpu", (INT4, find_format("int8-ch"), find_format("mxfp4")), None)
     assert capsys.readouterr().err.splitlines()[1:] == [
         "peers for int4-g128: onnxruntime 1.32.0, onnxruntime-int8 1.32.0.",
         "peers for int8-ch: onnxruntime 1.32.0, onnxruntime-int8 1.32.0, bitsandbytes+bitsandbytes 1.32.0, "
         "bitsandbytes 1.32.0, bitsandbytes-outliers6+bitsandbytes 1.32.0, torchao+torch 1.32.0.",
         "peers for mxfp4: none.",
     ]
+
+
+def test_peers_that_do_not_take_the_activations_are_named_and_not_announced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernels.peers, "installed", lambda name: "1.32.0")
+
+    def said(device: str, activation: Float16 | None) -> list[str]:
+        monkeypatch.setattr(bench.measure.devices, "find_device", lambda name: device)
+        dequant.find_peers(device, (INT4, find_format("nf4-b64")), activation)
+        lines = capsys.readouterr().err.splitlines()
+        return [line for line in lines if not line.startswith("peer left out")]
+
+    assert said("cpu", "fp16") == [
+        "peers for int4-g128: none.",
+        "peers for nf4-b64: none.",
+        "peers that do not take activations in fp16: onnxruntime 1.32.0, onnxruntime-int8 1.32.0, "
+        "bitsandbytes 1.32.0, bitsandbytes+torch 1.32.0.",
+    ]
+    assert said("cpu", None) == said("cpu", "bf16")
+    assert said("cpu", None)[-1].startswith("peers for nf4-b64: bitsandbytes 1.32.0")
+    assert said("cuda", None) == [  # in fp16
+        "peers for int4-g128: gemlite 1.32.0.",
+        "peers for nf4-b64: bitsandbytes 1.32.0, bitsandbytes+torch 1.32.0.",
+        "peers that do not take activations in fp16: torchao 1.32.0.",
+    ]
+    assert said("cuda", "bf16")[0] == "peers for int4-g128: gemlite 1.32.0, torchao 1.32.0."
 
 
 # ---- in a run -----------------------------------------------------------------------------------

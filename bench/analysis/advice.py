@@ -3,7 +3,8 @@
 Nothing here is computed: it reads what the other modules found, and says it in words. Options that beat 16
 bits for certain come first, by the lower end of their interval, so that a sure saving goes before a larger
 one that may be none. Every other whose interval reaches the named one's is said to be tied with it, and only
-where every option loses for certain is 16 bits advised. What is cheap need not be right: what is known of the
+where every option loses for certain is 16 bits advised. In energy, paths that were timed but have no joules are
+no options; they are named with their times. What is cheap need not be right: what is known of the
 named format's accuracy is said with it, or that nothing is.
 """
 
@@ -75,6 +76,8 @@ def advise(
     if not options:
         return f"For {where} nothing can be advised: no quantized arm was compared with 16 bits."
     measure = "energy of the linear operators" if by == "energy" else "time of the linear operators"
+    unweighed = _without_joules(book, comparisons) if by == "energy" else []
+    known = " with joules" if unweighed else ""
     sentences = []
     sure = f"{100 * profile.protocol.confidence:.0f} %"
     best = options[0]
@@ -84,12 +87,13 @@ def advise(
     if outcomes[0] == "wins":
         sentences.append(
             f"For {where}, {best.format} with the {best.path} kernel"
-            f"{LOWP if best.path == 'lowp' else ''} costs the least {measure}: "
+            f"{LOWP if best.path == 'lowp' else ''} costs the least {measure}"
+            f"{' of all paths' + known if known else ''}: "
             f"{_saving(best.ratio, sure)} less than the best 16-bit kernel{_ties(options)}."
         )
         sentences += [right, *change]
     elif set(outcomes) == {"loses"}:
-        costs = f"every quantized path costs more {measure}"
+        costs = f"every quantized path{known} costs more {measure}"
         least = f"({best.format}, {best.path}) by {_excess(best.ratio, sure)}"
         if _fits(profile, shape) is False:
             sentences.append(f"For {where}, {costs} than 16 bits would, the least {least}.")
@@ -101,11 +105,12 @@ def advise(
         rest = f" {_names(lost)} cost{'s' if len(lost) == 1 else ''} more." if lost else ""
         more = " More blocks would narrow that." if profile.kind == "measured" else ""
         sentences.append(
-            f"For {where} nothing is decided: the best quantized path ({best.format}, {best.path}) "
+            f"For {where} nothing is decided: the best quantized path{known} ({best.format}, {best.path}) "
             f"cannot be told apart from 16 bits in {measure} ({_interval(best.ratio)} of best16 over "
             f"it).{rest}{more}"
         )
         sentences += [right, *change]
+    sentences += unweighed
     sentences.append(cell_sentence(best.quality) if best.quality else "")
     if by == "time":
         sentences.append(
@@ -158,6 +163,18 @@ def accuracy_sentence(
 
 def _known(book: Book, c: Comparison, by: By) -> bool:
     return any(ratio_of(book, c, path, by).value is not None for path in PATHS)
+
+
+def _without_joules(book: Book, comparisons: Sequence[Comparison]) -> list[str]:
+    """A sentence for each path that has a time but no joules; windows of lowp have to be asked for."""
+    return [
+        f"{c.format} {path} has no joules here; in time best16 over it is {time.value:.3g} "
+        f"({_interval(time)}).{' --energy full has windows of it.' if path == 'lowp' else ''}"
+        for c in comparisons
+        for path in PATHS
+        if (time := ratio_of(book, c, path, "time")).value is not None
+        and ratio_of(book, c, path, "energy").value is None
+    ]
 
 
 def _quality(c: Comparison, path: Path) -> Quality | None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.analysis.arms import Problem
-from bench.analysis.ladder import energy_draws
 from bench.analysis.phi_curve import layers_of
 from bench.analysis.replicates import Book, problem_of
 from profiles.schema import Comparison, Implementation, Quantity, absent
@@ -66,7 +65,6 @@ def chains(
         batch: one that was measured.
         other: of a profile of the same device in the other launch mode.
     """
-    joules = energy_draws(book)
     steps = hops * tokens_per_hop * book.profile.workload.layers
     layers = layers_of(book)
     largest = max((c.batch for c in layers), default=batch)
@@ -87,7 +85,7 @@ def chains(
             if time_s is None:
                 continue
             there = None if full is None else book.time_s(problem_of(full), getattr(full, role))
-            energy = joules.get((c.format, c.batch, getattr(c, role)))
+            energy = book.joules.get((c.format, c.batch, getattr(c, role)))
             yield Chain(
                 c.format, role, batch, book.quantity(steps * time_s),
                 book.quantity(None if energy is None else steps * energy, _no_joules(book, c, role)),

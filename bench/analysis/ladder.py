@@ -17,10 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
-
-import numpy as np
 
 from bench.analysis.arms import Problem
 from bench.analysis.replicates import Book, Draws, problem_of
@@ -58,7 +55,6 @@ class Ladder:
 
 def ladders(book: Book) -> Iterator[Ladder]:
     """The decomposition of every comparison that has a fused kernel: time, then joules where there are."""
-    joules = energy_draws(book)
     fits: dict[Problem, SizeFit | None] = {}
     for c in book.profile.comparisons:
         problem = problem_of(c)
@@ -69,39 +65,9 @@ def ladders(book: Book) -> Iterator[Ladder]:
         if timed is not None:
             yield timed
         if problem.operator == LAYER:
-            in_joules = _in_joules(book, c, joules)
+            in_joules = _in_joules(book, c)
             if in_joules is not None:
                 yield in_joules
-
-
-def energy_draws(book: Book) -> dict[tuple[str, int, Implementation], Draws]:
-    """Draws of gross joules of a layer, per format, batch and arm.
-
-    The sensor's gain is common to all of them: it is one factor in every replicate, so that it cancels in
-    ratios. The rest of each interval is its own; trials are not in a profile, so pairing is absent here.
-    """
-    traits = book.profile.energy.characterised or book.profile.energy.published
-    gain = traits.gain_uncertainty if traits else 0.0
-    rng = np.random.default_rng(0)
-    z = rng.standard_normal(book.size) / NormalDist().inv_cdf((1 + book.confidence) / 2)
-    factor = np.concatenate([[1.0], 1 + gain * z])
-    found = {}
-    for row in book.profile.energy.rows:
-        own = book.drawn(
-            _without_gain(row.energy_j, gain), "joules", row.format, row.batch, row.kernel
-        )
-        if own is not None:
-            found[row.format, row.batch, row.kernel] = own * factor
-    return found
-
-
-def _without_gain(q: Quantity, gain: float) -> Quantity:
-    if q.value is None or q.low is None or q.high is None:
-        return q
-    low, high = (
-        max((end - q.value) ** 2 - (gain * q.value) ** 2, 0.0) ** 0.5 for end in (q.low, q.high)
-    )
-    return q.model_copy(update={"low": q.value - low, "high": q.value + high})
 
 
 def _stream_fit(book: Book, layer: Problem) -> SizeFit | None:
@@ -152,16 +118,14 @@ def _in_seconds(book: Book, c: Comparison, fit: SizeFit | None) -> Ladder | None
     return _ladder(book, problem, fused, draws, total, exposed, "s", why)
 
 
-def _in_joules(
-    book: Book, c: Comparison, joules: Mapping[tuple[str, int, Implementation], Draws]
-) -> Ladder | None:
+def _in_joules(book: Book, c: Comparison) -> Ladder | None:
     """Joules: the same rungs, as far as they had energy windows."""
     problem, fused = problem_of(c), c.fused
     if fused is None:
         return None
 
     def of(arm: str) -> Draws | None:
-        return joules.get((c.format, c.batch, fused.model_copy(update={"arm": arm})))
+        return book.joules.get((c.format, c.batch, fused.model_copy(update={"arm": arm})))
 
     total = of("fused")
     if total is None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.analysis.ladder import energy_draws
 from bench.analysis.phi_curve import layers_of
 from bench.analysis.replicates import Book
 from bench.analysis.verdict import By, Path, ratio_of
@@ -27,9 +26,9 @@ def ratio(book: Book, c: Comparison, path: Path, by: By) -> Quantity:
     """best16 / arm of a comparison of a layer, in time or gross joules."""
     if path != "lowp" or by == "time":
         return ratio_of(c, path, by)
-    joules = energy_draws(book)
     a, b = (
-        joules.get((c.format, c.batch, kernel)) if kernel else None for kernel in (c.best16, c.lowp)
+        book.joules.get((c.format, c.batch, kernel)) if kernel else None
+        for kernel in (c.best16, c.lowp)
     )
     if a is None or b is None:
         why = book.profile.energy.reason or "best16 and lowp had no energy windows at this batch"

@@ -193,6 +193,27 @@ class Book:
             found.setdefault(problem_of(row), {})[kernel_of(row)] = row
         return found
 
+    @cached_property
+    def joules(self) -> dict[tuple[str, int, Implementation], Draws]:
+        """Draws of gross joules of a layer, per format, batch and arm.
+
+        The sensor's gain is common to all of them: it is one factor in every replicate, so that it cancels in
+        ratios. The rest of each interval is its own; trials are not in a profile, so pairing is absent here.
+        """
+        traits = self.profile.energy.characterised or self.profile.energy.published
+        gain = traits.gain_uncertainty if traits else 0.0
+        rng = np.random.default_rng(0)
+        z = rng.standard_normal(self.size) / NormalDist().inv_cdf((1 + self.confidence) / 2)
+        factor = np.concatenate([[1.0], 1 + gain * z])
+        found = {}
+        for row in self.profile.energy.rows:
+            own = self.drawn(
+                _without_gain(row.energy_j, gain), "joules", row.format, row.batch, row.kernel
+            )
+            if own is not None:
+                found[row.format, row.batch, row.kernel] = own * factor
+        return found
+
     def quantity(self, draws: Draws | None, reason: str = "") -> Quantity:
         """The estimate of some draws, of this profile's kind and confidence."""
         return quantity(draws, self.kind, self.confidence, reason)
@@ -294,6 +315,15 @@ class Book:
             ]
             self._blocks[key] = Blocks.draw(np.unique(np.concatenate(parts)), key, self.size)
         return self._blocks[key]
+
+
+def _without_gain(q: Quantity, gain: float) -> Quantity:
+    if q.value is None or q.low is None or q.high is None:
+        return q
+    low, high = (
+        max((end - q.value) ** 2 - (gain * q.value) ** 2, 0.0) ** 0.5 for end in (q.low, q.high)
+    )
+    return q.model_copy(update={"low": q.value - low, "high": q.value + high})
 
 
 def problem_of(row: ArmRow | Comparison) -> Problem:

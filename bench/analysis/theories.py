@@ -33,7 +33,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from bench.analysis.ladder import energy_draws
 from bench.analysis.replicates import Book, Draws, problem_of
 from bench.analysis.verdict import By, Path, Sign
 from profiles.schema import Comparison, Implementation, Quantity, absent
@@ -136,7 +135,7 @@ def fit_theories(
         bits: p, its stored bits per weight.
         by: seconds, or gross joules of a layer.
     """
-    joules = energy_draws(book) if by == "energy" else None
+    joules = book.joules if by == "energy" else None
     groups: dict[tuple[str, str], list[tuple[int, tuple[Draws, Draws, Draws]]]] = {}
     for c in comparisons:
         point = _point(book, c, path, joules)

@@ -41,6 +41,18 @@ from kernels.cpu.weights import BYPASS, SCALE, STREAM, UNPACK, Storage, scale_of
 BATCH_TILE = 4
 
 
+@njit(inline="always")
+def store_rows(y, first, row, t0, t1, t2, t3, half):
+    """Writes the sums of a tile's rows of x, as many as there are from the first on, to a column of y."""
+    y[first, row] = half_of_float(sum_f32(t0), half)
+    if first + 1 < y.shape[0]:
+        y[first + 1, row] = half_of_float(sum_f32(t1), half)
+    if first + 2 < y.shape[0]:
+        y[first + 2, row] = half_of_float(sum_f32(t2), half)
+    if first + 3 < y.shape[0]:
+        y[first + 3, row] = half_of_float(sum_f32(t3), half)
+
+
 @cache
 def build(storage: Storage, stage: int, half: int):
     """The compiled kernel of one storage, stage and type; arguments as gemv.build, x in tiles of four."""
@@ -131,16 +143,7 @@ def build(storage: Storage, stage: int, half: int):
                 else:
                     if stage == BYPASS and has_zero and sum_i32(count0) == -n:
                         t00 = nothing  # never so: keeps the zero points' load alive
-                    y[first, row0] = half_of_float(sum_f32(t00), half)
-                    y[first, row1] = half_of_float(sum_f32(t10), half)
-                    if first + 1 < batch:
-                        y[first + 1, row0] = half_of_float(sum_f32(t01), half)
-                        y[first + 1, row1] = half_of_float(sum_f32(t11), half)
-                    if first + 2 < batch:
-                        y[first + 2, row0] = half_of_float(sum_f32(t02), half)
-                        y[first + 2, row1] = half_of_float(sum_f32(t12), half)
-                    if first + 3 < batch:
-                        y[first + 3, row0] = half_of_float(sum_f32(t03), half)
-                        y[first + 3, row1] = half_of_float(sum_f32(t13), half)
+                    store_rows(y, first, row0, t00, t01, t02, t03, half)
+                    store_rows(y, first, row1, t10, t11, t12, t13, half)
 
     return gemv_batch

@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 from numba import njit, prange
 
+from kernels.cpu.gemv_batch import BATCH_TILE, store_rows
 from kernels.cpu.simd import (
     LANES,
     add_f32,
@@ -66,7 +67,7 @@ def build_gemv_batch(half: int):
         for pair in prange((n + 1) // 2):
             row0 = 2 * pair
             row1 = min(row0 + 1, n - 1)  # an odd last row is computed twice
-            for first in range(0, batch, 4):
+            for first in range(0, batch, BATCH_TILE):
                 t00 = t01 = t02 = t03 = splat_f32(np.float32(0))
                 t10 = t11 = t12 = t13 = splat_f32(np.float32(0))
                 for i in range(0, k, LANES):
@@ -74,7 +75,7 @@ def build_gemv_batch(half: int):
                     prefetch(weights, row1 * k + i + PREFETCH)
                     w0 = load_half(weights, row0 * k + i, half)
                     w1 = load_half(weights, row1 * k + i, half)
-                    at = first * k + 4 * i
+                    at = first * k + BATCH_TILE * i
                     x0 = load_f32(x, at)
                     x1 = load_f32(x, at + LANES)
                     x2 = load_f32(x, at + 2 * LANES)
@@ -83,16 +84,7 @@ def build_gemv_batch(half: int):
                     t01, t11 = fma(w0, x1, t01), fma(w1, x1, t11)
                     t02, t12 = fma(w0, x2, t02), fma(w1, x2, t12)
                     t03, t13 = fma(w0, x3, t03), fma(w1, x3, t13)
-                y[first, row0] = half_of_float(sum_f32(t00), half)
-                y[first, row1] = half_of_float(sum_f32(t10), half)
-                if first + 1 < batch:
-                    y[first + 1, row0] = half_of_float(sum_f32(t01), half)
-                    y[first + 1, row1] = half_of_float(sum_f32(t11), half)
-                if first + 2 < batch:
-                    y[first + 2, row0] = half_of_float(sum_f32(t02), half)
-                    y[first + 2, row1] = half_of_float(sum_f32(t12), half)
-                if first + 3 < batch:
-                    y[first + 3, row0] = half_of_float(sum_f32(t03), half)
-                    y[first + 3, row1] = half_of_float(sum_f32(t13), half)
+                store_rows(y, first, row0, t00, t01, t02, t03, half)
+                store_rows(y, first, row1, t10, t11, t12, t13, half)
 
     return gemv_batch

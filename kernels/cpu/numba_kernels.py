@@ -154,6 +154,20 @@ def _loop(
     return Configuration(text="gemv" if batch == 1 else "gemv_batch")
 
 
+def _reordered(
+    x: torch.Tensor, half: int, lane_bits: int
+) -> tuple[NDArray[np.float32], Callable[[], None]]:
+    """Room for activations in the order that the loop of their batch reads, and what fills it."""
+    batch, k = x.shape
+    if batch >= GEMM_BATCH:
+        padded = padded_batch(batch)
+        columns = _scratch(k * padded)
+        return columns, partial(build_to_columns(half), _bits(x), lane_bits, padded, columns)
+    tile = 1 if batch == 1 else gemv_batch.BATCH_TILE
+    fields = _scratch(-(-batch // tile) * tile * k)
+    return fields, partial(build_to_fields(half), _bits(x), lane_bits, tile, fields)
+
+
 def _bind_stage(
     stage: int,
     encoding: Encoding,
@@ -166,33 +180,24 @@ def _bind_stage(
     half = checked(x)
     batch, k = x.shape
     storage, weights = stored(tensors, k, encoding, scale_type, x.dtype)
-    lane_bits = 32 // weights_of_lane(storage.bits)
-    x_bits = _bits(x)
+    ordered, reorder = _reordered(x, half, 32 // weights_of_lane(storage.bits))
     multiplies = stage > SCALE
     sums = _NO_SUMS if multiplies else out.numpy()
     if stage == SCALE:
         _require(out.dtype == torch.float32, f"scale writes float32 sums, not {out.dtype}.")
     y = _bits(out) if multiplies else np.zeros((batch, out.shape[0]), np.uint16)
     if batch >= GEMM_BATCH:
-        padded = padded_batch(batch)
-        columns = _scratch(k * padded)
-        kernel, to_columns = gemm.build(storage, stage, half), build_to_columns(half)
-
-        def launch_gemm() -> None:
-            if multiplies:
-                to_columns(x_bits, lane_bits, padded, columns)
-            kernel(*weights, columns, k, padded, sums, y)
-
-        return launch_gemm
-    tile = 1 if batch == 1 else gemv_batch.BATCH_TILE
-    fields = _scratch(-(-batch // tile) * tile * k)
-    kernel = (gemv if batch == 1 else gemv_batch).build(storage, stage, half)
-    to_fields = build_to_fields(half)
+        multiply = partial(
+            gemm.build(storage, stage, half), *weights, ordered, k, padded_batch(batch), sums, y
+        )
+    else:
+        kernel = (gemv if batch == 1 else gemv_batch).build(storage, stage, half)
+        multiply = partial(kernel, *weights, ordered, sums, y)
 
     def launch() -> None:
         if multiplies:
-            to_fields(x_bits, lane_bits, tile, fields)
-        kernel(*weights, fields, sums, y)
+            reorder()
+        multiply()
 
     return launch
 
@@ -201,28 +206,19 @@ def _bind_native(tensors: Tensors, x: torch.Tensor, out: torch.Tensor) -> Launch
     half = checked(x)
     batch, k = x.shape
     _require(k % gemm.CHUNK == 0, f"the CPU kernels take k in multiples of {gemm.CHUNK}, not {k}.")
-    x_bits, y = _bits(x), _bits(out)
-    weights = _bits(tensors["weights"]).reshape(-1)
+    weights, y = _bits(tensors["weights"]).reshape(-1), _bits(out)
+    ordered, reorder = _reordered(x, half, 16)
     if batch >= GEMM_BATCH:
-        padded = padded_batch(batch)
-        columns = _scratch(k * padded)
+        stored_as = (weights, np.zeros((0, 0), np.uint16), _NO_SECOND_LEVEL, _NO_ZEROS)
         kernel = gemm.build(Storage(16, INTEGER, half, 1, False), FUSED, half)
-        to_columns = build_to_columns(half)
-        no_scales = np.zeros((0, 0), np.uint16)
-
-        def launch_gemm() -> None:
-            to_columns(x_bits, 16, padded, columns)
-            kernel(weights, no_scales, _NO_SECOND_LEVEL, _NO_ZEROS, columns, k, padded, _NO_SUMS, y)
-
-        return launch_gemm
-    tile = 1 if batch == 1 else gemv_batch.BATCH_TILE
-    fields = _scratch(-(-batch // tile) * tile * k)
-    kernel = (native.build_gemv if batch == 1 else native.build_gemv_batch)(half)
-    to_fields = build_to_fields(half)
+        multiply = partial(kernel, *stored_as, ordered, k, padded_batch(batch), _NO_SUMS, y)
+    else:
+        kernel = (native.build_gemv if batch == 1 else native.build_gemv_batch)(half)
+        multiply = partial(kernel, weights, ordered, y)
 
     def launch() -> None:
-        to_fields(x_bits, 16, tile, fields)
-        kernel(weights, fields, y)
+        reorder()
+        multiply()
 
     return launch
 

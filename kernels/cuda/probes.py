@@ -57,6 +57,8 @@ OPERATIONS = (  # in the order of OPERATION in throughput.cu
     ("SHFL", ("SHFL",), 80),
     ("LDS", ("LDS",), 80),
     ("F2FP.E4M3", ("F2FP.F16.E4M3",), FP8_ARCH),
+    ("IMAD", ("IMAD",), 80),
+    ("FFMA", ("FFMA",), 80),
 )
 THROUGHPUT = tuple(
     Probe(

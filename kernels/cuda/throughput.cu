@@ -37,8 +37,13 @@ __device__ __forceinline__ unsigned step(unsigned x, unsigned a, unsigned b, con
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(result) : "r"(x));
 #elif OPERATION == 9  // F2FP.E4M3: two fp8 to a pair of fp16
     asm("{\n.reg .b16 h, unused;\nmov.b32 {h, unused}, %1;\ncvt.rn.f16x2.e4m3x2 %0, h;\n}" : "=r"(result) : "r"(x));
+#elif OPERATION == 10  // IMAD
+    asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(result) : "r"(x), "r"(a), "r"(b));
+#elif OPERATION == 11  // FFMA
+    asm("{\n.reg .f32 f, g, h;\nmov.b32 f, %1;\nmov.b32 g, %2;\nmov.b32 h, %3;\nfma.rn.f32 f, f, g, h;\n"
+        "mov.b32 %0, f;\n}" : "=r"(result) : "r"(x), "r"(a), "r"(b));
 #else
-#error "define OPERATION, 0 to 9"
+#error "define OPERATION, 0 to 11"
 #endif
     return result;
 }

@@ -92,10 +92,9 @@ def names(device: str) -> list[str]:
     return [f"kernels.peers:{name}" for name in _records(device)]
 
 
-def rows_for(device: str, weight_format: str) -> list[str]:
-    """Whose kernels have rows of a format on a device, each with its version."""
-    found = [k for k in _records(device).values() if weight_format in k.formats]
-    return list(dict.fromkeys(f"{k.implementation} {k.variant}" for k in found))
+def rows_for(device: str, weight_format: str) -> list[Kernel]:
+    """The kernels that take a format on a device; not all of them take every dtype of x."""
+    return [k for k in _records(device).values() if weight_format in k.formats]
 
 
 def __getattr__(name: str) -> Kernel:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Mode = Literal["graph", "eager"]
 Kind = Literal["cpu", "cuda", "simulated"]
 Float16 = Literal["fp16", "bf16"]
+DEFAULT_ACTIVATION: dict[Kind, Float16] = {"cpu": "bf16", "cuda": "fp16", "simulated": "fp16"}
 PoolKey = tuple[str, str]  # operator, and the layout of the weights
 Burst = tuple[float, float]  # seconds of work at least, seconds of rest after it
 TOOL_TIMEOUT_S = 20.0  # a driver that has lost its board may never answer

@@ -23,7 +23,7 @@ from numba import njit, prange
 
 from bench.analysis.traces import Load
 from bench.measure import environment
-from bench.measure.devices import CHUNK_S, Float16, Kind, Mode, Prepared, Sample
+from bench.measure.devices import CHUNK_S, DEFAULT_ACTIVATION, Float16, Kind, Mode, Prepared, Sample
 from bench.measure.devices.tensors import TensorDevice
 from kernels.kernel import Launch
 from profiles.schema import DeviceInfo
@@ -49,7 +49,7 @@ class CpuDevice(TensorDevice):
 
     kind: Kind = "cpu"
     torch_device = "cpu"
-    default_activation: Float16 = "bf16"
+    default_activation: Float16 = DEFAULT_ACTIVATION["cpu"]
     default_mode: Mode = "eager"
     own_cycle = False
 

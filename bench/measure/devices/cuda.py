@@ -19,7 +19,7 @@ from functools import partial
 import torch
 
 from bench.analysis.traces import Load
-from bench.measure.devices import CHUNK_S, Float16, Kind, Mode, Prepared, Sample
+from bench.measure.devices import CHUNK_S, DEFAULT_ACTIVATION, Float16, Kind, Mode, Prepared, Sample
 from bench.measure.devices.tensors import TensorDevice
 from kernels.kernel import Launch
 from profiles.schema import DeviceInfo
@@ -39,7 +39,7 @@ class CudaDevice(TensorDevice):
 
     kind: Kind = "cuda"
     torch_device = "cuda"
-    default_activation: Float16 = "fp16"
+    default_activation: Float16 = DEFAULT_ACTIVATION["cuda"]
     default_mode: Mode = "graph"
     own_cycle = True
 

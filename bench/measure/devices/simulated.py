@@ -35,6 +35,7 @@ from bench.analysis.pairs import THROTTLED
 from bench.analysis.traces import Load
 from bench.measure.devices import (
     CHUNK_S,
+    DEFAULT_ACTIVATION,
     Burst,
     DeviceError,
     Float16,
@@ -311,7 +312,7 @@ class SimulatedDevice:
     arms: tuple[Arm, ...] = tuple(arm for arm in COSTS if arm != "unfused")
 
     kind: Kind = field(default="simulated", init=False)
-    default_activation: Float16 = field(default="fp16", init=False)
+    default_activation: Float16 = field(default=DEFAULT_ACTIVATION["simulated"], init=False)
     default_mode: Mode = field(default="graph", init=False)
     own_cycle: bool = field(default=True, init=False)
     cache_bytes: int = field(init=False)
