@@ -6,8 +6,10 @@ A test process interprets Triton's kernels and cannot compile them; see aot_trit
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from tests.aot_triton import Job, in_workers, plan_of
 
 FLOATS = {"fp16": np.dtype(np.float16), "bf16": np.dtype(np.uint16), "fp32": np.dtype(np.float32)}
 SIXTEEN_BIT = ("native", "upcast")
+PROXY_FENCE = "fence.proxy.async.shared::cta;"
+FENCED = tuple(map(int, version("triton").split(".")[:2])) > (3, 6)
 SCRATCH_POINTERS = (0, 0)  # two parameters that Triton adds to every kernel
 
 
@@ -129,7 +133,17 @@ def packed_format(job: Job) -> str:
 def execute(ptx: Ptx, arguments: list[Any]) -> Report:
     """Launch with race checks; outputs among the arguments are written."""
     given = [*arguments, *SCRATCH_POINTERS]
-    return launch(ptx.text, ptx.entry, ptx.grid, ptx.block, given, ptx.shared_bytes)
+    text = ptx.text if FENCED else fenced(ptx.text)
+    return launch(text, ptx.entry, ptx.grid, ptx.block, given, ptx.shared_bytes)
+
+
+def fenced(text: str) -> str:
+    """PTX with the fence that Triton 3.6 leaves out on sm_90, so that all else of it can be checked.
+
+    The PTX ISA asks for it between `cp.async`, which writes through the generic proxy, and `wgmma`, which reads
+    through the asynchronous one. Newer compilers have it in the same place.
+    """
+    return re.sub(r"^\s*wgmma\.fence\.", f"{PROXY_FENCE}\\g<0>", text, flags=re.MULTILINE)
 
 
 def run_job(job: Job, ptx: Ptx) -> tuple[float, Report]:

@@ -9,11 +9,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bench.static.ptx import FaultError, launch
 from kernels import packing
 from kernels.formats import find_format
 from kernels.triton import KERNELS, upcast
 from tests import ptx_cells, ptx_summary
-from tests.aot_ptx import Ptx, compile_ptx, execute, job_arguments, packed_format, run_job
+from tests.aot_ptx import (
+    FENCED,
+    PROXY_FENCE,
+    SCRATCH_POINTERS,
+    Ptx,
+    compile_ptx,
+    execute,
+    fenced,
+    job_arguments,
+    packed_format,
+    run_job,
+)
 from tests.aot_triton import Job
 from tests.ptx_builds import Build, code_of
 from tests.ptx_cells import AUDITED, SQUARE, Outcome, run_all
@@ -263,6 +275,18 @@ def test_tensor_cores_of_sm_90_take_part(compiled: dict[Job, Ptx]) -> None:
     (error, report) = run_job(WGMMA, compiled[WGMMA])
     assert error <= TOLERANCES["fp16"]
     assert report.instructions["wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16"] > 0
+
+
+def test_without_the_fence_before_them_they_are_refused(compiled: dict[Job, Ptx]) -> None:
+    """Triton 3.6 leaves it out, and `execute` puts it in."""
+    ptx = compiled[WGMMA]
+    assert (PROXY_FENCE in ptx.text) == FENCED
+    without = ptx.text.replace(PROXY_FENCE, "")
+    arguments, _, _ = job_arguments(WGMMA)
+    given = [*arguments, *SCRATCH_POINTERS]
+    with pytest.raises(FaultError, match=r"no fence\.proxy\.async"):
+        launch(without, ptx.entry, ptx.grid, ptx.block, given, ptx.shared_bytes)
+    execute(replace(ptx, text=fenced(without)), arguments)
 
 
 def test_bytes_and_sectors_of_a_stream(compiled: dict[Job, Ptx]) -> None:
