@@ -171,7 +171,7 @@ def _of_cuda(prepared: Prepared, capability: str) -> dict[str, object]:
 
 
 def _counted(audit: Audit, arch: str) -> dict[str, object]:
-    """What a count says, or why it says nothing exact: spills, or passes that are not in the code."""
+    """What a count says, or why it is not exact: spills, a loop that is mostly skipped, unknown passes."""
     from bench.static.audit import row_of
     from bench.static.ours import unmodelled
 

@@ -284,7 +284,10 @@ def with_measured(gpu: Gpu, report: ProbeReport) -> Gpu:
 
 
 def _capped(slots: Number, fp32: Number, lanes: Number, said: Mapping[str, Any]) -> Number:
-    """Slots of one instruction, at each end at most the fp32 lanes per measured lane of its own."""
+    """Slots of one instruction: at most the fp32 lanes per measured lane of its own.
+
+    At each end, too, but that an interval holds its value: one of fp32 that is the wider leaves a little more.
+    """
     if lanes.sort != "measured":
         return slots
     value = min(slots.value, fp32.value / lanes.value)

@@ -35,7 +35,11 @@ from tests.ptx_cells import AUDITED, COMPILED_ONLY, SQUARE, Outcome, run_all
 TARGETS = (80, 89, 90, 120)
 BATCHES = (1, 3, 16, 17)
 WIDE = 72  # rows of x: two tiles of the widest that gemm has, the second not full
-ODD = (2, 5)  # rows of x: tiles of gemv that BATCHES leave out
+ODD = (
+    2,
+    5,
+    9,
+)  # rows of x: tiles of gemv that BATCHES leave out; the first that upcast gives to its gemm
 RAGGED = {"gemv": (9, 5248), "gemm": (41, 1280)}  # n, k: last rows and steps that are not whole
 CUTS = (  # rows of x and multiprocessors, and the tile of 4096 rows of W that they lead to
     (65, 132),  # 64 x 64, a stage more
@@ -54,10 +58,11 @@ Cell = tuple[str, str, str, int, int]  # arm, variant, format, batch, target
 
 @cache
 def kind(format_name: str) -> WeightFormat:
-    """What a format is but for its name and the size of its groups."""
+    """What a format is but for its name, which 16 bits keep, and the size of its groups."""
     weight_format = find_format(format_name)
+    name = "" if weight_format.quantized else format_name
     grouped = 1 if weight_format.group_size else None
-    return WeightFormat(**vars(weight_format) | {"name": "", "alias": "", "group_size": grouped})
+    return WeightFormat(**vars(weight_format) | {"name": name, "alias": "", "group_size": grouped})
 
 
 def formats_of(stage: Stage) -> tuple[str, ...]:
@@ -129,8 +134,10 @@ def product_jobs(capabilities: tuple[int, ...] = TARGETS) -> tuple[Job, ...]:
                         if (place + column) % len(served) != row:
                             continue
                         turn = place + column // 2  # or batch and activation would turn together
-                    if batch == WIDE and (place - column) % len(capabilities):
-                        continue
+                    if batch == WIDE:
+                        if (place - column) % len(capabilities):
+                            continue
+                        turn = place // len(capabilities)
                     activation = able[turn % len(able)]
                     jobs.append(Job(*stage, name, activation, *AUDITED, batch, capability))
     return tuple(jobs)
@@ -149,8 +156,9 @@ def ragged_jobs() -> tuple[Job, ...]:
             for row, batch in enumerate(served):
                 able = activations(stage, name, batch)
                 if arm not in PARTIAL or place % len(served) == row:
-                    capability = TARGETS[(place + row) % len(TARGETS)]
-                    activation = able[(place + row // len(TARGETS)) % len(able)]
+                    turn = place // len(served) if arm in PARTIAL else place
+                    capability = TARGETS[(turn + row) % len(TARGETS)]
+                    activation = able[(turn + (turn + row) // len(TARGETS)) % len(able)]
                     shape = RAGGED["gemv" if variant.startswith("gemv") else "gemm"]
                     jobs.append(Job(*stage, name, activation, *shape, batch, capability))
     return tuple(jobs)
@@ -172,9 +180,10 @@ def board_jobs() -> tuple[BoardJob, ...]:
             for row, (batch, multiprocessors) in enumerate(CUTS):
                 if arm in PARTIAL and place % len(CUTS) != row:
                     continue
+                turn = place // len(CUTS) if arm in PARTIAL else place
                 able = activations(stage, name, batch)
-                capability = TARGETS[(place + row) % len(TARGETS)]
-                activation = able[(place + row // len(TARGETS)) % len(able)]
+                capability = TARGETS[(turn + row) % len(TARGETS)]
+                activation = able[(turn + (turn + row) // len(TARGETS)) % len(able)]
                 problem = (name, activation, *AUDITED, batch)
                 jobs.append(BoardJob(*stage, *problem, capability, multiprocessors))
     return tuple(jobs)

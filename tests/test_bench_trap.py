@@ -312,7 +312,7 @@ def test_paths_with_a_time_but_no_joules_are_named_where_advice_is_about_joules(
     lost, even, won = (advised(ratio) for ratio in (0.5, 1.0, 2.0))
     for text in (lost, even, won):
         assert said in text
-        assert "--energy full has windows of it." in text
+        assert "Only --energy full measures them." in text
     assert "every quantized path with joules costs more energy" in lost
     assert "the best quantized path with joules (int8-ch, fused)" in even
     assert "costs the least energy of the linear operators of all paths with joules: 50 %" in won

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from bench.static.ptx import FaultError, launch
 from kernels import packing
 from kernels.formats import find_format
 from kernels.triton import KERNELS, upcast
+from kernels.triton.plan import ACTIVATIONS
 from tests import ptx_cells, ptx_summary
 from tests.aot_ptx import (
     FENCED,
@@ -38,6 +39,7 @@ from tests.ptx_kernels import (
     everything,
     pairs,
     product_jobs,
+    ragged_jobs,
     same_without_ptx,
     spill_jobs,
 )
@@ -128,10 +130,22 @@ def test_every_kernel_format_and_batch_of_the_product_meets_both_activations() -
 def test_the_widest_batch_of_every_format_meets_one_target_in_turn() -> None:
     widest = [job for job in product_jobs() if job.batch == WIDE]
     assert len(widest) == len({replace(job, activation="", capability=0) for job in widest})
-    for regime in ("gemm", "gemm-ptx"):
-        targets = Counter(job.capability for job in widest if job.regime == regime)
-        assert {*targets} == {*TARGETS}
-        assert max(targets.values()) <= 1.5 * min(targets.values())
+    assert met_by(widest) == {job.regime: {*product(TARGETS, ACTIVATIONS)} for job in widest}
+
+
+@pytest.mark.parametrize("jobs", [ragged_jobs(), board_jobs()], ids=["ragged", "board"])
+def test_what_takes_turns_meets_every_target_with_both_activations(jobs: Sequence[Job]) -> None:
+    for arm in {job.arm for job in jobs} - {"native", "upcast"}:  # those have few formats
+        met = met_by([job for job in jobs if job.arm == arm])
+        assert met == {regime: {*product(TARGETS, ACTIVATIONS)} for regime in met}, arm
+
+
+def met_by(jobs: Sequence[Job]) -> dict[str, set[tuple[int, str]]]:
+    """Targets and activations that every variant meets."""
+    met: dict[str, set[tuple[int, str]]] = {}
+    for job in jobs:
+        met.setdefault(job.regime, set()).add((job.capability, job.activation))
+    return met
 
 
 @pytest.mark.parametrize("job", COVERING, ids=name)

@@ -169,7 +169,7 @@ def _without_joules(book: Book, comparisons: Sequence[Comparison]) -> list[str]:
     """A sentence for each path that has a time but no joules; windows of lowp have to be asked for."""
     return [
         f"{c.format} {path} has no joules here; in time best16 over it is {time.value:.3g} "
-        f"({_interval(time)}).{' --energy full has windows of it.' if path == 'lowp' else ''}"
+        f"({_interval(time)}).{' Only --energy full measures them.' if path == 'lowp' else ''}"
         for c in comparisons
         for path in PATHS
         if (time := ratio_of(book, c, path, "time")).value is not None

@@ -5,10 +5,10 @@ The question: what does casting cost at the other end? LayerCast ("Give Me FP32 
 of the weights are those of `native`; what is added is the cast, fp32 activations, and that tensor cores have no
 fp32: a product in "ieee" precision is multiply-adds at every batch.
 
-The kernels are those of native.py, given x and y in fp32. At a small batch these widen their operands anyway,
-so that `upcast - native` is no more than the wider loads of x; from batch 16 on it is tensor cores or none.
-More than 8 rows of fp32 would not fit the registers of the first kernel, so there the second takes over. x
-has the values of every other arm, widened once, when it is bound.
+The kernels are those of native.py, given x and y in fp32. The first widens its operands anyway, so that up to
+batch 8 `upcast - native` is no more than the wider loads of x; from batch 16 on it is tensor cores or none.
+More than 8 rows of fp32 would not fit the registers of the first kernel, so from 9 on the second takes over,
+while `native` keeps the first up to 16. x has the values of every other arm, widened once, when it is bound.
 """
 
 from __future__ import annotations
