@@ -30,8 +30,8 @@ check: .venv/installed
 proof: .venv/installed .venv/triton-3.6/installed
 	$(PY) -m pytest -m proof tests/test_planted_truth.py
 	$(PY) -m pytest -n 2 --dist worksteal -m proof --ignore tests/test_planted_truth.py
-	.venv/triton-3.6/bin/python -m pytest -m "not gpu and not proof" tests/test_kernels_triton_interpret.py \
-	  tests/test_kernels_triton_compile.py tests/test_kernels_triton_emulated.py
+	.venv/triton-3.6/bin/python -m pytest -n 2 --dist loadfile -m "not gpu and not proof" \
+	  tests/test_kernels_triton_interpret.py tests/test_kernels_triton_compile.py tests/test_kernels_triton_emulated.py
 
 gpu-test: .venv/installed
 	$(PY) -m pytest -m gpu
@@ -53,7 +53,7 @@ clean:
 .venv/triton-3.6/installed: .venv/installed
 	$(PYTHON) -m venv .venv/triton-3.6
 	.venv/triton-3.6/bin/python -m pip install --quiet torch==2.13.0
-	.venv/triton-3.6/bin/python -m pip install --quiet triton==3.6.0 numpy numba pydantic pytest pytest-benchmark
+	.venv/triton-3.6/bin/python -m pip install --quiet triton==3.6.0 numpy numba pydantic pytest pytest-benchmark pytest-xdist
 	@touch $@
 
 comma := ,
