@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from tests import ptx_summary
@@ -24,10 +25,10 @@ def test_cells_are_counted_once_and_by_target() -> None:
     recorded = [[*first.items()], [*second.items()], [("other", 1)], [("interpreted", cell)]]
     text = ptx_summary.lines(recorded)
     counts = {line.split()[0]: [*map(int, line.split()[1:])] for line in text[2:7]}
-    of_target = sum(job.capability == 80 for job in product_jobs())
+    of_target = Counter(job.capability for job in product_jobs())
     everything = len(product_jobs())
-    assert counts["sm_80"] == [of_target, 2, of_target - 2]
-    assert counts["sm_90"] == [of_target, 0, of_target]
+    assert counts["sm_80"] == [of_target[80], 2, of_target[80] - 2]
+    assert counts["sm_90"] == [of_target[90], 0, of_target[90]]
     assert counts["all"] == [everything, 2, everything - 2]
     assert text[7].startswith(f"2 of {everything} cells ran (0%); 2 different programs")
     assert text[8].startswith("Triton's interpreter ran 1 of ")
