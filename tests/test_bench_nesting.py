@@ -257,24 +257,27 @@ def test_the_order_of_change_and_test_is_that_in_which_they_run() -> None:
     assert (inner.body, inner.passes) == ({2, 3, 4, 6, 7}, 12)
 
 
-def test_more_passes_than_anybody_means_are_a_lower_bound() -> None:
-    """512 x 512 passes: the inner loop counts once in each pass of the outer one."""
-    deep = code(
-        """
+def three_deep(inner: int, middle: int) -> str:
+    """A listing of three loops; the outermost is the hot one, the others run so many times."""
+    return f"""
         NOP
         MOV R7, RZ
         MOV R6, RZ
         FFMA R5, R8, R5, R9
         VIADD R6, R6, 0x1
-        ISETP.LT.AND P0, PT, R6, 0x200, PT
+        ISETP.LT.AND P0, PT, R6, {inner:#x}, PT
         @P0 BRA 0x30
         VIADD R7, R7, 0x1
-        ISETP.LT.AND P2, PT, R7, 0x200, PT
+        ISETP.LT.AND P2, PT, R7, {middle:#x}, PT
         @P2 BRA 0x20
         @P1 BRA 0x10
         EXIT
         """
-    )
+
+
+def test_more_passes_than_anybody_means_are_a_lower_bound() -> None:
+    """512 x 512 passes: the inner loop counts once in each pass of the outer one."""
+    deep = code(three_deep(0x200, 0x200))
     audit = audit_code("k", 90, deep)
     assert (audit.inner_loops, audit.unknown_loops, audit.classes["fp32"]) == (2, 1, 512)
 
@@ -288,22 +291,7 @@ def test_what_a_branch_may_skip_counts_as_often_as_it_runs() -> None:
 
 
 def test_loops_three_deep_multiply() -> None:
-    deep = code(
-        """
-        NOP
-        MOV R7, RZ
-        MOV R6, RZ
-        FFMA R5, R8, R5, R9
-        VIADD R6, R6, 0x1
-        ISETP.LT.AND P0, PT, R6, 0x3, PT
-        @P0 BRA 0x30
-        VIADD R7, R7, 0x1
-        ISETP.LT.AND P2, PT, R7, 0x5, PT
-        @P2 BRA 0x20
-        @P1 BRA 0x10
-        EXIT
-        """
-    )
+    deep = code(three_deep(3, 5))
     audit = audit_code("k", 90, deep)
     assert audit.inner_loops == 2
     assert audit.classes["fp32"] == 15
