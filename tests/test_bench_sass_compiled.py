@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from bench import sass as command
 from bench.static import audit_pool, foreign
 from bench.static.audit import Audit, Job, audit_code, rows_of
-from bench.static.audit_pool import Pool
+from bench.static.audit_pool import Pool, Worker
 from bench.static.compile import tool
 from bench.static.foreign import ForeignError, audit_binary
 from bench.static.sass import disassemble
@@ -163,18 +164,34 @@ def test_leaving_the_block_ends_the_workers(
     )
     monkeypatch.setattr(audit_pool, "COMMAND", (sys.executable, str(script)))
     processes = []
+    readers = []  # alive when the pipes are closed: closing what another thread reads is undefined
+
+    def slow(worker: Worker, request: dict[str, object]) -> object:
+        answer = ask(worker, request)
+        time.sleep(0.2)
+        return answer
+
+    def watched(worker: Worker) -> None:
+        readers.extend(thread for thread in pools[0].threads if thread.is_alive())
+        stop(worker)
 
     def interrupted() -> None:
         with Pool(workers=1) as pool:
+            pools.append(pool)
             for _ in pool.answers([{}, {}]):
                 processes.append(pool.workers[0].process)
                 raise KeyboardInterrupt
 
+    pools: list[Pool] = []
+    ask, stop = Worker.ask, Worker.stop
+    monkeypatch.setattr(Worker, "ask", slow)
+    monkeypatch.setattr(Worker, "stop", watched)
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     (process,) = processes
     assert process is not None
     assert process.poll() is not None
+    assert readers == []
 
 
 def test_somebody_elses_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

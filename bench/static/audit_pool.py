@@ -59,8 +59,14 @@ class Worker:
         reply = json.loads(line)
         return reply["error"] if "error" in reply else from_data(reply["audit"])
 
+    def kill(self) -> None:
+        """Ends the process, whatever it does; for any thread. Whoever waits in `ask` gets its answer."""
+        process = self.process
+        if process is not None:
+            process.kill()
+
     def stop(self) -> None:
-        """Ends the process, whatever it does."""
+        """Ends the process and closes its pipes, which nobody may be using."""
         process, self.process = self.process, None
         if process is not None:
             process.kill()
@@ -102,6 +108,7 @@ class Pool:
         self.todo: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
         self.done: queue.SimpleQueue[tuple[int, Answer]] = queue.SimpleQueue()
         self.stopped = threading.Event()
+        self.threads: list[threading.Thread] = []
         return self
 
     def answers(self, requests: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Answer]]:
@@ -137,6 +144,10 @@ class Pool:
     ) -> None:
         """Ends every worker and removes the folder."""
         self.stopped.set()
+        for worker, thread in zip(self.workers, self.threads, strict=False):
+            while thread.is_alive():  # a pipe is closed by the thread that reads it, or after it
+                worker.kill()
+                thread.join(timeout=0.05)
         for worker in self.workers:
             worker.stop()
         self.folder.cleanup()
