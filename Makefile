@@ -9,7 +9,7 @@ GPU := $(shell nvidia-smi -L 2>/dev/null)
 
 help:
 	@echo "make bench      measure this machine (BITS=8, ARGS='--model Qwen3-4B') and write a profile"
-	@echo "make test       every test that needs no GPU"
+	@echo "make test       every quick test that needs no GPU"
 	@echo "make check      linters and types"
 	@echo "make proof      the slow proofs: all formats, targets and Triton versions"
 	@echo "make gpu-test   the tests that need an NVIDIA GPU"

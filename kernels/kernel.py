@@ -100,7 +100,8 @@ class Kernel:
             and dtypes once and raises ValueError; the launch itself allocates nothing. A kernel with a
             configuration takes it as `config`.
         variant: tile variant, for the row key.
-        reading: how the bypass arm reads its words as numbers.
+        reading: how the bypass arm reads its words as numbers. Unless it is "fp32", the scale arm rounds
+            numbers to the activation dtype before it scales them.
         tolerance: largest allowed error relative to the largest reference magnitude.
         scratch_bits: per weight, that `upcast` in two launches writes to memory and reads back.
         least_capability: compute capability, times ten, whose instructions it needs.

@@ -154,15 +154,20 @@ class Weights:
         """Spread values [n, groups] over the weights [n, k]."""
         return np.repeat(per_group, self.codes.shape[1] // per_group.shape[1], axis=1)
 
+    @property
+    def numbers(self) -> NDArray[np.float64]:
+        """What the codes stand for before scaling, exact in float64 [n, k]."""
+        if self.format.encoding == "int":
+            zero = self.format.zero if self.zeros is None else self.per_weight(self.zeros)
+            numbers: NDArray[np.float64] = self.codes.astype(np.float64) - zero
+        else:
+            numbers = codebook(self.format.encoding).astype(np.float64)[self.codes]
+        return numbers
+
     @cached_property
     def values(self) -> NDArray[np.float64]:
         """The dequantized weights, exact in float64 [n, k]."""
-        if self.format.encoding == "int":
-            zero = self.format.zero if self.zeros is None else self.per_weight(self.zeros)
-            steps = self.codes.astype(np.float64) - zero
-        else:
-            steps = codebook(self.format.encoding).astype(np.float64)[self.codes]
-        dequantized: NDArray[np.float64] = steps * self.per_weight(self.scales)
+        dequantized: NDArray[np.float64] = self.numbers * self.per_weight(self.scales)
         return dequantized
 
     @cached_property
@@ -272,7 +277,8 @@ def reference(
 
         stream      sum of the words, of the scales' bits and of the zero points, modulo 2^32
         unpack      sum of the codes, of the scales' bits and of the zero points, modulo 2^32
-        scale       sum of the dequantized weights
+        scale       sum of the dequantized weights; their numbers rounded to the activation dtype before they
+                    are scaled, unless the reading is "fp32". That moves NF4 and FP4 alone
 
     `lowp` multiplies quantized activations: x is then what those stand for (lowp.py).
 
@@ -291,7 +297,12 @@ def reference(
         wrapped: NDArray[np.int64] = (total + (1 << 31)) % (1 << 32) - (1 << 31)
         return wrapped
     if arm == "scale":
-        sums: NDArray[np.float64] = weights.values.sum(axis=1)
+        if reading == "fp32" or weights.format.encoding not in ("nf4", "fp4"):
+            summed = weights.values  # other numbers are exact in 16 bits
+        else:
+            rounded = round_to(weights.numbers, weights.activation)
+            summed = rounded.astype(np.float64) * weights.per_weight(weights.scales)
+        sums: NDArray[np.float64] = summed.sum(axis=1)
         return sums
     if arm == "dequantize":
         return weights.values16

@@ -267,6 +267,28 @@ def test_k_must_divide_into_groups() -> None:
         packing.random_weights(4, 200, find_format("int4-g128"), "bf16", seed=0)
 
 
+def test_scale_sums_numbers_of_16_bits_where_a_kernel_reads_halves() -> None:
+    """Code 1 of NF4, -0.6961928, is -0.6953125 in bf16: the sum of equal codes is off by as much everywhere."""
+    codes = np.ones((1, 128), np.uint8)
+    weights = packing.Weights(
+        find_format("nf4-b64"), "bf16", codes, np.full((1, 2), 0.5, np.float32), None
+    )
+    x = np.ones((1, 128), np.float32)
+    assert packing.reference("scale", weights, x) == pytest.approx([-64 * 0.6961928009986877])
+    assert packing.reference("scale", weights, x, "halves").tolist() == [-64 * 0.6953125]
+    half = packing.Weights(weights.format, "fp16", codes, weights.scales, None)
+    assert packing.reference("scale", half, x, "halves").tolist() == [-64 * 0.6962890625]
+
+
+def test_16_bits_hold_every_number_that_the_scale_reference_does_not_round() -> None:
+    for weight_format in filter(lambda f: f.encoding not in ("nf4", "fp4"), FORMATS):
+        if weight_format.quantized:
+            for activation in ("fp16", "bf16"):
+                weights = packing.random_weights(16, 256, weight_format, activation, seed=0)
+                rounded = packing.round_to(weights.numbers, activation)
+                np.testing.assert_array_equal(rounded, weights.numbers, err_msg=weight_format.name)
+
+
 def test_stage_references_by_hand() -> None:
     """Two words of known codes: the sums of the early stages, computed without the library."""
     codes = np.arange(128, dtype=np.uint8)[None, :] % 16

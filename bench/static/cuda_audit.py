@@ -9,13 +9,15 @@ weight in the hot loop (research of 2026-11: counted, never run). A kernel may n
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -38,6 +40,8 @@ from kernels.cuda.plan import (
 from kernels.cuda.probes import PROBES, THROUGHPUT, Probe
 from kernels.formats import find_format
 from kernels.nvrtc import compile_module
+
+Found = TypeVar("Found")
 
 ARCHITECTURES = ("80", "86", "89", "90a", "100a", "120a")
 N, K = 4096, 4096  # no kernel depends on them: shapes are arguments
@@ -125,14 +129,25 @@ def plans(batch: int = 1) -> Iterator[tuple[str, str, Plan]]:
 
 
 def compiled(arches: Sequence[str] = ARCHITECTURES) -> Iterator[Compiled]:
-    """Compiles and counts them all, a kernel's architectures one after the other.
+    """Compiles and counts them all, on every core; a kernel's architectures come one after the other.
 
     Raises:
         CudaError: NVRTC is not there, or refuses a source.
     """
-    for name, arm, plan in plans():
-        for arch in arches:
-            yield Compiled(plan.path.name, name, arm, arch, audit_plan(plan, arch))
+
+    def one(name: str, arm: str, plan: Plan, arch: str) -> Compiled:
+        return Compiled(plan.path.name, name, arm, arch, audit_plan(plan, arch))
+
+    yield from on_every_core(one, [(*kernel, arch) for kernel in plans() for arch in arches])
+
+
+def on_every_core(work: Callable[..., Found], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Found]:
+    """The results of the jobs in their order. Threads will do: NVRTC and disassemblers run beside Python."""
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
+        yield from pool.map(lambda job: work(*job), jobs)
+    finally:  # after Ctrl-C too
+        pool.shutdown(cancel_futures=True)
 
 
 def audit_plan(plan: Plan, arch: str) -> Audit:
@@ -196,8 +211,8 @@ class Proof:
 
 def proofs(arches: Sequence[str] = ARCHITECTURES) -> Iterator[Proof]:
     """What is left of every probe; raises like `compiled`."""
-    for probe in PROBES:
-        yield from (prove(probe, arch) for arch in arches if probe.exists(arch))
+    jobs = [(probe, arch) for probe in PROBES for arch in arches if probe.exists(arch)]
+    yield from on_every_core(prove, jobs)
 
 
 def prove(probe: Probe, arch: str) -> Proof:

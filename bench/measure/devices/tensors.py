@@ -217,7 +217,7 @@ class TensorDevice(ABC):
         x = random_activations(problem.batch, problem.k, problem.activation, ACTIVATION_SEED)
         if arm not in PRODUCTS:
             weights = self._weights(_batchless(problem))
-            return torch.from_numpy(reference(arm, weights, x)).to(torch.float64)
+            return torch.from_numpy(reference(arm, weights, x, reading)).to(torch.float64)
         rows = x[_checked_rows(problem.batch)]
         values = quantize_activations(rows, problem.format).values if arm == "lowp" else rows
         matrix = self._matrix(_batchless(problem), arm, reading)
