@@ -8,9 +8,9 @@ format and target, in turn. Of the widest batch a format takes one target, in tu
 
 The product is compiled for the size that is audited, 4096 x 14336: what is executed is what is counted, and
 little more is compiled to see that nothing spills. Shapes that fill no tile are a second, smaller product:
-every kernel, batch and *kind* of format, each on one target in turn; of what is `fused` without some of its
-parts one batch, in turn. Formats of one kind differ only in the size of their groups. Where a board is known
-`gemm` cuts its tiles for it: those tiles are a third product, as small.
+every kernel and *kind* of format, each on one target in turn; of `fused` every second batch, of what is `fused`
+without some of its parts one batch, in turn. Formats of one kind differ only in the size of their groups.
+Where a board is known `gemm` cuts its tiles for it: those tiles are a third product, as small.
 
 python -m tests.ptx_kernels          the covering subset that `make test` runs
 python -m tests.ptx_kernels --all    everything that `make proof` runs
@@ -41,6 +41,7 @@ ODD = (
     9,
 )  # rows of x: tiles of gemv that BATCHES leave out; the first that upcast gives to its gemm
 RAGGED = {"gemv": (9, 5248), "gemm": (41, 1280)}  # n, k: last rows and steps that are not whole
+TIGHT = {"gemv": (1, 16), "gemm": (WIDE,)}  # batches at which registers are scarcest
 CUTS = (  # rows of x and multiprocessors, and the tile of 4096 rows of W that they lead to
     (65, 132),  # 64 x 64, a stage more
     (33, 132),  # 32 x 64
@@ -143,9 +144,22 @@ def product_jobs(capabilities: tuple[int, ...] = TARGETS) -> tuple[Job, ...]:
     return tuple(jobs)
 
 
+def one_in(arm: str, served: int) -> int:
+    """Of how many batches or tiles a kind of format takes one, outside the product; the next kind the next."""
+    if arm in PARTIAL:
+        return served
+    return 2 if arm == "fused" else 1
+
+
+def turn_of(turn: int, row: int, able: tuple[str, ...]) -> tuple[int, str]:
+    """The target and the activation whose turn it is."""
+    capability = TARGETS[(turn + row) % len(TARGETS)]
+    return capability, able[(turn + (turn + row) // len(TARGETS)) % len(able)]
+
+
 @cache
 def ragged_jobs() -> tuple[Job, ...]:
-    """Every kernel, batch and kind of format at shapes that fill no tile, on targets in turn."""
+    """Every kernel and kind of format at shapes that fill no tile; batches and targets in turn."""
     jobs = []
     for stage in stages():
         arm, variant = stage
@@ -153,23 +167,19 @@ def ragged_jobs() -> tuple[Job, ...]:
         odd = ODD if arm in PRODUCTS else ()
         for place, name in enumerate(kinds.values()):
             served = [b for b in (*batches(stage), *odd) if activations(stage, name, b)]
+            every = one_in(arm, len(served))
+            shape = RAGGED["gemv" if variant.startswith("gemv") else "gemm"]
             for row, batch in enumerate(served):
-                able = activations(stage, name, batch)
-                if arm not in PARTIAL or place % len(served) == row:
-                    turn = place // len(served) if arm in PARTIAL else place
-                    capability = TARGETS[(turn + row) % len(TARGETS)]
-                    activation = able[(turn + (turn + row) // len(TARGETS)) % len(able)]
-                    shape = RAGGED["gemv" if variant.startswith("gemv") else "gemm"]
+                if (place - row) % every == 0:
+                    able = activations(stage, name, batch)
+                    capability, activation = turn_of(place // every, row, able)
                     jobs.append(Job(*stage, name, activation, *shape, batch, capability))
     return tuple(jobs)
 
 
 @cache
 def board_jobs() -> tuple[BoardJob, ...]:
-    """Every tile that `gemm` has on a board alone, of every kernel and kind of format, on targets in turn.
-
-    Of what is `fused` without some of its parts one tile, in turn.
-    """
+    """Every kernel and kind of format at tiles that `gemm` has on a board alone; tiles and targets in turn."""
     jobs = []
     for stage in stages():
         arm, variant = stage
@@ -177,25 +187,25 @@ def board_jobs() -> tuple[BoardJob, ...]:
             continue
         kinds = {kind(name): name for name in reversed(formats_of(stage))}
         for place, name in enumerate(kinds.values()):
+            every = one_in(arm, len(CUTS))
             for row, (batch, multiprocessors) in enumerate(CUTS):
-                if arm in PARTIAL and place % len(CUTS) != row:
-                    continue
-                turn = place // len(CUTS) if arm in PARTIAL else place
-                able = activations(stage, name, batch)
-                capability = TARGETS[(turn + row) % len(TARGETS)]
-                activation = able[(turn + (turn + row) // len(TARGETS)) % len(able)]
-                problem = (name, activation, *AUDITED, batch)
-                jobs.append(BoardJob(*stage, *problem, capability, multiprocessors))
+                if (place - row) % every == 0:
+                    able = activations(stage, name, batch)
+                    capability, activation = turn_of(place // every, row, able)
+                    problem = (name, activation, *AUDITED, batch)
+                    jobs.append(BoardJob(*stage, *problem, capability, multiprocessors))
     return tuple(jobs)
 
 
 def spill_jobs() -> tuple[Job, ...]:
     """What is only compiled: for one target more, and at another k where registers are scarcest.
 
-    The default tiles of every board are counted, too: test_bench_modelled_files.py.
+    Of `fused` at the batches of TIGHT, of `bypass` at 1. The default tiles of every board
+    are counted, too: test_bench_modelled_files.py.
     """
     more = [job for job in product_jobs((COMPILED_ONLY,)) if job.arm in PRODUCTS]
     more = [job for job in more if job.arm != "bypass" or job.batch == 1]
+    more = [job for job in more if job.arm != "fused" or job.batch in TIGHT[job.regime[:4]]]
     square = [
         replace(job, n=SQUARE[0], k=SQUARE[1])
         for job in (*product_jobs((120,)), *more)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Bind = Callable[["Machine", "Instruction"], "Step"]
 
-ALTERNATIVES = re.compile(r"\{([^{}]*)\}")
 DIRECTED = ("rm", "rp", "rz")
 UNSIGNED_ORDER = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
 
@@ -51,13 +51,20 @@ class Operation:
 
 
 def expand(pattern: str) -> Iterator[str]:
-    """Every opcode that a pattern with braces stands for."""
-    match = ALTERNATIVES.search(pattern)
-    if match is None:
+    """Every opcode that a pattern with braces, which may be nested, stands for."""
+    start = pattern.find("{")
+    if start < 0:
         yield pattern
         return
-    for alternative in match[1].split(","):
-        yield from expand(pattern[: match.start()] + alternative + pattern[match.end() :])
+    depth, cuts = 0, []  # before and after each alternative of the first braces
+    for place, sign in enumerate(pattern[start:], start):
+        depth += (sign == "{") - (sign == "}")
+        if depth == 0 or (depth == 1 and sign in "{,"):
+            cuts.append(place)
+        if depth == 0:
+            break
+    for before, after in pairwise(cuts):
+        yield from expand(pattern[:start] + pattern[before + 1 : after] + pattern[cuts[-1] + 1 :])
 
 
 def table(group: str, pattern: str, bind: Bind) -> dict[str, Operation]:

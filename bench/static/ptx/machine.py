@@ -269,4 +269,5 @@ def run(launch: Launch, most_lanes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
             machine = Machine(launch, np.arange(first, end))
             machine.run()
             blocks_run += machine.blocks_run
+            machine.program.clear()  # steps refer to the machine: nothing else would free it
     return blocks_run
