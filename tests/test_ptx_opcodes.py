@@ -28,6 +28,7 @@ from ptx_reference import (
 
 from bench.static.compile import tool
 from bench.static.ptx import launch
+from bench.static.ptx.compute import expand
 from bench.static.ptx.opcodes import OPCODES
 
 BLOCK = 128
@@ -190,6 +191,10 @@ def operand_registers(rule: Reference) -> tuple[str, ...]:
 
 
 # ---- exact opcodes ------------------------------------------------------------------------------
+
+
+def test_nested_braces_of_a_pattern_give_every_opcode_once() -> None:
+    assert [*expand("a{,.b}.{c{1,2},d}")] == ["a.c1", "a.c2", "a.d", "a.b.c1", "a.b.c2", "a.b.d"]
 
 
 def test_every_arithmetic_opcode_has_an_oracle() -> None:
