@@ -158,9 +158,10 @@ def test_leaving_the_block_ends_the_workers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = tmp_path / "worker.py"
-    script.write_text(
-        "import json, sys, time\n"
-        "sys.stdin.readline(); print(json.dumps({'error': ''}), flush=True); time.sleep(600)\n"
+    script.write_text(  # what it starts holds its pipes, too
+        "import json, subprocess, sys, time\n"
+        "sys.stdin.readline(); subprocess.Popen(['sleep', '600'])\n"
+        "print(json.dumps({'error': ''}), flush=True); time.sleep(600)\n"
     )
     monkeypatch.setattr(audit_pool, "COMMAND", (sys.executable, str(script)))
     processes = []

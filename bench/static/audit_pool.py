@@ -48,11 +48,11 @@ class Worker:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
-        except (BrokenPipeError, ValueError):
+        except BrokenPipeError:
             line = ""
         if not line:
-            self.process = None
             code = process.wait()
+            self.process = None
             self._close(process)
             end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             return f"it does not compile: the compiler itself ended with {end}."
@@ -60,16 +60,17 @@ class Worker:
         return reply["error"] if "error" in reply else from_data(reply["audit"])
 
     def kill(self) -> None:
-        """Ends the process, whatever it does; for any thread. Whoever waits in `ask` gets its answer."""
+        """Ends the process and what it started; for any thread. Whoever waits in `ask` gets its answer."""
         process = self.process
-        if process is not None:
-            process.kill()
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """Ends the process and closes its pipes, which nobody may be using."""
+        self.kill()
         process, self.process = self.process, None
         if process is not None:
-            process.kill()
             process.wait()
             self._close(process)
 
