@@ -64,6 +64,21 @@ def test_native_is_cut_by_the_same_rule(n: int, batch: int, tile: tuple[int, ...
     assert (found.block_b, found.block_n, found.num_warps, found.num_stages) == tile
 
 
+@pytest.mark.parametrize("variant", ["gemv", "gemv-ptx"])
+@pytest.mark.parametrize("capability", [80, 90, 100, 120])
+def test_every_stage_of_gemv_is_cut_alike(variant: str, capability: int) -> None:
+    """Whatever the format: registers of its own would be a second difference between two stages.
+
+    Those that read no x have no rows of it in their tile.
+    """
+    for weight_format in filter(lambda f: f.quantized, FORMATS):
+        for batch in (1, 3, 16):
+            problem = (weight_format, "fp16", 4096, 4096, batch, capability)
+            plans = [plan_of(arm, variant, *problem) for arm in LADDER]
+            words = {configs.words(plan).split(maxsplit=1)[1] for plan in plans}
+            assert (len(words), len({plan.grid for plan in plans})) == (1, 1), problem
+
+
 @pytest.mark.parametrize("variant", ["gemm", "gemm-ptx"])
 def test_every_stage_of_the_ladder_is_cut_alike(variant: str) -> None:
     """Or their differences would not be those of one constant."""

@@ -7,8 +7,7 @@ asks here when it is prepared, and what it gets is written into its row, in word
     untuned, block_n=4 num_warps=4 ...     the default, which was chosen by counting, never by timing
     untuned (stale: ...), ...              a choice exists, and was found with other code
 
-The stages of the ladder are one kernel and take the configuration of `fused` (`unpack` of 1 and 3 bits other
-registers).
+The stages of the ladder are one kernel and take the configuration of `fused`.
 """
 
 from __future__ import annotations

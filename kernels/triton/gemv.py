@@ -296,7 +296,6 @@ def default_config(
     batch: int,
     tuned: bool = False,
     capability: int = 80,
-    arm: str = "fused",
 ) -> Config:
     """Conservative and untuned: chosen by counting instructions and registers, never by timing.
 
@@ -306,8 +305,10 @@ def default_config(
     The assembler fills the registers it is given: under these caps `fused` and `bypass` at batch 1 run at
     the same occupancy, and neither spills. Only selects of NF4 and scales of FP4 that are quantized again need
     more than their `bypass`, and fewer rows.
-    Left to itself it sometimes spills to reach a round number, which NO_CAP prevents. Where a load holds 64
-    weights or more, 9 to 16 rows of x need all registers, and a few such kernels spill (tests name them).
+    Left to itself it sometimes spills to reach a round number, which NO_CAP prevents. Codes of 1 and 3 bits
+    spill all the same, in a few kernels that tests name: `unpack` at batch 1, whose caps are those that `fused`
+    and `bypass` need, and at 9 to 16 rows of x, where all registers do not suffice. There 1, 2 and 4 rows, as
+    many warps and caps from 224 to 255 were tried; these leave the least.
     """
     bits = weight_format.bits
 
@@ -349,8 +350,6 @@ def default_config(
         cap = 80  # at 72 its bypass spills
     if capability == 120 and bits == 6 and tuned:
         cap = 80  # at 56 to 72 one of its formats does
-    if arm == "unpack" and bits in (1, 3):
-        cap = 80  # sums of their codes need other registers than products
     return Config(
         block_n=rows,
         num_warps=min(warps, key=padded),
@@ -382,7 +381,7 @@ def plan(
         tuned: whether to take the tile functions in inline PTX.
         capability: compute capability times ten; what every later one can do as well.
     """
-    config = config or default_config(weight_format, k, batch, tuned, capability, arm)
+    config = config or default_config(weight_format, k, batch, tuned, capability)
     constexprs = {
         "N": n,
         "K": k,
