@@ -4,8 +4,8 @@
 
 prints, per format and batch, the time of the best 16-bit kernel, of the fused and unfused quantized ones
 and of the stages between, with φ, the cost of dequantization, and its interval. Tables go to stdout,
-progress and warnings to stderr. Exit codes: 0 good, 1 a kernel was wrong or the run did not converge,
-2 usage, wrong hardware or no place to write, 130 interrupted (143 by SIGTERM).
+progress and warnings to stderr. Exit codes: 0 good, 1 the result is not (README.md says when), 2 usage,
+wrong hardware or no place to write, 130 interrupted (143 by SIGTERM).
 
 The name of a GPU that is not here, on a machine without any, gives a model of it instead: the same tables from
 compiled kernels and data sheets, every number with an interval, and a banner that says so.

@@ -300,6 +300,7 @@ def reference(
         if reading == "fp32" or weights.format.encoding not in ("nf4", "fp4"):
             summed = weights.values  # other numbers are exact in 16 bits
         else:
+            # Without x the roundings of equal codes add up; times x they average out, within the tolerance.
             rounded = round_to(weights.numbers, weights.activation)
             summed = rounded.astype(np.float64) * weights.per_weight(weights.scales)
         sums: NDArray[np.float64] = summed.sum(axis=1)

@@ -7,10 +7,11 @@ targets. Stages that multiply nothing read no x: a batch only chooses how they a
 format and target, in turn. Of the widest batch a format takes one target, in turn.
 
 The product is compiled for the size that is audited, 4096 x 14336: what is executed is what is counted, and
-little more is compiled to see that nothing spills. Shapes that fill no tile are a second, smaller product:
-every kernel and *kind* of format, each on one target in turn; of `fused` every second batch, of what is `fused`
-without some of its parts one batch, in turn. Formats of one kind differ only in the size of their groups.
-Where a board is known `gemm` cuts its tiles for it: those tiles are a third product, as small.
+little more is compiled to see that nothing more spills than is known. Shapes that fill no tile are a second,
+smaller product: every kernel and *kind* of format, each on one target in turn; of `fused` every second batch,
+of what is `fused` without some of its parts one batch, in turn. Formats of one kind differ only in the size of
+their groups. Where a board is known `gemm` cuts its tiles for it: those tiles are a third product, cut down
+likewise.
 
 python -m tests.ptx_kernels          the covering subset that `make test` runs
 python -m tests.ptx_kernels --all    everything that `make proof` runs
@@ -35,13 +36,9 @@ from tests.ptx_cells import AUDITED, COMPILED_ONLY, SQUARE, Outcome, run_all
 TARGETS = (80, 89, 90, 120)
 BATCHES = (1, 3, 16, 17)
 WIDE = 72  # rows of x: two tiles of the widest that gemm has, the second not full
-ODD = (
-    2,
-    5,
-    9,
-)  # rows of x: tiles of gemv that BATCHES leave out; the first that upcast gives to its gemm
+ODD = (2, 5, 9)  # rows of x: tiles of gemv that BATCHES leave out; the first of upcast's gemm
 RAGGED = {"gemv": (9, 5248), "gemm": (41, 1280)}  # n, k: last rows and steps that are not whole
-TIGHT = {"gemv": (1, 16), "gemm": (WIDE,)}  # batches at which registers are scarcest
+TIGHT = {"gemv": (1, 16), "gemm": (WIDE,)}  # batches with a cap, and with the most sums
 CUTS = (  # rows of x and multiprocessors, and the tile of 4096 rows of W that they lead to
     (65, 132),  # 64 x 64, a stage more
     (33, 132),  # 32 x 64
@@ -144,6 +141,12 @@ def product_jobs(capabilities: tuple[int, ...] = TARGETS) -> tuple[Job, ...]:
     return tuple(jobs)
 
 
+def ragged_batches(stage: Stage, format_name: str) -> list[int]:
+    """Rows of x that a kernel takes, at shapes that fill no tile."""
+    wanted = (*batches(stage), *(ODD if stage[0] in PRODUCTS else ()))
+    return [batch for batch in wanted if activations(stage, format_name, batch)]
+
+
 def one_in(arm: str, served: int) -> int:
     """Of how many batches or tiles a kind of format takes one, outside the product; the next kind the next."""
     if arm in PARTIAL:
@@ -164,9 +167,8 @@ def ragged_jobs() -> tuple[Job, ...]:
     for stage in stages():
         arm, variant = stage
         kinds = {kind(name): name for name in reversed(formats_of(stage))}
-        odd = ODD if arm in PRODUCTS else ()
         for place, name in enumerate(kinds.values()):
-            served = [b for b in (*batches(stage), *odd) if activations(stage, name, b)]
+            served = ragged_batches(stage, name)
             every = one_in(arm, len(served))
             shape = RAGGED["gemv" if variant.startswith("gemv") else "gemm"]
             for row, batch in enumerate(served):
@@ -200,8 +202,8 @@ def board_jobs() -> tuple[BoardJob, ...]:
 def spill_jobs() -> tuple[Job, ...]:
     """What is only compiled: for one target more, and at another k where registers are scarcest.
 
-    Of `fused` at the batches of TIGHT, of `bypass` at 1. The default tiles of every board
-    are counted, too: test_bench_modelled_files.py.
+    Of `fused` at the batches of TIGHT, of `bypass` at 1, of `native` and `upcast` at all. The default tiles of
+    every board are counted, too: test_bench_modelled_files.py.
     """
     more = [job for job in product_jobs((COMPILED_ONLY,)) if job.arm in PRODUCTS]
     more = [job for job in more if job.arm != "bypass" or job.batch == 1]

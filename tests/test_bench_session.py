@@ -168,6 +168,20 @@ def test_a_stage_that_runs_the_code_of_another_fails_verification(
     assert right <= stages[arm].tolerance < wrong
 
 
+def test_a_scale_stage_that_reads_halves_is_held_against_rounded_numbers() -> None:
+    """The CPU's does not round NF4's numbers to bf16, and is wrong if it says that it reads halves."""
+    from bench.measure.devices.cpu import CpuDevice
+
+    device = CpuDevice()
+    problem = Problem("up", 64, 256, 1, find_format("nf4-b64"), "bf16")
+    (scale,) = (
+        k for k in device.kernels(problem) if (k.arm, k.implementation) == ("scale", "numba")
+    )
+    right = device.verify(device.prepare(problem, scale))
+    rounded = device.verify(device.prepare(problem, replace(scale, reading="halves")))
+    assert right < 1e-5 < 1e-4 < rounded
+
+
 def test_memory_of_one_format_serves_the_next() -> None:
     """What is too small for the next format makes room for it: sixteen formats must not pile up."""
     from bench.measure.devices.cpu import CpuDevice

@@ -2,8 +2,8 @@
 
 The ladder subtracts times of kernels that should differ in one thing. These tests read the machine
 code and check that they do: that each stage keeps the work it is named for, that `bypass` keeps
-everything but the conversion, and that nothing spills or loads in small pieces. That nothing spills
-anywhere else is seen where all kernels are compiled: test_kernels_triton_emulated.py.
+everything but the conversion, and that nothing spills or loads in small pieces. What spills anywhere
+else is seen where all kernels are compiled: test_kernels_triton_emulated.py.
 """
 
 from __future__ import annotations

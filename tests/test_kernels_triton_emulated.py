@@ -27,18 +27,21 @@ from tests.aot_ptx import (
     packed_format,
     run_job,
 )
-from tests.aot_triton import Job
+from tests.aot_triton import BoardJob, Job
 from tests.ptx_builds import Build, code_of
 from tests.ptx_cells import AUDITED, SQUARE, Outcome, run_all
 from tests.ptx_kernels import (
+    CUTS,
     READ_NO_X,
     TARGETS,
     WIDE,
     board_jobs,
     covering_jobs,
     everything,
+    formats_of,
     pairs,
     product_jobs,
+    ragged_batches,
     ragged_jobs,
     same_without_ptx,
     spill_jobs,
@@ -64,7 +67,9 @@ SAME = [  # with the inline PTX and without: it is not used
     for variant in (plain, f"{plain}-ptx")
 ]
 ONE_ROUNDING = 1e-3  # of the largest |y|: two results in fp16, one unit in the last place apart
-SPILLS = {  # bytes of what needs more than all registers; gemm serves batch 16, too
+SPILLS = {  # with Triton 3.9: the most bytes of the stack; gemm serves batch 16, too
+    Job("unpack", "gemv", "int1-g128", "fp16", *AUDITED, 1, 120): 40,
+    Job("unpack", "gemv", "int3-g128", "fp16", *AUDITED, 1, 90): 8,
     Job("fused", "gemv", "int1-g128", "bf16", *AUDITED, 16, 80): 8,
     Job("bypass", "gemv-ptx", "int1-g128", "fp16", *AUDITED, 16, 89): 16,
     Job("fused", "gemv-ptx", "int1-g128", "fp16", *AUDITED, 16, 89): 168,
@@ -74,9 +79,10 @@ SPILLS = {  # bytes of what needs more than all registers; gemm serves batch 16,
 }
 COVERING = covering_jobs()
 CUT = [
-    job
-    for job in board_jobs()
-    if (job.arm, job.regime, job.format_name) == ("fused", "gemm-ptx", "int4-g128")
+    BoardJob(
+        "fused", "gemm-ptx", "int4-g128", ACTIVATIONS[i % 2], *AUDITED, batch, TARGETS[i % 4], sms
+    )
+    for i, (batch, sms) in enumerate(CUTS)
 ]
 FORMATS = tuple(dict.fromkeys(job.format_name for job in product_jobs()))
 
@@ -147,9 +153,14 @@ def test_the_widest_batch_of_every_format_meets_one_target_in_turn() -> None:
 
 @pytest.mark.parametrize("jobs", [ragged_jobs(), board_jobs()], ids=["ragged", "board"])
 def test_what_takes_turns_meets_every_target_with_both_activations(jobs: Sequence[Job]) -> None:
+    """And every batch and board."""
     for arm in {job.arm for job in jobs} - {"native", "upcast"}:  # those have few formats
         met = met_by([job for job in jobs if job.arm == arm])
         assert met == {regime: {*product(TARGETS, ACTIVATIONS)} for regime in met}, arm
+    for stage in {(job.arm, job.regime) for job in jobs}:
+        met = {(job.batch, job.board) for job in jobs if (job.arm, job.regime) == stage}
+        ragged = {(b, None) for f in formats_of(stage) for b in ragged_batches(stage, f)}
+        assert met in ({*CUTS}, ragged), stage
 
 
 def met_by(jobs: Sequence[Job]) -> dict[str, set[tuple[int, str]]]:
@@ -181,13 +192,15 @@ def test_every_compiled_kernel_matches_reference(
     compiled_only = [job for job in spill_jobs() if job.format_name == format_name]
     found = run_all([*wanted, *compiled_only], tmp_path_factory.mktemp("triton"), workers=1)
     ran = {job: found[job] for job in wanted}
+    known = {name(job): size for job, size in SPILLS.items() if job in found}
     wrong = {name(job): complaint(job, outcome) for job, outcome in ran.items()}
     right = {job: outcome for job, outcome in ran.items() if not wrong[name(job)]}
     for key, value in ptx_summary.emulated_properties(right).items():
         record_property(key, value)
     assert {job: problem for job, problem in wrong.items() if problem} == {}
     assert [name(job) for job in compiled_only if not found[job].registers] == []
-    assert spilling(found) == {name(job): size for job, size in SPILLS.items() if job in found}
+    assert spilling(found).keys() <= known.keys()
+    assert {job: size for job, size in spilling(found).items() if size > known[job]} == {}
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +222,7 @@ def test_a_kernel_that_is_cut_for_a_board_matches_reference(
 def test_every_kernel_that_is_cut_for_a_board_matches_reference(
     arm: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """All kinds of formats at all tiles that a board alone has; and none of them spills."""
+    """All kinds of formats, at tiles that a board alone has in turn; and none of them spills."""
     wanted = [job for job in board_jobs() if job.arm == arm]
     found = run_all(wanted, tmp_path_factory.mktemp("triton"), workers=1)
     wrong = {name(job): complaint(job, found[job]) for job in wanted}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import struct
+import weakref
 
 import numpy as np
 import pytest
 
 from bench.static.ptx import Fault, FaultError, PtxError, UnsupportedError, launch
+from bench.static.ptx.machine import Machine
 from tests.ptx_text import at, module, run
 
 
@@ -209,6 +212,25 @@ def test_inner_scopes_have_registers_of_their_own() -> None:
     """
     run(body, [result], 32)
     assert result.tolist() == [7] * 32
+
+
+def test_ctas_that_have_run_are_freed_without_the_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is off during a launch, and a machine refers to itself."""
+    machines: list[weakref.ref[Machine]] = []
+    alive = []
+    start = Machine.run
+
+    def watched(machine: Machine) -> None:
+        alive.append([earlier() is not None for earlier in machines])
+        machines.append(weakref.ref(machine))
+        start(machine)
+
+    monkeypatch.setattr(Machine, "run", watched)
+    run(f"{at(0, 4, 0)} st.global.b32 [%q0], %t;", [out(64 * 1000)], 64, 1000)
+    assert alive == [[], [False]]
+    assert gc.isenabled()
 
 
 def test_many_ctas_share_no_memory() -> None:

@@ -12,8 +12,8 @@ one problem (an operator, a batch, a format) the arms give
     speed-up                 t(best16) / t(arm)
 
 best16 is the faster, by median, of the arms `native` and `vendor` that read 16-bit weights. Where
-several fused kernels exist the fastest is the headline, and its bypass and stream are those of the
-same implementation and variant: one kernel, one launch configuration.
+several fused kernels exist the fastest of those with a bypass is the headline, and its bypass and
+stream are those of the same implementation and variant: one kernel, one launch configuration.
 
 Only fresh blocks make estimates; the pilot says how many there must be (`fresh_blocks`).
 """

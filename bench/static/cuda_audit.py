@@ -143,11 +143,8 @@ def compiled(arches: Sequence[str] = ARCHITECTURES) -> Iterator[Compiled]:
 
 def on_every_core(work: Callable[..., Found], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Found]:
     """The results of the jobs in their order. Threads will do: NVRTC and disassemblers run beside Python."""
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
-    try:
-        yield from pool.map(lambda job: work(*job), jobs)
-    finally:  # after Ctrl-C too
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(lambda job: work(*job), jobs)  # ended early, it cancels what waits
 
 
 def audit_plan(plan: Plan, arch: str) -> Audit:

@@ -7,7 +7,6 @@ a pattern: "add.{u,s}{16,32}" is four opcodes, whose types are read from their n
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,7 +50,11 @@ class Operation:
 
 
 def expand(pattern: str) -> Iterator[str]:
-    """Every opcode that a pattern with braces, which may be nested, stands for."""
+    """Every opcode that a pattern with braces, which may be nested, stands for.
+
+    Raises:
+        ValueError: a brace is not closed.
+    """
     start = pattern.find("{")
     if start < 0:
         yield pattern
@@ -63,6 +66,8 @@ def expand(pattern: str) -> Iterator[str]:
             cuts.append(place)
         if depth == 0:
             break
+    else:
+        raise ValueError(f"the braces of {pattern} are not balanced")
     for before, after in pairwise(cuts):
         yield from expand(pattern[:start] + pattern[before + 1 : after] + pattern[cuts[-1] + 1 :])
 
