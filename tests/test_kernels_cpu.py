@@ -124,7 +124,9 @@ def assert_right(kernel: Kernel, weights: packing.Weights, x: np.ndarray) -> Non
         assert error <= allowed, f"{kernel.arm} ({kernel.implementation}): {error}"
 
 
-def assert_every_arm_is_right(name: str, batch: int, activation: packing.Float16) -> None:
+def assert_every_arm_is_right(
+    name: str, batch: int, activation: packing.Float16, left_out: tuple[str, ...] = ()
+) -> None:
     n, k = SHAPES[batch % len(SHAPES)]
     weights = packing.random_weights(n, k, find_format(name), activation, seed=batch)
     x = packing.random_activations(batch, k, activation, seed=batch)
@@ -132,7 +134,7 @@ def assert_every_arm_is_right(name: str, batch: int, activation: packing.Float16
     arms = [kernel.arm for kernel in kernels]
     assert arms[:5] == ["stream", "unpack", "scale", "bypass", "fused"]
     for kernel in kernels:
-        if kernel.implementation == "torch" and n % 16:
+        if (kernel.implementation == "torch" and n % 16) or kernel.arm in left_out:
             continue
         assert_right(kernel, weights, x)
 
@@ -146,9 +148,15 @@ def test_every_arm_is_right(name: str, batch: int) -> None:
 @pytest.mark.proof
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_arm_is_right_elsewhere(name: str) -> None:
-    """Every other format; all batches in one test, since most share what they compile."""
+    """Every other format; all batches in one test, since most share what they compile.
+
+    What is `fused` without some of its parts at batch 1, 3 or 16, in turn: compiling takes half an hour of
+    one core else.
+    """
+    whole = FEWER_BATCHES[OTHERS.index(name) % 3]
     for batch in FEWER_BATCHES:
-        assert_every_arm_is_right(name, batch, "bf16")
+        left_out = () if batch == whole else ("stream", "unpack", "scale", "bypass")
+        assert_every_arm_is_right(name, batch, "bf16", left_out)
 
 
 @pytest.mark.proof
