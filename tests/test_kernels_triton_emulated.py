@@ -16,6 +16,7 @@ from kernels.triton import KERNELS, upcast
 from kernels.triton.plan import ACTIVATIONS
 from tests import ptx_cells, ptx_summary
 from tests.aot_ptx import (
+    EARLY,
     FENCED,
     PROXY_FENCE,
     SCRATCH_POINTERS,
@@ -50,6 +51,7 @@ from tests.triton_cases import TOLERANCES, run
 
 EXACT = ("stream", "unpack", "dequantize")
 WGMMA = Job("fused", "gemm", "int4-g128", "fp16", 64, 512, 64, 90)
+KEPT = Job("fused", "gemm", "nvint4", "fp16", 41, 1280, 72, 90)
 STREAM = Job("stream", "gemv", "int4-g128", "fp16", 64, 512, 1, 80)
 INTERPRETED = [
     Job("fused", "gemv", "int4-g128", "fp16", 41, 1280, 5, 80),
@@ -94,7 +96,7 @@ def name(job: Job) -> str:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[Job, Ptx]:
     return compile_ptx(
-        [*INTERPRETED, *SAME, WGMMA, STREAM, AUDITED_JOB], tmp_path_factory.mktemp("triton")
+        [*INTERPRETED, *SAME, WGMMA, KEPT, STREAM, AUDITED_JOB], tmp_path_factory.mktemp("triton")
     )
 
 
@@ -326,6 +328,20 @@ def test_without_the_fence_before_them_they_are_refused(compiled: dict[Job, Ptx]
     with pytest.raises(FaultError, match=r"no fence\.proxy\.async"):
         launch(without, ptx.entry, ptx.grid, ptx.block, given, ptx.shared_bytes)
     execute(replace(ptx, text=fenced(without)), arguments)
+
+
+def test_operands_of_a_product_are_kept_until_it_is_waited_for(compiled: dict[Job, Ptx]) -> None:
+    """Triton 3.6 does not: `execute` puts in a wait."""
+    ptx = compiled[KEPT]
+    arguments, _, _ = job_arguments(KEPT)
+    given = [*arguments, *SCRATCH_POINTERS]
+    launched = (ptx.entry, ptx.grid, ptx.block, given, ptx.shared_bytes)
+    if FENCED:
+        launch(ptx.text, *launched)
+    else:
+        with pytest.raises(FaultError, match=EARLY):
+            launch(fenced(ptx.text), *launched)
+    assert run_job(KEPT, ptx)[0] <= TOLERANCES["fp16"]
 
 
 def test_bytes_and_sectors_of_a_stream(compiled: dict[Job, Ptx]) -> None:
