@@ -201,8 +201,7 @@ def test_every_compiled_kernel_matches_reference(
         record_property(key, value)
     assert {job: problem for job, problem in wrong.items() if problem} == {}
     assert [name(job) for job in compiled_only if not found[job].registers] == []
-    assert spilling(found).keys() <= known.keys()
-    assert {job: size for job, size in spilling(found).items() if size > known[job]} == {}
+    assert {job: size for job, size in spilling(found).items() if size > known.get(job, 0)} == {}
 
 
 @pytest.fixture(scope="module")
