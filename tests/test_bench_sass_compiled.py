@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -160,8 +162,8 @@ def test_leaving_the_block_ends_the_workers(
     script = tmp_path / "worker.py"
     script.write_text(  # what it starts holds its pipes, too
         "import json, subprocess, sys, time\n"
-        "sys.stdin.readline(); subprocess.Popen(['sleep', '600'])\n"
-        "print(json.dumps({'error': ''}), flush=True); time.sleep(600)\n"
+        "sys.stdin.readline(); child = subprocess.Popen(['sleep', '600'])\n"
+        "print(json.dumps({'error': str(child.pid)}), flush=True); time.sleep(600)\n"
     )
     monkeypatch.setattr(audit_pool, "COMMAND", (sys.executable, str(script)))
     processes = []
@@ -177,22 +179,59 @@ def test_leaving_the_block_ends_the_workers(
         stop(worker)
 
     def interrupted() -> None:
-        with Pool(workers=1) as pool:
-            pools.append(pool)
-            for _ in pool.answers([{}, {}]):
-                processes.append(pool.workers[0].process)
-                raise KeyboardInterrupt
+        try:
+            with Pool(workers=1) as pool:
+                pools.append(pool)
+                for _, child in pool.answers([{}, {}]):
+                    children.append(child)
+                    processes.append(pool.workers[0].process)
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            ended.extend(pools)
 
     pools: list[Pool] = []
+    ended: list[Pool] = []
+    children: list[object] = []
     ask, stop = Worker.ask, Worker.stop
     monkeypatch.setattr(Worker, "ask", slow)
     monkeypatch.setattr(Worker, "stop", watched)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
+    leaving = threading.Thread(target=interrupted, daemon=True)  # so that a hang fails
+    leaving.start()
+    leaving.join(timeout=20)
+    assert ended == pools
     (process,) = processes
     assert process is not None
     assert process.poll() is not None
     assert readers == []
+    command = Path(f"/proc/{children[0]}/cmdline")
+    assert not command.exists() or not command.read_bytes(), "what it started still runs"
+
+
+def test_what_a_dead_worker_started_is_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It has been seen dead, and a child of it holds the pipe that is being read."""
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import os, subprocess, sys\n"
+        "sys.stdin.readline(); child = subprocess.Popen(['sleep', '600'])\n"
+        "print(child.pid, flush=True); os._exit(1)\n"
+    )
+    monkeypatch.setattr(audit_pool, "COMMAND", (sys.executable, str(script)))
+    worker = Worker({**os.environ})
+    process = worker.process = worker._start()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    child = Path(f"/proc/{process.stdout.readline().strip()}/cmdline")
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert child.read_bytes()
+    worker.stop()
+    deadline = time.monotonic() + 10
+    while child.exists() and child.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not child.exists() or not child.read_bytes()
 
 
 def test_somebody_elses_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,6 +195,9 @@ def operand_registers(rule: Reference) -> tuple[str, ...]:
 
 def test_nested_braces_of_a_pattern_give_every_opcode_once() -> None:
     assert [*expand("a{,.b}.{c{1,2},d}")] == ["a.c1", "a.c2", "a.d", "a.b.c1", "a.b.c2", "a.b.d"]
+    for pattern in ("a{b,c", "a}.b", "a{b,c}}", "}{"):
+        with pytest.raises(ValueError, match="not balanced"):
+            list(expand(pattern))
 
 
 def test_every_arithmetic_opcode_has_an_oracle() -> None:

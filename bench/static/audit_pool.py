@@ -62,7 +62,7 @@ class Worker:
     def kill(self) -> None:
         """Ends the process and what it started; for any thread. Whoever waits in `ask` gets its answer."""
         process = self.process
-        if process is not None and process.poll() is None:
+        if process is not None and process.returncode is None:  # dead or not, the number is its own
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 

@@ -53,9 +53,11 @@ def expand(pattern: str) -> Iterator[str]:
     """Every opcode that a pattern with braces, which may be nested, stands for.
 
     Raises:
-        ValueError: a brace is not closed.
+        ValueError: a brace has no partner.
     """
     start = pattern.find("{")
+    if "}" in pattern.partition("{")[0]:
+        raise ValueError(f"the braces of {pattern} are not balanced")
     if start < 0:
         yield pattern
         return
