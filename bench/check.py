@@ -50,7 +50,9 @@ def check(path: Path) -> tuple[Profile, tuple[Finding, ...]]:
         samples = str(error)
     commit = environment.git(ROOT).facts["commit"]
     here = Checkout(
-        None if commit is None else str(commit), environment.source_hash(ROOT / "kernels")
+        None if commit is None else str(commit),
+        environment.source_hash(ROOT / "kernels"),
+        environment.software().facts,
     )
     return profile, examine(profile, samples, here, joules_again(profile, path.parent))
 

@@ -215,6 +215,11 @@ class ArmRow(Record):
         description="lowp: what quantizing the activations changes y by, at most, over the largest "
         "magnitude of y, in float64; null: another arm",
     )
+    local_bytes: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="bytes of local memory per thread: registers that did not suffice were spilled there; "
+        "null: not known, as on a CPU",
+    )
     configuration: str = Field(
         default="",
         description='launch configuration: "untuned, ..." or "tuned, ..."; or the loop that a kernel with '

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from bench.analysis.traces import Load
-from bench.measure.devices import Device, PoolKey, Prepared, Problem, Sample, open_device
+from bench.measure.devices import Device, Mode, PoolKey, Prepared, Problem, Sample, open_device
+from bench.measure.devices.simulated import BOARDS, SCENARIOS, SimulatedDevice
 from bench.measure.meters import NoMeter
 from bench.measure.session import ArmName, Session, Timed
 from bench.measure.worker import Begun, Opened, Setup, WorkerLostError
@@ -50,7 +51,7 @@ def fake_kernel(arm: Arm, implementation: str = "fake") -> Kernel:
 
 
 class FakeDevice:
-    """See the module. `errors`, `deadly` and `stuck` say which arms are wrong, crash or hang.
+    """See the module. `errors`, `local`, `deadly` and `stuck` say which arms are wrong, spill, crash or hang.
 
     With `noise`, a fraction, times vary as a function of the block's seed, the time before the block and the
     place within it: a block that is run again gives the same samples.
@@ -67,6 +68,7 @@ class FakeDevice:
         self.copies: dict[PoolKey, int] = {}
         self.sampled: list[tuple[str, str, int]] = []
         self.errors: dict[str, float] = {}
+        self.local: dict[str, int] = {}
         self.deadly: set[str] = set()
         self.stuck: set[str] = set()
         self.verify_s = 0.0
@@ -105,6 +107,9 @@ class FakeDevice:
     def verify(self, prepared: Prepared) -> float:
         time.sleep(self.verify_s)
         return self.errors.get(prepared.kernel.arm, 1e-4)
+
+    def local_bytes(self, prepared: Prepared) -> int | None:
+        return self.local.get(prepared.kernel.arm)
 
     def warm(self, prepared: Prepared) -> None:
         pass
@@ -163,6 +168,12 @@ def with_wrong_bypass(name: str) -> FakeDevice:
     return device
 
 
+def with_spilling_fused(name: str) -> FakeDevice:
+    device = FakeDevice()
+    device.local = {"fused": 16, "bypass": 0}
+    return device
+
+
 def noisy(name: str) -> FakeDevice:
     device = FakeDevice()
     device.noise = 0.03
@@ -173,6 +184,21 @@ def noisy_with_deadly_fused(name: str) -> FakeDevice:
     device = noisy(name)
     device.deadly = {"fused"}
     return device
+
+
+class SlowlySimulated(SimulatedDevice):
+    """The simulated device, whose samples take real time so that a run can be killed in one."""
+
+    slowness_s = 0.0
+
+    def sample(self, prepared: Prepared, repeats: int, mode: Mode) -> Sample:
+        time.sleep(self.slowness_s)
+        return super().sample(prepared, repeats, mode)
+
+
+def throttling(name: str) -> SlowlySimulated:
+    """A simulated H100 whose clock is throttled now and then."""
+    return SlowlySimulated(BOARDS["h100"], SCENARIOS["throttling"])
 
 
 def cpu_with_a_small_cache(name: str) -> Device:

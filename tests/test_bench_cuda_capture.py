@@ -32,3 +32,21 @@ def test_every_launch_has_run_before_it_is_captured(monkeypatch: pytest.MonkeyPa
     assert cuda._capture(launches) == "graph"
     copies = ["copy 0", "copy 1", "copy 2"]
     assert happened == ["side", *copies, "/side", "graph", *copies, "/graph"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "size"),
+    [
+        (SimpleNamespace(n_spills=4, n_regs=255), 16),  # Triton's, in words
+        (SimpleNamespace(n_spills=0), 0),
+        (SimpleNamespace(local_size_bytes=8, num_regs=255), 8),  # CuPy's
+        (None, None),  # a library's, or two launches in turn
+    ],
+)
+def test_local_memory_is_what_the_launched_kernel_says(
+    kernel: object, size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = cuda.CudaDevice.__new__(cuda.CudaDevice)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(device, "_bound", lambda prepared: [lambda: kernel])
+    assert device.local_bytes(None) == size  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ def test_layers_run_as_fast_as_they_were_timed(mode: str) -> None:
     states = session.begin(weight_format, [1], {})
     layer = tuple(s.name for s in states if s.name.arm == "fused" and not s.failure)
     assert len(layer) == len(OPERATORS)
+    assert [s.local_bytes for s in states if s.name.arm == "fused"] == [0] * len(OPERATORS)
     counts = {o.name: o.count for o in OPERATORS}
     timed = [session.block(1, (0, block), set(layer)) for block in range(5)]
     times = [sum(counts[t.name.operator] * t.sample.time_s for t in block) for block in timed]

@@ -97,6 +97,17 @@ def test_a_hanging_kernel_costs_its_rows_only(
     assert layer.phi_exposed_s.value == pytest.approx(3 * 50e-6)
 
 
+def test_local_memory_of_a_kernel_is_in_its_rows(tmp_path: Path) -> None:
+    _, rows, *_ = measure(tmp_path, fake_device.with_spilling_fused)
+    found = {
+        (row.operator, row.arm): row.local_bytes for row in rows if row.local_bytes is not None
+    }
+    operators = [operator.name for operator in OPERATORS]
+    assert found == {
+        (o, arm): size for o in operators for arm, size in (("fused", 16), ("bypass", 0))
+    }
+
+
 def test_a_wrong_kernel_yields_no_sample(tmp_path: Path) -> None:
     _, rows, comparisons, journal, _ = measure(tmp_path, fake_device.with_wrong_bypass)
     assert "bypass" not in {row["arm"] for row in journal.rows}

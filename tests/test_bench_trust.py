@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,30 @@ def test_a_kernel_that_was_never_verified() -> None:
     assert set(findings) == {"unverified", *USUAL}
     assert findings["unverified"].severity == "serious"
     assert "2 of 14 timed rows (14 %) were never checked" in findings["unverified"].found
+
+
+def test_a_kernel_that_spills() -> None:
+    """A kernel without local memory, and one of which nobody knows, are no fault."""
+    local = {"fused": 16, "bypass": 0}
+    rows = [row.model_copy(update={"local_bytes": local.get(row.arm)}) for row in CLEAN.rows]
+    findings = found(changed(rows=tuple(rows)))
+    assert set(findings) == {"spilled", *USUAL}
+    assert findings["spilled"].severity == "caution"
+    assert findings["spilled"].found == (
+        "In 2 of 14 timed rows (14 %) registers did not suffice, and up to 16 bytes per thread were in local "
+        "memory: fused (default, int4-g128), at batch 1 (1), 8 (1)."
+    )
+
+
+def test_versions_that_are_not_those_here() -> None:
+    """What is not known on either side, or does not time this device, is no difference."""
+    there = CLEAN.software
+    same = {"torch": there.torch, "numba": there.numba, "triton": "0", "driver": "1"}
+    assert set(found(CLEAN, here=replace(HERE, software=same))) == {*USUAL}
+    here = replace(HERE, software=same | {"numba": "0.1"})
+    note = found(CLEAN, here=here)["software (note)"]
+    assert note.severity == "note"
+    assert note.found == f"It was measured with numba {there.numba} (0.1 here)."
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ class ArmFacts:
         activation_error: of `lowp`, what quantizing x adds to the error of y.
         configuration: its launch configuration, and whether it was tuned.
         reference_error: how far the reference of its own is from ours, where it has one.
+        local_bytes: of local memory per thread, None where nobody says.
     """
 
     error_vs_reference: float | None = None
@@ -89,6 +90,7 @@ class ArmFacts:
     activation_error: float | None = None
     configuration: str = ""
     reference_error: float | None = None
+    local_bytes: int | None = None
 
 
 def decompose(
@@ -343,6 +345,7 @@ def _rows(
             "error_vs_reference": fact.error_vs_reference,
             "activation_error": fact.activation_error,
             "reference_error": fact.reference_error,
+            "local_bytes": fact.local_bytes,
             "configuration": fact.configuration,
             "traffic": fact.traffic,
             "stream_bandwidth_fraction": _bandwidth_fraction(arm, known, setting),

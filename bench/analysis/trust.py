@@ -46,8 +46,9 @@ problem, however many rows have it.
     kernels                                                    caution: a clean commit, but other
                                                                kernels than here
     software                                                   caution: a version that matters is
-                                                               not known
+                                                               not known; note: another than here
     baseline                                                   caution: best16 had no rival
+    spilled                                                    caution: a timed kernel has local memory
     implausible                                                caution: fused beat its own bypass or
                                                                stream, beyond chance
     resumed                                                    caution: something had changed when an
@@ -89,8 +90,8 @@ share that a healthy run shows: 6 % flagged and 20 % beyond their interval betwe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bench.analysis.arms import SIXTEEN_BIT
@@ -143,10 +144,12 @@ class Checkout:
     Attributes:
         commit: None when unknown.
         kernels_sha256: over the source files of its kernels.
+        software: versions that are installed here, None or absent where one is not known.
     """
 
     commit: str | None
     kernels_sha256: str
+    software: Mapping[str, object] = field(default_factory=dict)
 
 
 def examine(
@@ -289,6 +292,20 @@ def _arms(profile: Profile) -> Iterator[Finding]:
             "A fast kernel that computes something else is not data.",
             "Run again; a run verifies every kernel before it times it.",
             len(unverified),
+            len(timed),
+        )
+    spilled = [row for row in timed if row.local_bytes]
+    if spilled:
+        names = sorted({f"{r.arm} ({r.variant}, {r.weight_format})" for r in spilled})
+        yield Finding(
+            "spilled",
+            "caution",
+            f"In {share_of(len(spilled), len(timed), 'timed row')} registers did not suffice, and up to "
+            f"{max(r.local_bytes or 0 for r in spilled)} bytes per thread were in local memory: {listed(names)}"
+            f"{at_batches(r.batch for r in spilled)}.",
+            "A φ between such kernels holds the price of spilling besides that of dequantization.",
+            "Tune those kernels on this board (bench.tune), or read no φ there.",
+            len(spilled),
             len(timed),
         )
     layers = [c for c in profile.comparisons if c.operator == LAYER]
@@ -477,6 +494,22 @@ def _origin(profile: Profile, checkout: Checkout) -> Iterator[Finding]:
             f"Versions that matter are not known: {listed(unknown)} ({shortened(reasons)}).",
             "Compilers and drivers choose the code that runs; two versions differ by more than most φ.",
             "Note them by hand beside the profile.",
+        )
+    versions = (
+        (name, getattr(profile.software, name), checkout.software.get(name)) for name in needed
+    )
+    others = [
+        f"{name} {there} ({here} here)"
+        for name, there, here in versions
+        if there != here and there and here
+    ]
+    if others and profile.kind == "measured":
+        yield Finding(
+            "software",
+            "note",
+            f"It was measured with {listed(others)}.",
+            "The same sources may be other machine code here.",
+            "Install those versions before comparing small differences with a run of this machine.",
         )
 
 

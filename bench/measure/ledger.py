@@ -284,6 +284,7 @@ class Ledger:
                 failure=state.failure or None,
                 activation_error=state.activation_error,
                 reference_error=state.reference_error,
+                local_bytes=state.local_bytes,
                 configuration=state.configuration,
                 calls_per_sample=None if state.failure else state.repeats,
             )

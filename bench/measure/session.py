@@ -111,6 +111,7 @@ class ArmState:
         activation_error: of `lowp`, what quantizing x adds to the error of y.
         configuration: its launch configuration in words, see Kernel.configuration.
         reference_error: how far the reference of its own is from ours, where it has one.
+        local_bytes: of local memory per thread, None where nobody says.
     """
 
     name: ArmName
@@ -122,6 +123,7 @@ class ArmState:
     activation_error: float | None = None
     configuration: str = ""
     reference_error: float | None = None
+    local_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -359,6 +361,7 @@ class Session:
                     failure=f"wrong result: off by {error:.2g} of the largest value, "
                     f"and {kernel.tolerance:.2g} is allowed",
                 )
+            state = replace(state, local_bytes=self.device.local_bytes(prepared))
             estimate_s = self.device.estimate_s(prepared)
         except UnsupportedError as reason:
             return replace(state, failure=f"{NOT_HERE}{reason}")

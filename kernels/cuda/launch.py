@@ -157,16 +157,17 @@ def launch_function(
     shared_bytes: int,
     *arguments: torch.Tensor | int,
 ) -> Launch:
-    """The same for a kernel that is compiled; it keeps its tensors alive."""
+    """The same for a kernel that is compiled, which a launch returns; it keeps its tensors alive."""
     import cupy
 
     values = tuple(
         np.uint64(a.data_ptr()) if isinstance(a, torch.Tensor) else np.int32(a) for a in arguments
     )
 
-    def run(kept_alive: tuple[object, ...]) -> None:
+    def run(kept_alive: tuple[object, ...]) -> object:
         with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
             function(grid, (block,), values, shared_mem=shared_bytes)
+        return function
 
     return partial(run, arguments)
 

@@ -161,6 +161,13 @@ class Device(Protocol):
         """Of a kernel with a reference of its own: how far that is from ours, over our largest; None: none."""
         ...
 
+    def local_bytes(self, prepared: Prepared) -> int | None:
+        """Bytes of local memory per thread: what registers did not hold. None: nobody says.
+
+        Of a call of several launches, the last one's.
+        """
+        ...
+
     def warm(self, prepared: Prepared) -> None:
         """Runs it once, so that loading and compiling are over before the first sample."""
         ...

@@ -86,6 +86,9 @@ class CpuDevice(TensorDevice):
         """The monotonic clock, seconds."""
         return time.perf_counter()
 
+    def local_bytes(self, prepared: Prepared) -> int | None:
+        """Numba does not say."""
+
     def free_bytes(self) -> int:
         """Half of the memory that is available, so that the machine stays usable."""
         meminfo = Path("/proc/meminfo")

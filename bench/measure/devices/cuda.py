@@ -75,6 +75,12 @@ class CudaDevice(TensorDevice):
         """Nine tenths of the free memory of the board."""
         return torch.cuda.mem_get_info()[0] * 9 // 10
 
+    def local_bytes(self, prepared: Prepared) -> int | None:
+        """See the protocol. A launch returns its kernel: Triton's, which counts words, or CuPy's."""
+        kernel = self._run(self._bound(prepared)[0])
+        words = getattr(kernel, "n_spills", None)
+        return getattr(kernel, "local_size_bytes", None) if words is None else 4 * words
+
     def estimate_s(self, prepared: Prepared) -> float:
         """The mean of ten launches in a graph, so that host time is not taken for the kernel's."""
         launch = self._bound(prepared)[0]

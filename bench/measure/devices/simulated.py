@@ -379,6 +379,9 @@ class SimulatedDevice:
     def reference_error(self, prepared: Prepared) -> float | None:
         """No planted kernel has a reference of its own."""
 
+    def local_bytes(self, prepared: Prepared) -> int | None:
+        """No registers are planted."""
+
     def warm(self, prepared: Prepared) -> None:
         """Nothing is compiled."""
 
