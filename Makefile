@@ -26,12 +26,14 @@ check: .venv/installed
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-# The statistical proof has processes of its own. Builds of kernels stay in build/ptx.
+# The statistical proof has processes of its own. Builds of kernels stay in build/ptx. A part that fails stops none.
 proof: .venv/installed .venv/triton-3.6/installed
-	$(PY) -m pytest -m proof tests/test_planted_truth.py
-	$(PY) -m pytest -n 2 --dist worksteal -m proof --ignore tests/test_planted_truth.py
+	@failed=0; set -x; \
+	$(PY) -m pytest -m proof tests/test_planted_truth.py || failed=1; \
+	$(PY) -m pytest -n 2 --dist worksteal -m proof --ignore tests/test_planted_truth.py || failed=1; \
 	.venv/triton-3.6/bin/python -m pytest -n 2 --dist loadfile -m "not gpu and not proof" \
-	  tests/test_kernels_triton_interpret.py tests/test_kernels_triton_compile.py tests/test_kernels_triton_emulated.py
+	  tests/test_kernels_triton_interpret.py tests/test_kernels_triton_compile.py tests/test_kernels_triton_emulated.py \
+	  || failed=1; exit $$failed
 
 gpu-test: .venv/installed
 	$(PY) -m pytest -m gpu

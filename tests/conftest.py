@@ -36,10 +36,20 @@ def own_locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many cells of the product of formats, kernels, batches and targets this run executed."""
+    """What proofs counted, and how many cells of formats, kernels, batches and targets this run executed."""
     from tests import ptx_summary
 
     ended = [r for result in ("passed", "failed") for r in terminalreporter.getreports(result)]
+    counted = [
+        f"{report.nodeid.rpartition('::')[2]}: {value}"
+        for report in ended
+        for name, value in report.user_properties
+        if name == "counted"
+    ]
+    if counted:
+        terminalreporter.section("what the proofs counted")
+        for line in counted:
+            terminalreporter.line(line)
     if table := ptx_summary.lines(report.user_properties for report in ended):
         terminalreporter.section("cells that were executed")
         for line in table:

@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from profiles.reader import load_profile, load_samples
-from profiles.schema import Profile
+from profiles.schema import Kind, Profile
 
 PROGRAM = Path(__file__).with_name("resumable.py")
+KINDS: tuple[Kind, ...] = ("measured", "simulated")
 QUICK = ("--gpu", "cpu", "--batches", "1,2", "--format", "int4-g128", "--seed", "5")
 
 
@@ -107,8 +109,7 @@ def killed_again_and_again(tmp_path: Path, workers: Path, kills: int, opener: st
     code, errors = finish(start(opener, 0, *arguments))
     assert code in (0, 1), errors
     assert not journal.exists()
-    print(f"{done} kills, {len(load_profile(output).resumed)} times resumed")
-    return load_profile(output)
+    return load_profile(output, allow=KINDS)
 
 
 def _cut(journal: Path, rng: np.random.Generator) -> None:
@@ -125,10 +126,16 @@ def _cut(journal: Path, rng: np.random.Generator) -> None:
         pytest.param(5, "noisy"),
         pytest.param(60, "noisy", marks=pytest.mark.proof),
         pytest.param(25, "noisy_with_deadly_fused", marks=pytest.mark.proof),
+        pytest.param(20, "throttling", marks=pytest.mark.proof),
     ],
 )
 def test_a_killed_run_ends_like_an_undisturbed_one(
-    tmp_path: Path, workers: Path, kills: int, opener: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    workers: Path,
+    kills: int,
+    opener: str,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
     if kills == 5:  # the quick one
         monkeypatch.setenv("IN_PROCESS", "yes")
@@ -136,12 +143,16 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
     undisturbed = start(opener, 0, *QUICK, "--output", str(output))
     code, errors = finish(undisturbed)
     assert code in (0, 1), errors
-    whole, killed = load_profile(output), killed_again_and_again(tmp_path, workers, kills, opener)
+    whole = load_profile(output, allow=KINDS)
+    killed = killed_again_and_again(tmp_path, workers, kills, opener)
     assert same(killed) == same(whole)
     assert load_samples(killed, tmp_path).equals(load_samples(whole, tmp_path))
     assert whole.resumed == ()
     assert len(killed.resumed) >= kills // 3
     assert killed.complete
+    record_property(
+        "counted", f"{kills} kills, {len(killed.resumed)} times resumed, the same profile"
+    )
 
 
 def test_sigterm_finishes_like_ctrl_c(

@@ -68,7 +68,7 @@ def test_dependence_and_level_shifts_are_flagged(tables: Tables, scenario: str) 
 @pytest.mark.parametrize("scenario", HEALTHY)
 def test_healthy_runs_are_not_flagged(tables: Tables, scenario: str) -> None:
     (row,) = (f for f in tables.flags if (f.scenario, f.where) == (scenario, "whole run"))
-    assert row.flagged.value <= TO_LEAVE + 0.01, row  # of 120 runs, and three questions at 1 %
+    assert row.flagged.value <= TO_LEAVE, row
     assert max(tables.curve["noise"]) <= 0.12
 
 
@@ -94,8 +94,7 @@ def test_pairing_saves_samples_where_the_clock_moves(tables: Tables, scenario: s
 
 
 def test_pairing_saves_samples_over_a_harness_that_is_run_again_and_again(tables: Tables) -> None:
-    """Where the clock is throttled; a slow drift it follows as well as we do, and that goal is missed."""
+    """Where it jumps; a slow drift such a harness follows as well as we do, and that goal is missed."""
     rows = {s.scenario: s.samples for s in tables.savings if s.reference == "until_steady"}
     assert rows["throttling"] >= TO_SAVE
     assert rows["moments"] >= TO_SAVE
-    assert rows["drift"] < TO_SAVE

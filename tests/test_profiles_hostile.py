@@ -489,15 +489,18 @@ def test_mutated_files_never_crash_a_reader(
     tmp_path: Path, small: tuple[bytes, bytes, str]
 ) -> None:
     outcomes = fuzz(tmp_path, small, range(FAST_FILES))
-    assert outcomes.total() == FAST_FILES
     assert outcomes["refused"] > 0.9 * FAST_FILES
 
 
 @pytest.mark.proof
-def test_many_more_mutated_files(tmp_path: Path, small: tuple[bytes, bytes, str]) -> None:
+def test_many_more_mutated_files(
+    tmp_path: Path,
+    small: tuple[bytes, bytes, str],
+    record_property: Callable[[str, object], None],
+) -> None:
     outcomes = fuzz(tmp_path, small, range(FAST_FILES, FAST_FILES + ALL_FILES))
-    print(f"{outcomes.total()} mutated files: {dict(outcomes)}")
-    assert outcomes.total() == ALL_FILES
+    record_property("counted", f"{outcomes.total()} mutated files: {dict(outcomes)}")
+    assert outcomes["refused"] > 0.9 * ALL_FILES
 
 
 JSON_VALUES = st.recursive(
@@ -609,7 +612,11 @@ SOUND = ("one-string", "many-rows", "million", "plain")
 
 
 @pytest.mark.proof
-def test_memory_and_time_are_bounded(tmp_path: Path, small: tuple[bytes, bytes, str]) -> None:
+def test_memory_and_time_are_bounded(
+    tmp_path: Path,
+    small: tuple[bytes, bytes, str],
+    record_property: Callable[[str, object], None],
+) -> None:
     """With 512 MiB above what Python and Arrow take for a small profile, each ends as it should."""
     paths = heavy_files(tmp_path, small)
     (tmp_path / "small").mkdir()
@@ -623,7 +630,11 @@ def test_memory_and_time_are_bounded(tmp_path: Path, small: tuple[bytes, bytes, 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     outcomes = dict(line.split("|", 1) for line in done.stdout.splitlines())
-    print(done.stdout)
+    longest_s = max(float(outcome.partition("|")[0]) for outcome in outcomes.values())
+    record_property(
+        "counted",
+        f"{len(outcomes)} files of the worst kind within {HEADROOM_BYTES >> 20} MiB, {longest_s:.1f} s at most",
+    )
     assert set(outcomes) == {path.parent.name for path in paths}
     for label, outcome in outcomes.items():
         seconds, _, what = outcome.partition("|")

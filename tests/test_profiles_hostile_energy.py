@@ -109,14 +109,15 @@ def test_mutated_joules_and_traces_end_in_findings_or_a_sentence(files: Small) -
     assert survive(files) == "read"
     assert replayed(files) == "joules"
     outcomes = fuzz(files, range(FAST_FILES))
-    assert outcomes["read"] + outcomes["read without its trace"] + outcomes["refused"] == FAST_FILES
     assert outcomes["trace: refused"] > 0.3 * FAST_FILES
 
 
 @pytest.mark.proof
-def test_many_more_mutated_joules_and_traces(files: Small) -> None:
+def test_many_more_mutated_joules_and_traces(
+    files: Small, record_property: Callable[[str, object], None]
+) -> None:
     outcomes = fuzz(files, range(FAST_FILES, FAST_FILES + ALL_FILES))
-    print(dict(outcomes))
+    record_property("counted", f"{ALL_FILES} mutated files: {dict(outcomes)}")
     assert min(outcomes[f"trace: {what}"] for what in ("joules", "none", "refused")) > 0
 
 
