@@ -1,7 +1,7 @@
 """What the CPU's kernels are made of, for every width, encoding and scale; and some of each format's kernels.
 
 The parts are compiled alone, without threads, which takes a third of a second each. Every format in every arm
-is proven by test_kernels_cpu.py.
+is proven by test_kernels_cpu.py; of some, the stages at one batch.
 """
 
 from __future__ import annotations
