@@ -1,7 +1,7 @@
 """The suite's Triton kernels, emulated: which, on which targets and shapes, and a table of them.
 
 A *cell* is one kernel (arm and variant), format, batch and target. All of them are the product; what
-`make test` runs covers it, `make proof` runs it whole. So that this fits into an hour, a cell is run with one
+`make test` runs covers it, `make proof` runs it whole. So that this takes about an hour, a cell is run with one
 of the two activations: they alternate, such that every kernel, format and batch meets both, each on two
 targets. Stages that multiply nothing read no x: a batch only chooses how they are cut, and they take one per
 format and target, in turn. Of the widest batch a format takes one target, in turn.
@@ -11,7 +11,8 @@ little more is compiled to see that nothing more spills than is known. Shapes th
 smaller product: every kernel and *kind* of format, each on one target in turn; of `fused` every second batch,
 of what is `fused` without some of its parts one batch, in turn. Formats of one kind differ only in the size of
 their groups. Where a board is known `gemm` cuts its tiles for it: those tiles are a third product, cut down
-likewise.
+likewise. Codes of 1 and 3 bits run out of registers: `gemv` has them with both activations on every target, at
+the batches where registers are scarcest.
 
 python -m tests.ptx_kernels          the covering subset that `make test` runs
 python -m tests.ptx_kernels --all    everything that `make proof` runs
@@ -24,6 +25,7 @@ import tempfile
 from collections import Counter
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 from kernels.formats import FORMATS, WeightFormat, find_format
@@ -39,6 +41,7 @@ WIDE = 72  # rows of x: two tiles of the widest that gemm has, the second not fu
 ODD = (2, 5, 9)  # rows of x: tiles of gemv that BATCHES leave out; the first of upcast's gemm
 RAGGED = {"gemv": (9, 5248), "gemm": (41, 1280)}  # n, k: last rows and steps that are not whole
 TIGHT = {"gemv": (1, 16), "gemm": (WIDE,)}  # batches with a cap, and with the most sums
+SCARCE_BITS = (1, 3)  # widths whose kernels have spilled
 CUTS = (  # rows of x and multiprocessors, and the tile of 4096 rows of W that they lead to
     (65, 132),  # 64 x 64, a stage more
     (33, 132),  # 32 x 64
@@ -199,11 +202,25 @@ def board_jobs() -> tuple[BoardJob, ...]:
     return tuple(jobs)
 
 
+@cache
+def scarce_jobs() -> tuple[Job, ...]:
+    """All of gemv where registers are scarcest, but `stream`; the product has some of them."""
+    formats = [f"int{bits}-g128" for bits in SCARCE_BITS]
+    return tuple(
+        Job(*stage, name, activation, *AUDITED, batch, capability)
+        for stage in stages()
+        if stage[1].startswith("gemv") and stage[0] in ("unpack", "scale", "bypass", "fused")
+        for batch in (TIGHT["gemv"] if stage[0] in PRODUCTS else (1,))
+        for name, capability in product(formats, (*TARGETS, COMPILED_ONLY))
+        for activation in activations(stage, name, batch)
+    )
+
+
 def spill_jobs() -> tuple[Job, ...]:
     """What is only compiled: for one target more, and at another k where registers are scarcest.
 
-    Of `fused` at the batches of TIGHT, of `bypass` at 1, of `native` and `upcast` at all. The default tiles of
-    every board are counted, too: test_bench_modelled_files.py.
+    Of `fused` at the batches of TIGHT, of `bypass` at 1, of `native` and `upcast` at all; what is scarce. The
+    default tiles of every board are counted, too: test_bench_modelled_files.py.
     """
     more = [job for job in product_jobs((COMPILED_ONLY,)) if job.arm in PRODUCTS]
     more = [job for job in more if job.arm != "bypass" or job.batch == 1]
@@ -213,12 +230,15 @@ def spill_jobs() -> tuple[Job, ...]:
         for job in (*product_jobs((120,)), *more)
         if job.arm == "fused" and job.batch == 1
     ]
-    return (*more, *square)
+    scarce = [job for job in scarce_jobs() if job.capability == COMPILED_ONLY]
+    return tuple(dict.fromkeys([*more, *square, *scarce]))
 
 
+@cache
 def everything() -> tuple[Job, ...]:
     """What `make proof` emulates."""
-    return (*product_jobs(), *ragged_jobs())
+    scarce = [job for job in scarce_jobs() if job.capability in TARGETS]
+    return tuple(dict.fromkeys([*product_jobs(), *ragged_jobs(), *scarce]))
 
 
 @cache

@@ -66,7 +66,9 @@ def emulated_lines(found: dict[str, set[str]]) -> list[str]:
     batches = ", ".join(map(str, (*BATCHES, WIDE)))
     text = [
         f"Triton kernels x {formats} formats x B {batches} x targets, in our PTX emulator, not on "
-        "hardware; of the two activations one per cell, in turn.",
+        "hardware.",
+        "In turn: one of the two activations per cell, one batch for stages that read no x, one target for "
+        f"B {WIDE}.",
         f"{'':9}{'cells':>7}{'executed':>10}{'not run':>9}",
     ]
     for name in (*(f"sm_{target}" for target in TARGETS), "all"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from itertools import product
 
 import numpy as np
@@ -69,15 +70,20 @@ SAME = [  # with the inline PTX and without: it is not used
     for variant in (plain, f"{plain}-ptx")
 ]
 ONE_ROUNDING = 1e-3  # of the largest |y|: two results in fp16, one unit in the last place apart
-SPILLS = {  # with Triton 3.9: the most bytes of the stack; gemm serves batch 16, too
-    Job("unpack", "gemv", "int1-g128", "fp16", *AUDITED, 1, 120): 40,
-    Job("unpack", "gemv", "int3-g128", "fp16", *AUDITED, 1, 90): 8,
-    Job("fused", "gemv", "int1-g128", "bf16", *AUDITED, 16, 80): 8,
-    Job("bypass", "gemv-ptx", "int1-g128", "fp16", *AUDITED, 16, 89): 16,
-    Job("fused", "gemv-ptx", "int1-g128", "fp16", *AUDITED, 16, 89): 168,
-    Job("bypass", "gemv-ptx", "int1-g128", "fp16", *AUDITED, 16, 120): 256,
-    Job("fused", "gemv-ptx", "int1-g128", "fp16", *AUDITED, 16, 120): 144,
-    Job("bypass", "gemv-ptx", "int3-g128", "fp16", *AUDITED, 16, 120): 8,
+SPILLS = {  # with Triton 3.9: the bytes of the stack; gemm serves batch 16, too
+    Job(arm, variant, name, activation, *AUDITED, batch, capability): stack_bytes
+    for arm, variant, name, activations, batch, found in (
+        ("unpack", "gemv", "int1-g128", ACTIVATIONS, 1, {89: 48, 90: 48, 120: 40}),
+        ("unpack", "gemv", "int3-g128", ACTIVATIONS, 1, {90: 8, 120: 8}),
+        ("fused", "gemv", "int1-g128", ("bf16",), 16, {80: 8}),
+        ("bypass", "gemv-ptx", "int1-g128", ("fp16",), 16, {89: 16, 90: 192, 100: 504, 120: 256}),
+        ("bypass", "gemv-ptx", "int1-g128", ("bf16",), 16, {100: 720}),
+        ("bypass", "gemv-ptx", "int3-g128", ("fp16",), 16, {100: 8, 120: 8}),
+        ("fused", "gemv-ptx", "int1-g128", ("fp16",), 16, {89: 168, 90: 64, 100: 368, 120: 144}),
+        ("fused", "gemv-ptx", "int3-g128", ("fp16",), 16, {100: 24}),
+    )
+    for activation in activations
+    for capability, stack_bytes in found.items()
 }
 COVERING = covering_jobs()
 CUT = [
@@ -201,7 +207,10 @@ def test_every_compiled_kernel_matches_reference(
         record_property(key, value)
     assert {job: problem for job, problem in wrong.items() if problem} == {}
     assert [name(job) for job in compiled_only if not found[job].registers] == []
-    assert {job: size for job, size in spilling(found).items() if size > known.get(job, 0)} == {}
+    spilled = spilling(found)
+    assert {job: size for job, size in spilled.items() if size > known.get(job, 0)} == {}
+    if version("triton").startswith("3.9."):  # or what was mended would stay in the list
+        assert spilled == known
 
 
 @pytest.fixture(scope="module")

@@ -24,14 +24,14 @@ def test_cells_are_counted_once_and_by_target() -> None:
     cell = ptx_summary.interpreted_cell(plain.arm, plain.regime, plain.format_name, plain.batch)
     recorded = [[*first.items()], [*second.items()], [("other", 1)], [("interpreted", cell)]]
     text = ptx_summary.lines(recorded)
-    counts = {line.split()[0]: [*map(int, line.split()[1:])] for line in text[2:7]}
+    counts = {line.split()[0]: [*map(int, line.split()[1:])] for line in text[3:8]}
     of_target = Counter(job.capability for job in product_jobs())
     everything = len(product_jobs())
     assert counts["sm_80"] == [of_target[80], 2, of_target[80] - 2]
     assert counts["sm_90"] == [of_target[90], 0, of_target[90]]
     assert counts["all"] == [everything, 2, everything - 2]
-    assert text[7].startswith(f"2 of {everything} cells ran (0%); 2 different programs")
-    assert text[8].startswith("Triton's interpreter ran 1 of ")
+    assert text[8].startswith(f"2 of {everything} cells ran (0%); 2 different programs")
+    assert text[9].startswith("Triton's interpreter ran 1 of ")
 
 
 def test_a_run_without_kernels_has_no_table() -> None:
