@@ -28,7 +28,7 @@ check: .venv/installed
 
 # The statistical proof has processes of its own. Builds of kernels stay in build/ptx. A part that fails stops none.
 proof: .venv/installed .venv/triton-3.6/installed
-	@failed=0; set -x; \
+	@trap 'exit 130' INT; failed=0; set -x; \
 	$(PY) -m pytest -m proof tests/test_planted_truth.py || failed=1; \
 	$(PY) -m pytest -n 2 --dist worksteal -m proof --ignore tests/test_planted_truth.py || failed=1; \
 	.venv/triton-3.6/bin/python -m pytest -n 2 --dist loadfile -m "not gpu and not proof" \

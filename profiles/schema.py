@@ -217,8 +217,8 @@ class ArmRow(Record):
     )
     local_bytes: Annotated[int, Field(ge=0)] | None = Field(
         default=None,
-        description="bytes of local memory per thread: registers that did not suffice were spilled there; "
-        "null: not known, as on a CPU",
+        description="bytes of local memory per thread, where registers spill; of a call of several launches, "
+        "the last one's; null: not known, as on a CPU or of a library",
     )
     configuration: str = Field(
         default="",

@@ -35,10 +35,13 @@ def clean(tmp_path: Path) -> Path:
 
 
 def write(path: Path, profile: Profile) -> Path:
-    commit = environment.git(ROOT).facts["commit"]
+    commit, versions = environment.git(ROOT).facts["commit"], environment.software().facts
     here = {
         "kernels_sha256": environment.source_hash(ROOT / "kernels"),
         "git": Git(commit=str(commit), dirty=False),
+        "software": planted.SOFTWARE.model_copy(
+            update={name: versions[name] for name in ("numpy", "torch", "numba")}
+        ),
     }
     write_profile(profile.model_copy(update=here), planted.table_of(ROWS), path)
     return path

@@ -40,7 +40,7 @@ def test_every_launch_has_run_before_it_is_captured(monkeypatch: pytest.MonkeyPa
         (SimpleNamespace(n_spills=4, n_regs=255), 16),  # Triton's, in words
         (SimpleNamespace(n_spills=0), 0),
         (SimpleNamespace(local_size_bytes=8, num_regs=255), 8),  # CuPy's
-        (None, None),  # a library's, or two launches in turn
+        (None, None),  # a library's
     ],
 )
 def test_local_memory_is_what_the_launched_kernel_says(

@@ -74,6 +74,9 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
     launch.compiled.cache_clear()
 
 
+BYPASS = {"BYPASS": 1, "BATCH": 3, "WIDE_SCALES": 1, "RESIDENT": 3}
+
+
 def find(arm: str, variant: str, name: str) -> Kernel:
     return next(k for k in cuda.KERNELS if (k.arm, k.variant, *k.formats) == (arm, variant, name))
 
@@ -84,14 +87,14 @@ def test_a_product_is_launched_as_planned(cupy: FakeCupy) -> None:
     x, out = torch.zeros(3, 256, dtype=torch.float16), torch.zeros(3, 72, dtype=torch.float16)
     run = kernel.bind(tensors, x, out)
     assert cupy.calls == []
-    run()
+    assert run() is launch.compiled("nf4_pairs.cu", "gemv", tuple(sorted(BYPASS.items())))
     [(entry, grid, block, args, shared, compiled, stream)] = cupy.calls
     assert (entry, grid, block, shared, stream) == ("gemv", (3,), (256,), 35840, STREAM)
     pointers = [t.data_ptr() for t in (tensors["words"], tensors["scales"], x, out)]
     assert [a.dtype for a in args] == [np.uint64] * 4 + [np.int32] * 2
     assert list(args) == [*pointers, 72, 256]
     assert compiled[:2] == ("nf4_pairs.cu", "90a")
-    assert compiled[2] == {"BYPASS": 1, "BATCH": 3, "WIDE_SCALES": 1, "RESIDENT": 3}
+    assert compiled[2] == BYPASS
 
 
 def test_a_board_is_compiled_for_as_the_audit_compiles_for_it() -> None:

@@ -46,7 +46,7 @@ problem, however many rows have it.
     kernels                                                    caution: a clean commit, but other
                                                                kernels than here
     software                                                   caution: a version that matters is
-                                                               not known; note: another than here
+                                                               not known; note: a package here is another
     baseline                                                   caution: best16 had no rival
     spilled                                                    caution: a timed kernel has local memory
     implausible                                                caution: fused beat its own bypass or
@@ -304,7 +304,7 @@ def _arms(profile: Profile) -> Iterator[Finding]:
             f"{max(r.local_bytes or 0 for r in spilled)} bytes per thread were in local memory: {listed(names)}"
             f"{at_batches(r.batch for r in spilled)}.",
             "A φ between such kernels holds the price of spilling besides that of dequantization.",
-            "Tune those kernels on this board (bench.tune), or read no φ there.",
+            "Tune Triton's on this board (bench.tune), or read no φ there.",
             len(spilled),
             len(timed),
         )
@@ -495,13 +495,11 @@ def _origin(profile: Profile, checkout: Checkout) -> Iterator[Finding]:
             "Compilers and drivers choose the code that runs; two versions differ by more than most φ.",
             "Note them by hand beside the profile.",
         )
-    versions = (
-        (name, getattr(profile.software, name), checkout.software.get(name)) for name in needed
-    )
     others = [
         f"{name} {there} ({here} here)"
-        for name, there, here in versions
-        if there != here and there and here
+        for name in needed
+        if (there := getattr(profile.software, name)) and (here := checkout.software.get(name))
+        if there.partition("+")[0] != str(here).partition("+")[0]  # "+cpu" is how it was built
     ]
     if others and profile.kind == "measured":
         yield Finding(
@@ -509,7 +507,7 @@ def _origin(profile: Profile, checkout: Checkout) -> Iterator[Finding]:
             "note",
             f"It was measured with {listed(others)}.",
             "The same sources may be other machine code here.",
-            "Install those versions before comparing small differences with a run of this machine.",
+            "Compare small differences only with a run of the same versions.",
         )
 
 

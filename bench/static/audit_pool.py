@@ -51,6 +51,8 @@ class Worker:
         except BrokenPipeError:
             line = ""
         if not line:
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # until it is waited for,
+            self.kill()  # what it started can be found
             code = process.wait()
             self.process = None
             self._close(process)
@@ -62,7 +64,7 @@ class Worker:
     def kill(self) -> None:
         """Ends the process and what it started; for any thread. Whoever waits in `ask` gets its answer."""
         process = self.process
-        if process is not None and process.returncode is None:  # dead or not, the number is its own
+        if process is not None and process.returncode is None:  # nobody has waited for it
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 

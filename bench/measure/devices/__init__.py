@@ -162,7 +162,7 @@ class Device(Protocol):
         ...
 
     def local_bytes(self, prepared: Prepared) -> int | None:
-        """Bytes of local memory per thread: what registers did not hold. None: nobody says.
+        """Bytes of local memory per thread, where registers spill. None: nobody says.
 
         Of a call of several launches, the last one's.
         """
