@@ -203,7 +203,7 @@ def board_jobs() -> tuple[BoardJob, ...]:
 
 
 @cache
-def scarce_jobs() -> tuple[Job, ...]:
+def scarce_jobs(capabilities: tuple[int, ...] = TARGETS) -> tuple[Job, ...]:
     """All of gemv where registers are scarcest, but `stream`; the product has some of them."""
     formats = [f"int{bits}-g128" for bits in SCARCE_BITS]
     return tuple(
@@ -211,7 +211,7 @@ def scarce_jobs() -> tuple[Job, ...]:
         for stage in stages()
         if stage[1].startswith("gemv") and stage[0] in ("unpack", "scale", "bypass", "fused")
         for batch in (TIGHT["gemv"] if stage[0] in PRODUCTS else (1,))
-        for name, capability in product(formats, (*TARGETS, COMPILED_ONLY))
+        for name, capability in product(formats, capabilities)
         for activation in activations(stage, name, batch)
     )
 
@@ -230,15 +230,13 @@ def spill_jobs() -> tuple[Job, ...]:
         for job in (*product_jobs((120,)), *more)
         if job.arm == "fused" and job.batch == 1
     ]
-    scarce = [job for job in scarce_jobs() if job.capability == COMPILED_ONLY]
-    return tuple(dict.fromkeys([*more, *square, *scarce]))
+    return tuple(dict.fromkeys([*more, *square, *scarce_jobs((COMPILED_ONLY,))]))
 
 
 @cache
 def everything() -> tuple[Job, ...]:
     """What `make proof` emulates."""
-    scarce = [job for job in scarce_jobs() if job.capability in TARGETS]
-    return tuple(dict.fromkeys([*product_jobs(), *ragged_jobs(), *scarce]))
+    return tuple(dict.fromkeys([*product_jobs(), *ragged_jobs(), *scarce_jobs()]))
 
 
 @cache

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import alive, runs
 
 from profiles.reader import load_profile, load_samples
 from profiles.schema import Kind, Profile
 
 PROGRAM = Path(__file__).with_name("resumable.py")
+WORKER = b"spawn_main"  # in the command of one
 KINDS: tuple[Kind, ...] = ("measured", "simulated")
 QUICK = ("--gpu", "cpu", "--batches", "1,2", "--format", "int4-g128", "--seed", "5")
 
@@ -52,23 +54,9 @@ def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"no {text} in {path}: {finish(process)}")
 
 
-def alive(workers: Path) -> list[int]:
+def working(workers: Path) -> list[int]:
     """The workers that still run, after they have had a moment to end."""
-    numbers = [int(line) for line in workers.read_text().split()]
-    deadline = time.monotonic() + 5
-    while True:
-        left = [number for number in numbers if _runs(number)]
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(0.02)
-
-
-def _runs(number: int) -> bool:
-    try:
-        command = Path(f"/proc/{number}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"spawn_main" in command
+    return alive([int(line) for line in workers.read_text().split()], WORKER)
 
 
 def same(profile: Profile) -> dict[str, object]:
@@ -105,7 +93,7 @@ def killed_again_and_again(tmp_path: Path, workers: Path, kills: int, opener: st
             arguments = ["--resume", str(journal)]
             if rng.random() < 0.3:
                 _cut(journal, rng)
-    assert alive(workers) == []
+    assert working(workers) == []
     code, errors = finish(start(opener, 0, *arguments))
     assert code in (0, 1), errors
     assert not journal.exists()
@@ -168,7 +156,7 @@ def test_sigterm_finishes_like_ctrl_c(
     part = load_profile(output.with_suffix(".incomplete.json"))
     assert not part.complete
     assert not [row for row in part.rows if row.failure], "no worker was lost by it"
-    assert alive(workers) == []
+    assert working(workers) == []
     monkeypatch.setenv("IN_PROCESS", "yes")
     code, errors = finish(start("noisy", 0, *QUICK, "--output", str(output)))
     assert code == 2
@@ -206,7 +194,7 @@ def test_a_stuck_worker_does_not_outlive_its_parent(tmp_path: Path, workers: Pat
     process = start("with_stuck_stream", 0, *QUICK, "--output", str(output))
     wait_for(tmp_path / "run.journal.jsonl", '"record":"block"', process)
     time.sleep(0.3)
-    assert [n for n in map(int, workers.read_text().split()) if _runs(n)]
+    assert [n for n in map(int, workers.read_text().split()) if runs(n, WORKER)]
     process.kill()
     process.communicate()
-    assert alive(workers) == []
+    assert working(workers) == []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from processes import alive
 from typer.testing import CliRunner
 
 from bench import sass as command
@@ -203,7 +204,7 @@ def test_leaving_the_block_ends_the_workers(
     assert process is not None
     assert process.poll() is not None
     assert readers == []
-    assert ended_soon(str(children[0])), "what it started still runs"
+    assert alive([int(str(children[0]))], b"sleep") == []
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -225,25 +226,12 @@ def test_what_a_dead_worker_started_is_ended(
     assert process.stdout is not None
     process.stdin.write("\n")
     process.stdin.flush()
-    child = process.stdout.readline().strip()
+    child = int(process.stdout.readline())
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     if asked:
         assert worker.ask({}) == "it does not compile: the compiler itself ended with exit code 1."
     worker.stop()
-    assert ended_soon(child)
-
-
-def ended_soon(number: str) -> bool:
-    """Whether a process is gone, or a zombie, within ten seconds."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            if not Path(f"/proc/{number}/cmdline").read_bytes():
-                return True
-        except OSError:
-            return True
-        time.sleep(0.01)
-    return False
+    assert alive([child], b"sleep") == []
 
 
 def test_somebody_elses_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

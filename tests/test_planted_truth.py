@@ -94,7 +94,8 @@ def test_pairing_saves_samples_where_the_clock_moves(tables: Tables, scenario: s
 
 
 def test_pairing_saves_samples_over_a_harness_that_is_run_again_and_again(tables: Tables) -> None:
-    """Where it jumps. A slow drift such a harness follows: see the table."""
+    """Where it jumps; a slow drift such a harness follows as well as we do, and that goal is missed."""
     rows = {s.scenario: s.samples for s in tables.savings if s.reference == "until_steady"}
     assert rows["throttling"] >= TO_SAVE
     assert rows["moments"] >= TO_SAVE
+    assert rows["drift"] < TO_SAVE

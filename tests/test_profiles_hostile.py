@@ -489,6 +489,7 @@ def test_mutated_files_never_crash_a_reader(
     tmp_path: Path, small: tuple[bytes, bytes, str]
 ) -> None:
     outcomes = fuzz(tmp_path, small, range(FAST_FILES))
+    assert outcomes.total() == FAST_FILES
     assert outcomes["refused"] > 0.9 * FAST_FILES
 
 
@@ -500,6 +501,7 @@ def test_many_more_mutated_files(
 ) -> None:
     outcomes = fuzz(tmp_path, small, range(FAST_FILES, FAST_FILES + ALL_FILES))
     record_property("counted", f"{outcomes.total()} mutated files: {dict(outcomes)}")
+    assert outcomes.total() == ALL_FILES
     assert outcomes["refused"] > 0.9 * ALL_FILES
 
 

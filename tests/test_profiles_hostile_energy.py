@@ -109,6 +109,7 @@ def test_mutated_joules_and_traces_end_in_findings_or_a_sentence(files: Small) -
     assert survive(files) == "read"
     assert replayed(files) == "joules"
     outcomes = fuzz(files, range(FAST_FILES))
+    assert outcomes["read"] + outcomes["read without its trace"] + outcomes["refused"] == FAST_FILES
     assert outcomes["trace: refused"] > 0.3 * FAST_FILES
 
 
