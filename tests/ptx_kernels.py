@@ -1,7 +1,7 @@
 """The suite's Triton kernels, emulated: which, on which targets and shapes, and a table of them.
 
 A *cell* is one kernel (arm and variant), format, batch and target. All of them are the product; what
-`make test` runs covers it, `make proof` runs it whole. So that this takes about an hour, a cell is run with one
+`make test` runs covers it, `make proof` runs it whole. To save time, a cell is run with one
 of the two activations: they alternate, such that every kernel, format and batch meets both, each on two
 targets. Stages that multiply nothing read no x: a batch only chooses how they are cut, and they take one per
 format and target, in turn. Of the widest batch a format takes one target, in turn.
@@ -41,7 +41,7 @@ WIDE = 72  # rows of x: two tiles of the widest that gemm has, the second not fu
 ODD = (2, 5, 9)  # rows of x: tiles of gemv that BATCHES leave out; the first of upcast's gemm
 RAGGED = {"gemv": (9, 5248), "gemm": (41, 1280)}  # n, k: last rows and steps that are not whole
 TIGHT = {"gemv": (1, 16), "gemm": (WIDE,)}  # batches with a cap, and with the most sums
-SCARCE_BITS = (1, 3)  # widths whose kernels have spilled
+SCARCE = ("int1-g128", "int3-g128")  # formats whose kernels have spilled
 CUTS = (  # rows of x and multiprocessors, and the tile of 4096 rows of W that they lead to
     (65, 132),  # 64 x 64, a stage more
     (33, 132),  # 32 x 64
@@ -202,16 +202,14 @@ def board_jobs() -> tuple[BoardJob, ...]:
     return tuple(jobs)
 
 
-@cache
 def scarce_jobs(capabilities: tuple[int, ...] = TARGETS) -> tuple[Job, ...]:
     """All of gemv where registers are scarcest, but `stream`; the product has some of them."""
-    formats = [f"int{bits}-g128" for bits in SCARCE_BITS]
     return tuple(
         Job(*stage, name, activation, *AUDITED, batch, capability)
         for stage in stages()
         if stage[1].startswith("gemv") and stage[0] in ("unpack", "scale", "bypass", "fused")
         for batch in (TIGHT["gemv"] if stage[0] in PRODUCTS else (1,))
-        for name, capability in product(formats, capabilities)
+        for name, capability in product(SCARCE, capabilities)
         for activation in activations(stage, name, batch)
     )
 
